@@ -1,0 +1,6 @@
+//! SAMPLES, pure: formats, codecs, resampling, chunks towards the service, paced frames towards the client.
+//!
+//! Nothing here knows a socket, a task or a clock.
+pub mod format;
+
+pub use format::{Codec, Format};

@@ -1,0 +1,1 @@
+//! OUR OWN CLIENT of `voxrelay.v1`: connect, stream, playback clock. Used by `say` and by the tests.

@@ -1,0 +1,2 @@
+//! THEM -> US: one file per client dialect.
+pub mod wire;
