@@ -18,5 +18,7 @@
 pub mod audio;
 pub mod caller;
 pub mod client;
+pub mod config;
 pub mod net;
 pub mod sim;
+pub mod upstream;
