@@ -224,7 +224,8 @@ pub struct AgentConfig {
 impl Default for AgentConfig {
     fn default() -> Self {
         Self {
-            instructions: "You are a friendly voice assistant. Answer briefly, in the language of the caller.".to_owned(),
+            instructions: "You are a friendly voice assistant. Answer briefly, in the language of the caller."
+                .to_owned(),
             voice: "marin".to_owned(),
             model: None,
             greeting: None,
@@ -421,7 +422,9 @@ impl Config {
     /// When the file cannot be read, parsed, or holds values that cannot work.
     pub fn load(file: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let source = match file {
-            Some(file) => fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.to_owned(), source })?,
+            Some(file) => {
+                fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.to_owned(), source })?
+            }
             None => String::new(),
         };
         let name = file.unwrap_or(Path::new("(no file)"));
@@ -471,11 +474,19 @@ impl Config {
             ("upstream.project", self.upstream.project.as_deref()),
         ] {
             if value.is_some_and(|v| v.is_empty() || v.bytes().any(|b| !b.is_ascii_graphic())) {
-                problem(key, "something that no HTTP header can hold".to_owned(), "visible ASCII characters, no spaces or line ends");
+                problem(
+                    key,
+                    "something that no HTTP header can hold".to_owned(),
+                    "visible ASCII characters, no spaces or line ends",
+                );
             }
         }
         if tracing_subscriber::EnvFilter::try_new(&self.log.level).is_err() {
-            problem("log.level", format!("`{}`", self.log.level), "error, warn, info, debug, trace, or directives such as voxrelay=debug");
+            problem(
+                "log.level",
+                format!("`{}`", self.log.level),
+                "error, warn, info, debug, trace, or directives such as voxrelay=debug",
+            );
         }
         for (name, agent) in &self.agents {
             agent.check(name, &mut problem);
@@ -509,7 +520,8 @@ impl Config {
 impl AgentConfig {
     fn check(&self, name: &str, problem: &mut impl FnMut(&str, String, &str)) {
         let key = |field: &str| format!("agents.{name}.{field}");
-        if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        {
             problem(&format!("agents.{name}"), format!("`{name}`"), "1 to 64 letters, digits, `-`, `_`, `.`");
         }
         if self.voice.is_empty() {
@@ -533,14 +545,25 @@ impl AgentConfig {
             }
         }
         for (index, tool) in self.tools.iter().enumerate() {
-            if tool.name.is_empty() || tool.name.len() > 64 || !tool.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)) {
-                problem(&key(&format!("tools[{index}].name")), format!("`{}`", tool.name), "1 to 64 letters, digits, `-`, `_`");
+            if tool.name.is_empty()
+                || tool.name.len() > 64
+                || !tool.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+            {
+                problem(
+                    &key(&format!("tools[{index}].name")),
+                    format!("`{}`", tool.name),
+                    "1 to 64 letters, digits, `-`, `_`",
+                );
             }
             if self.tools.iter().take(index).any(|earlier| earlier.name == tool.name) {
                 problem(&key(&format!("tools[{index}].name")), format!("`{}` twice", tool.name), "names that differ");
             }
             if !tool.parameters.is_object() {
-                problem(&key(&format!("tools[{index}].parameters")), tool.parameters.to_string(), "a JSON Schema object");
+                problem(
+                    &key(&format!("tools[{index}].parameters")),
+                    tool.parameters.to_string(),
+                    "a JSON Schema object",
+                );
             }
         }
     }
@@ -577,7 +600,9 @@ impl Endpoint {
         }
         let host = uri.host().filter(|h| !h.is_empty()).ok_or_else(allowed)?.trim_matches(['[', ']']).to_owned();
         if !tls && !plaintext && !is_loopback(&host) {
-            return Err("https or wss; plain http or ws only to loopback, or with `upstream.plaintext = true`".to_owned());
+            return Err(
+                "https or wss; plain http or ws only to loopback, or with `upstream.plaintext = true`".to_owned()
+            );
         }
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
         Ok(Self { tls, host, port, path: uri.path().trim_end_matches('/').to_owned() })

@@ -16,9 +16,11 @@
 //!
 //! # Rooms
 pub mod audio;
+pub mod call;
 pub mod caller;
 pub mod client;
 pub mod config;
 pub mod net;
+pub mod observe;
 pub mod sim;
 pub mod upstream;

@@ -93,7 +93,8 @@ pub fn append(audio: &[u8], number: u64) -> Bytes {
     let mut out = out.into_bytes();
     let at = out.len();
     out.resize(at + encoded, 0);
-    let written = BASE64.encode_slice(audio, out.get_mut(at..).unwrap_or_default()).expect("the buffer was sized for it");
+    let written =
+        BASE64.encode_slice(audio, out.get_mut(at..).unwrap_or_default()).expect("the buffer was sized for it");
     out.truncate(at + written);
     out.extend_from_slice(APPEND_TAIL.as_bytes());
     Bytes::from(out)
@@ -324,6 +325,7 @@ impl From<ErrorBody> for ServiceError {
         Self {
             code: body.code.unwrap_or_default(),
             kind: body.kind.unwrap_or_default(),
+            retry_after: body.message.as_deref().and_then(retry_after),
             message: body.message.unwrap_or_default(),
             param: body.param,
             event_id: body.event_id,
@@ -344,12 +346,9 @@ impl From<Incoming> for Event {
             "input_audio_buffer.committed" => Self::Committed { item: e.item_id },
             "response.created" => Self::ReplyCreated { response: e.response.unwrap_or_default().id },
             "response.output_audio.delta" => match from_base64(&e.delta) {
-                Some(audio) => Self::Audio {
-                    response: e.response_id,
-                    item: e.item_id,
-                    content_index: e.content_index,
-                    audio,
-                },
+                Some(audio) => {
+                    Self::Audio { response: e.response_id, item: e.item_id, content_index: e.content_index, audio }
+                }
                 None => Self::Unknown,
             },
             "response.output_audio_transcript.delta" | "response.output_text.delta" => {

@@ -206,6 +206,8 @@ pub struct ServiceError {
     pub param: Option<String>,
     /// The id of our command.
     pub event_id: Option<String>,
+    /// A wait that it names.
+    pub retry_after: Option<Duration>,
 }
 
 impl Dialect {

@@ -176,10 +176,14 @@ impl UpstreamError {
 fn by_code(code: &str) -> Option<Verdict> {
     let (code, close, transient) = match code {
         "invalid_api_key" | "invalid_authentication" | "insufficient_permissions" => ("upstream_auth", 4502, false),
-        "insufficient_quota" | "credit_balance_exhausted" | "billing_hard_limit_reached" | "account_deactivated"
-        | "model_not_found" | "invalid_model" | "missing_model" | "beta_api_shape_disabled" => {
-            ("upstream_refused", 4502, false)
-        }
+        "insufficient_quota"
+        | "credit_balance_exhausted"
+        | "billing_hard_limit_reached"
+        | "account_deactivated"
+        | "model_not_found"
+        | "invalid_model"
+        | "missing_model"
+        | "beta_api_shape_disabled" => ("upstream_refused", 4502, false),
         "rate_limit_exceeded" => ("rate_limited", 4429, true),
         "session_expired" | "server_error" => ("upstream_unavailable", 4502, true),
         _ => return None,
@@ -189,7 +193,8 @@ fn by_code(code: &str) -> Option<Verdict> {
 
 /// Codes are short words; anything else may hold what must not be shown.
 pub fn plain_code(code: &str) -> String {
-    let plain = code.len() <= 64 && code.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_.-".contains(&b));
+    let plain =
+        code.len() <= 64 && code.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_.-".contains(&b));
     if plain { code.to_owned() } else { "unknown".to_owned() }
 }
 
@@ -297,7 +302,9 @@ impl Upstream {
             value.set_sensitive(true);
             request = request.header(header::AUTHORIZATION, value);
         }
-        for (name, value) in [("openai-organization", &self.config.organization), ("openai-project", &self.config.project)] {
+        for (name, value) in
+            [("openai-organization", &self.config.organization), ("openai-project", &self.config.project)]
+        {
             if let Some(value) = value {
                 request = request.header(name, value);
             }
@@ -325,7 +332,10 @@ impl Upstream {
                     _ => {}
                 },
                 Frame::Closed { code, reason } => {
-                    let by_reason = || ServiceError { code: reason.rsplit('.').next().unwrap_or_default().to_owned(), ..ServiceError::default() };
+                    let by_reason = || ServiceError {
+                        code: reason.rsplit('.').next().unwrap_or_default().to_owned(),
+                        ..ServiceError::default()
+                    };
                     return Err(UpstreamError::refused(&refusal.unwrap_or_else(by_reason), code));
                 }
                 Frame::Binary(_) | Frame::Pong => {}
@@ -385,7 +395,8 @@ where
             _ = connection.as_mut(), if running => running = false,
         }
     };
-    let parts = upgraded.downcast::<TokioIo<S>>().map_err(|_| UpstreamError::Broken("not our own stream".to_owned()))?;
+    let parts =
+        upgraded.downcast::<TokioIo<S>>().map_err(|_| UpstreamError::Broken("not our own stream".to_owned()))?;
     Ok((parts.io.into_inner(), parts.read_buf))
 }
 
@@ -397,7 +408,8 @@ async fn refusal(response: axum::http::Response<hyper::body::Incoming>) -> Upstr
         .and_then(|v| v.to_str().ok()?.trim().parse::<f64>().ok())
         .filter(|s| (0.0..1e9).contains(s))
         .map(Duration::from_secs_f64);
-    let body = Limited::new(body, MAX_REFUSAL).collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let body =
+        Limited::new(body, MAX_REFUSAL).collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let code = serde_json::from_slice::<serde_json::Value>(&body)
         .ok()
         .and_then(|v| v.pointer("/error/code")?.as_str().map(plain_code));
