@@ -2,5 +2,6 @@
 //!
 //! Nothing here knows a socket, a task or a clock.
 pub mod format;
+pub mod g711;
 
 pub use format::{Codec, Format};
