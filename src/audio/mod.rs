@@ -3,6 +3,9 @@
 //! Nothing here knows a socket, a task or a clock.
 pub mod format;
 pub mod g711;
+pub mod opus;
 pub mod resample;
+#[cfg(test)]
+mod testing;
 
 pub use format::{Codec, Format};
