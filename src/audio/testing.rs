@@ -18,15 +18,21 @@ pub(crate) fn hello() -> Vec<i16> {
     wav.samples::<i16>().map(Result::unwrap).collect()
 }
 
-/// Speech at another rate, made by a resampler that is not ours.
+/// [`hello`] at another rate.
 pub(crate) fn hello_at(rate: u32) -> Vec<i16> {
-    if rate == 24_000 {
-        return hello();
+    resampled(&hello(), 24_000, rate)
+}
+
+/// Samples at another rate, without delay, made by a resampler that is not ours.
+pub(crate) fn resampled(samples: &[i16], from: u32, to: u32) -> Vec<i16> {
+    if from == to {
+        return samples.to_vec();
     }
-    let speech: Vec<f32> = hello().into_iter().map(f32::from).collect();
-    let mut resampler = Fft::<f32>::new(24_000, rate as usize, 1_024, 1, FixedSync::Both).unwrap();
-    let input = InterleavedSlice::new(&speech, 1, speech.len()).unwrap();
-    let out = resampler.process_all(&input, speech.len(), None).unwrap();
+    let samples: Vec<f32> = samples.iter().copied().map(f32::from).collect();
+    // 960 samples are whole at every pair of our rates, and so is half of what they make: its delay.
+    let mut resampler = Fft::<f32>::new(from as usize, to as usize, 960, 1, FixedSync::Both).unwrap();
+    let input = InterleavedSlice::new(&samples, 1, samples.len()).unwrap();
+    let out = resampler.process_all(&input, samples.len(), None).unwrap();
     #[expect(clippy::cast_possible_truncation, reason = "rounded")]
     out.take_data().into_iter().map(|s| s.round() as i16).collect()
 }
