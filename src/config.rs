@@ -638,3 +638,90 @@ fn locate(source: &str, key: &str) -> Option<usize> {
     }
     at.map(|at| source.get(..at).unwrap_or_default().matches('\n').count() + 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(source: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("test.toml");
+        fs::write(&file, source).unwrap();
+        Config::load(Some(&file), |_| None)
+            .map_err(|e| e.to_string().replace(&format!("{}/", dir.path().display()), ""))
+    }
+
+    fn printed(config: &Config) -> String {
+        toml::to_string(config).unwrap()
+    }
+
+    #[test]
+    fn the_example_says_the_defaults_and_its_comments_are_valid_too() {
+        let example = include_str!("../assets/voxrelay.toml");
+        let defaults = printed(&load("").unwrap());
+        assert_eq!(printed(&load(example).unwrap()), defaults);
+        let uncomment = |line: &'static str| match line.strip_prefix("# ") {
+            Some(l) if l.starts_with("[[") || l.contains(" = ") && !l.contains("eagerness") => l,
+            _ => line,
+        };
+        let uncommented: String = example.lines().map(|line| format!("{}\n", uncomment(line))).collect();
+        let all = load(&uncommented).unwrap();
+        assert_eq!(all.agents["default"].tools[0].name, "look_up_order");
+        assert_eq!(all.agents["default"].speed, Some(1.0));
+        assert!(all.upstream.api_key.is_some());
+    }
+
+    #[test]
+    fn problems_name_line_key_value_and_what_is_allowed() {
+        for (source, parts) in [
+            ("[audio]\nchunk_ms = 5\n", &["test.toml:2: audio.chunk_ms: found 5; allowed: 20 to 200 ms"][..]),
+            ("[audio]\nchunk = 5\n", &["line 2", "unknown field `chunk`", "chunk_ms"]),
+            ("[server]\nlisten = 8080\n", &["line 2"]),
+            ("[server\n", &["line 1"]),
+            ("[upstream]\nurl = \"http://example.com/v1\"\n", &["test.toml:2: upstream.url", "https or wss"]),
+            (
+                "[upstream]\nurl = \"example.com\"\n",
+                &["upstream.url: found `example.com`; allowed: a base URL such as"],
+            ),
+            ("[upstream]\napi_key = \"a b\"\n", &["upstream.api_key", "visible ASCII"]),
+            (
+                "[agents.x]\nspeed = 9.0\nvoice = \"\"\n",
+                &["test.toml:3: agents.x.voice", "test.toml:2: agents.x.speed: found 9; allowed: 0.25 to 1.5"],
+            ),
+            (
+                "[agents.x.turn_detection]\ntype = \"server_vad\"\nthreshold = 2.0\n",
+                &["test.toml:3: agents.x.turn_detection.threshold"],
+            ),
+            ("[agents.x.turn_detection]\ntype = \"magic\"\n", &["magic", "server_vad"]),
+            ("[[agents.x.tools]]\nname = \"two words\"\n", &["test.toml:2: agents.x.tools[0].name: found `two words`"]),
+            ("[log]\nlevel = \"a=b=c\"\n", &["test.toml:2: log.level"]),
+        ] {
+            let error = load(source).unwrap_err();
+            for part in parts {
+                assert!(error.contains(part), "{source:?} gave {error:?}, without {part:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn secrets_are_never_printed() {
+        let config =
+            Config::load(None, |name| (name == "OPENAI_API_KEY").then(|| "sk-very-secret".to_owned())).unwrap();
+        assert_eq!(config.upstream.api_key.as_ref().unwrap().expose(), "sk-very-secret");
+        for text in [printed(&config), format!("{config:?}")] {
+            assert!(!text.contains("very-secret"), "{text}");
+        }
+    }
+
+    #[test]
+    fn endpoints_are_taken_apart() {
+        let of = |url| Endpoint::parse(url, false).map(|e| (e.tls, e.host, e.port, e.path));
+        assert_eq!(of("https://api.openai.com/v1/"), Ok((true, "api.openai.com".into(), 443, "/v1".into())));
+        assert_eq!(of("ws://[::1]:9000/v1"), Ok((false, "::1".into(), 9000, "/v1".into())));
+        assert_eq!(of("http://localhost:9000"), Ok((false, "localhost".into(), 9000, String::new())));
+        for bad in ["ftp://x/v1", "https://", "https://user@x/v1", "https://x/v1?a=b", "http://10.0.0.1/v1", "nonsense"]
+        {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
+}

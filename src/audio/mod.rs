@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows a socket, a task or a clock.
 pub mod chunk;
+pub mod decode;
 pub mod format;
 pub mod g711;
 pub mod lane;

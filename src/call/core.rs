@@ -6,6 +6,8 @@
 mod client;
 mod clock;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -271,7 +273,7 @@ impl Core {
         }
         self.tick(now);
         self.send_chunks();
-        self.ask_for_reply();
+        self.ask_for_reply(now);
         self.end_replies(now);
     }
 
@@ -372,11 +374,12 @@ impl Core {
         }
     }
 
-    fn ask_for_reply(&mut self) {
+    fn ask_for_reply(&mut self, now: At) {
         if !self.up {
             return;
         }
         if let Some(Want { instructions }) = self.slot.next(self.commands) {
+            self.service_seen = now; // it owes us an answer from here on, however long it was silent before
             self.ask(Command::CreateReply { instructions });
         }
     }

@@ -55,6 +55,9 @@ pub enum End {
     /// The longest call.
     #[error("the longest call time of {} s is reached", .0.as_secs())]
     MaxTime(Duration),
+    /// A token that opens nothing.
+    #[error("this call cannot be resumed: begin a new one")]
+    ResumeRefused,
     /// The client does not read.
     #[error("the client takes its audio too slowly")]
     SlowConsumer,
@@ -116,6 +119,7 @@ impl End {
             Self::AudioTooFast => of("audio_too_fast", 4429, true),
             Self::Idle(_) | Self::NoPong => of("idle_timeout", 4408, true),
             Self::MaxTime(_) => of("max_call_time", 4440, false),
+            Self::ResumeRefused => of("resume_refused", 4410, false),
             Self::SlowConsumer => of("slow_consumer", 4508, true),
             Self::Internal => of("internal", 1011, true),
             Self::Upstream { code, close, retryable, retry_after, .. } => Report {

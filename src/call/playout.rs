@@ -141,6 +141,8 @@ impl Playout {
         if let Some(reply) = self.by_response(response) {
             reply.generated = Some(generated);
             reply.usage = usage;
+            // A reply without audio, such as a tool call, has nothing to wait for.
+            reply.sent_all |= reply.received() == 0;
         }
     }
 
@@ -283,13 +285,13 @@ impl Playout {
         Some(if told_all { end } else { end + REPORT_PATIENCE })
     }
 
-    /// When to look again: the next frame, or the end of a reply.
-    pub fn deadline(&self) -> Option<At> {
+    /// When to look again: the next frame, if there is `room` for it, or the end of a reply.
+    pub fn deadline(&self, room: bool) -> Option<At> {
         let sends =
             self.replies.iter().find(|r| !r.sent_all).filter(|r| {
                 r.waiting_bytes() >= self.format.bytes(FRAME) || (r.is_generated() && r.waiting_bytes() > 0)
             });
-        let send = sends.map(|_| self.pacer.next_send());
+        let send = sends.filter(|_| room).map(|_| self.pacer.next_send());
         self.replies.iter().filter_map(|r| self.over_at(r)).chain(send).min()
     }
 }

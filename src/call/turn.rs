@@ -294,6 +294,7 @@ mod tests {
             turn.audio(20 * n * MS, &FRAME);
         }
         assert_eq!(turn.speech_started(200), 200);
+        turn.tick(1_020 * MS);
         let _ = lengths(&mut turn);
         assert_eq!(turn.deadline(), Some((980 + 750) * MS));
         turn.tick(1_730 * MS);

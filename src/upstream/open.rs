@@ -166,6 +166,18 @@ impl UpstreamError {
         }
     }
 
+    /// From a close frame alone; its reason may be `type.code`, or words.
+    pub fn closed(close: Option<u16>, reason: &str) -> Self {
+        let code = reason.rsplit('.').next().unwrap_or_default();
+        let words = code.is_empty() || code.contains(' ');
+        let code = match close {
+            Some(1001) if reason.contains("maximum duration") => "session_expired",
+            _ if words => "",
+            _ => code,
+        };
+        Self::Refused { code: plain_code(code), close }
+    }
+
     /// From an `error` event, and the close code behind it.
     pub fn refused(error: &ServiceError, close: Option<u16>) -> Self {
         let code = [&error.code, &error.kind].into_iter().find(|c| !c.is_empty()).cloned().unwrap_or_default();

@@ -14,8 +14,8 @@ const PING_EVERY: Duration = Duration::from_secs(15);
 const DEAD_AFTER: Duration = Duration::from_secs(33);
 
 impl Core {
-    /// When to say [`super::Input::Tick`] at the latest.
-    pub fn deadline(&self) -> Option<At> {
+    /// When to say [`super::Input::Tick`] at the latest. `room`: the client's socket has room for audio.
+    pub fn deadline(&self, room: bool) -> Option<At> {
         if self.ended {
             return None;
         }
@@ -27,7 +27,7 @@ impl Core {
             self.intake.ack_due(),
             self.turn.deadline(),
             self.slot.deadline(),
-            self.playout.deadline(),
+            self.playout.deadline(room),
             self.tools.deadline(),
             self.stalls_at(),
             self.drain_at,

@@ -27,7 +27,7 @@ impl Core {
         if let Some(greeting) = self.plan.greeting.clone() {
             let instructions = format!("Greet the caller. Say exactly this, and nothing else: {greeting}");
             self.slot.want(Want { instructions: Some(instructions) });
-            self.ask_for_reply();
+            self.ask_for_reply(now);
         }
         for (number, command) in early {
             self.out.push_back(Output::Service { number, command });
