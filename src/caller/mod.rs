@@ -23,3 +23,31 @@ pub use microphone::{FRAME, Microphone, cut};
 pub use options::{Options, Pace, Turns, UrlError};
 pub use phone::{Phone, Step};
 pub use playback::Loudspeaker;
+
+#[cfg(test)]
+mod tests {
+    use crate::client::wire::{ErrorBody, ServerMsg};
+
+    #[derive(serde::Deserialize)]
+    struct Refused {
+        error: ErrorBody,
+    }
+
+    #[test]
+    fn the_examples_of_the_protocol_page_are_what_we_speak() {
+        let page = include_str!("../client/thin.md");
+        let examples: Vec<&str> =
+            page.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect();
+        assert_eq!(examples.len(), 3);
+        let messages = examples.iter().filter(|json| match serde_json::from_str::<ServerMsg>(json) {
+            Ok(ServerMsg::Ready { .. } | ServerMsg::ReplyEnded { usage: Some(_), .. }) => true,
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => {
+                let refused: Refused = serde_json::from_str(json).unwrap_or_else(|e| panic!("{json}: {e}"));
+                assert_eq!(refused.error.field.as_deref(), Some("rate"));
+                false
+            }
+        });
+        assert_eq!(messages.count(), 2);
+    }
+}
