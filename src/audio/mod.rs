@@ -2,5 +2,11 @@
 //!
 //! Nothing here knows a socket, a task or a clock.
 pub mod format;
+pub mod g711;
+pub mod lane;
+pub mod opus;
+pub mod resample;
+#[cfg(test)]
+mod testing;
 
 pub use format::{Codec, Format};
