@@ -17,6 +17,7 @@
 //! # Rooms
 pub mod audio;
 pub mod caller;
+pub mod cli;
 pub mod client;
 pub mod net;
 pub mod sim;

@@ -14,7 +14,7 @@ mod phone;
 mod playback;
 mod socket;
 #[cfg(test)]
-mod testbed;
+pub(crate) mod testbed;
 
 pub use call::{Call, CallEnd, Event, Ready, SendError};
 pub use connect::{ConnectError, connect};

@@ -20,16 +20,16 @@ use tokio_tungstenite::{
 use super::{Call, CallEnd, Event};
 
 /// A `ready` with mu-law both ways.
-pub(super) const READY: &str = r#"{"type":"ready","call":"call_1","resume":null,"agent":"default","audio":{"in":{"format":"mulaw","rate":8000},"out":{"format":"mulaw","rate":8000}},"limits":{"max_message_bytes":262144,"max_call_s":14400,"resume_window_s":0}}"#;
+pub(crate) const READY: &str = r#"{"type":"ready","call":"call_1","resume":null,"agent":"default","audio":{"in":{"format":"mulaw","rate":8000},"out":{"format":"mulaw","rate":8000}},"limits":{"max_message_bytes":262144,"max_call_s":14400,"resume_window_s":0}}"#;
 
 /// Serves one connection by a script.
-pub(super) struct Fake {
-    pub(super) url: String,
+pub(crate) struct Fake {
+    pub(crate) url: String,
     task: JoinSet<()>,
 }
 
 impl Fake {
-    pub(super) async fn start<F>(script: impl FnOnce(Door) -> F + Send + 'static) -> Self
+    pub(crate) async fn start<F>(script: impl FnOnce(Door) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send,
     {
@@ -44,17 +44,17 @@ impl Fake {
     }
 
     /// Passes the script's panics on; a script that waits for something that never comes fails too.
-    pub(super) async fn finished(mut self) {
+    pub(crate) async fn finished(mut self) {
         let ended = tokio::time::timeout(Duration::from_secs(20), self.task.join_next()).await;
         ended.expect("the script has ended").unwrap().unwrap();
     }
 }
 
 /// The server's end of the call.
-pub(super) struct Door {
+pub(crate) struct Door {
     ws: WebSocketStream<TcpStream>,
     /// Path and query, credential and subprotocol of the request.
-    pub(super) request: String,
+    pub(crate) request: String,
 }
 
 impl Door {
@@ -71,43 +71,43 @@ impl Door {
         Self { ws, request: seen }
     }
 
-    pub(super) async fn text(&mut self, text: &str) {
+    pub(crate) async fn text(&mut self, text: &str) {
         self.ws.send(Message::Text(text.into())).await.unwrap();
     }
 
-    pub(super) async fn binary(&mut self, data: &[u8]) {
+    pub(crate) async fn binary(&mut self, data: &[u8]) {
         self.ws.send(Message::Binary(data.to_vec().into())).await.unwrap();
     }
 
-    pub(super) async fn ping(&mut self, data: &[u8]) {
+    pub(crate) async fn ping(&mut self, data: &[u8]) {
         self.ws.send(Message::Ping(data.to_vec().into())).await.unwrap();
     }
 
-    pub(super) async fn close(&mut self, code: u16, reason: &str) {
+    pub(crate) async fn close(&mut self, code: u16, reason: &str) {
         let frame = CloseFrame { code: code.into(), reason: reason.into() };
         self.ws.send(Message::Close(Some(frame))).await.unwrap();
         self.gone().await;
     }
 
-    pub(super) async fn next(&mut self) -> Option<Message> {
+    pub(crate) async fn next(&mut self) -> Option<Message> {
         self.ws.next().await.and_then(Result::ok)
     }
 
-    pub(super) async fn read_text(&mut self) -> Value {
+    pub(crate) async fn read_text(&mut self) -> Value {
         match self.next().await {
             Some(Message::Text(text)) => serde_json::from_str(&text).unwrap(),
             other => panic!("wanted a text, got {other:?}"),
         }
     }
 
-    pub(super) async fn read_binary(&mut self) -> Vec<u8> {
+    pub(crate) async fn read_binary(&mut self) -> Vec<u8> {
         match self.next().await {
             Some(Message::Binary(data)) => data.to_vec(),
             other => panic!("wanted audio, got {other:?}"),
         }
     }
 
-    pub(super) async fn read_pong(&mut self) -> Vec<u8> {
+    pub(crate) async fn read_pong(&mut self) -> Vec<u8> {
         match self.next().await {
             Some(Message::Pong(data)) => data.to_vec(),
             other => panic!("wanted a pong, got {other:?}"),
@@ -115,13 +115,13 @@ impl Door {
     }
 
     /// Reads until the client is gone.
-    pub(super) async fn gone(&mut self) {
+    pub(crate) async fn gone(&mut self) {
         while self.next().await.is_some() {}
     }
 }
 
 /// Drops events up to the end.
-pub(super) async fn end_of(call: &mut Call) -> CallEnd {
+pub(crate) async fn end_of(call: &mut Call) -> CallEnd {
     loop {
         if let Event::Ended(end) = call.next().await.unwrap() {
             return end;

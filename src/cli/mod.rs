@@ -1,0 +1,2 @@
+//! COMMANDS: one file per subcommand.
+pub mod say;
