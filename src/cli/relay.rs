@@ -43,4 +43,12 @@ impl Relay {
         })?;
         Ok(Self { server, sim })
     }
+
+    /// Ends both at once.
+    pub async fn stop(self) {
+        self.server.drain(std::future::ready(())).await;
+        if let Some(sim) = self.sim {
+            sim.stop().await;
+        }
+    }
 }

@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use secrecy::{ExposeSecret as _, SecretString};
 
+use super::Usage;
 use crate::{
     audio::{Codec, Format, decode::decode_file},
     caller::{self, Options, Pace, Turns},
@@ -107,31 +108,19 @@ fn paces() -> impl clap::builder::TypedValueParser<Value = Pace> {
         .map(move |name| all.into_iter().find(|pace| pace.name() == name).unwrap_or(Pace::Realtime))
 }
 
-/// Does what `args` say on the relay at `url`. Exit code 0, 1 or 2, as the help says; errors are printed.
+/// Does what `args` say on the relay at `url`.
 ///
 /// # Errors
-/// When the output cannot be written to.
+/// [`Usage`] where the arguments or the file can never work; anything else is a call that failed.
 pub async fn run(args: SayArgs, url: &str) -> anyhow::Result<ExitCode> {
+    let plan = Plan::new(&args).map_err(|error| Usage(format!("{error:#}")))?;
     let stdout = io::stdout();
     // Not locked: a relay in the same process may log to it.
     let live = stdout.is_terminal();
     let mut screen = Screen::new(stdout, live);
-    let plan = match Plan::new(&args) {
-        Ok(plan) => plan,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            return Ok(ExitCode::from(2));
-        }
-    };
     let result = plan.call(url, &mut screen).await;
     screen.erase()?;
-    match result {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            Ok(ExitCode::FAILURE)
-        }
-    }
+    result.map(|()| ExitCode::SUCCESS)
 }
 
 /// Everything that can be known before the call.
