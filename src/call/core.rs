@@ -261,11 +261,11 @@ impl Core {
             | Input::InvalidAudio(_)
             | Input::Message(_)
             | Input::Invalid { .. }
-            | Input::Ignored => self.from_client(now, input),
+            | Input::Ignored => self.hear_client(now, input),
             Input::ClientPong => self.client_seen = now,
             Input::ClientGone(end) | Input::ServiceGone(end) => self.end(now, end),
             Input::SessionUp => self.session_up(now),
-            Input::Service(event) => self.from_service(now, event),
+            Input::Service(event) => self.hear_service(now, event),
             Input::ServicePong => self.service_pong(),
             Input::FirstAudioLeft => self.playout.first_audio_left(now),
             Input::Drain(length) => self.drain(now, length),
