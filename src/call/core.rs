@@ -442,6 +442,7 @@ impl Core {
         }
         let report = end.report();
         if let Some(code) = report.code {
+            self.out.push_back(Output::DropAudio); // the reason shall not wait behind it
             let error = self.error(code, end.to_string(), report.retryable);
             let error = ErrorBody { retry_after_ms: report.retry_after.map(ms), ..error };
             self.out.push_back(Output::SendNow(ServerMsg::Error { error }));

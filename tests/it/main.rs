@@ -1,4 +1,5 @@
 //! The relay from outside: real sockets, real processes, the simulator behind it.
+mod commands;
 mod doors;
 mod path;
 mod support;

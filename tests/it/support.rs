@@ -19,24 +19,24 @@ use voxrelay::{
 };
 
 /// Generous: these machines are busy.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A relay, and the service behind it.
-pub struct Rig {
-    pub relay: Server,
-    pub sim: Sim,
+pub(crate) struct Rig {
+    pub(crate) relay: Server,
+    pub(crate) sim: Sim,
 }
 
 impl Rig {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(|_| {}, SimConfig::default(), "").await
     }
 
-    pub async fn configured(change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn configured(change: impl FnOnce(&mut Config)) -> Self {
         Self::with(change, SimConfig::default(), "").await
     }
 
-    pub async fn with(change: impl FnOnce(&mut Config), sim: SimConfig, faults: &str) -> Self {
+    pub(crate) async fn with(change: impl FnOnce(&mut Config), sim: SimConfig, faults: &str) -> Self {
         let faults = if faults.is_empty() { Faults::default() } else { Faults::from_toml(faults).unwrap() };
         let sim = Sim::start("127.0.0.1:0".parse().unwrap(), sim, faults).await.unwrap();
         let mut config = config(&sim.base_url());
@@ -44,17 +44,17 @@ impl Rig {
         Self { relay: Server::start(config, None).await.unwrap(), sim }
     }
 
-    pub fn url(&self, query: &str) -> String {
+    pub(crate) fn url(&self, query: &str) -> String {
         format!("ws://{}/v1/voice?{query}", self.relay.addr())
     }
 
-    pub async fn call(&self, query: &str) -> Client {
+    pub(crate) async fn call(&self, query: &str) -> Client {
         Client::connect(&self.url(query)).await
     }
 }
 
 /// The defaults, on a free port, towards `upstream`.
-pub fn config(upstream: &str) -> Config {
+pub(crate) fn config(upstream: &str) -> Config {
     let mut config = Config::load(None, |_| None).unwrap();
     config.server.listen = "127.0.0.1:0".parse().unwrap();
     config.upstream.url = Some(upstream.to_owned());
@@ -64,7 +64,7 @@ pub fn config(upstream: &str) -> Config {
 
 /// What a client got.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Got {
+pub(crate) enum Got {
     Json(Value),
     Audio(Vec<u8>),
     Closed(u16),
@@ -73,32 +73,32 @@ pub enum Got {
 }
 
 /// A well-behaved WebSocket, driven by hand.
-pub struct Client {
+pub(crate) struct Client {
     ws: WebSocketStream<TcpStream>,
 }
 
 impl Client {
-    pub async fn connect(url: &str) -> Self {
+    pub(crate) async fn connect(url: &str) -> Self {
         let host = url.trim_start_matches("ws://").split('/').next().unwrap();
         let tcp = TcpStream::connect(host).await.unwrap();
         let (ws, _) = tokio_tungstenite::client_async(url, tcp).await.unwrap();
         Self { ws }
     }
 
-    pub async fn json(&mut self, text: &str) {
+    pub(crate) async fn json(&mut self, text: &str) {
         self.ws.send(Message::text(text)).await.unwrap();
     }
 
-    pub async fn audio(&mut self, bytes: &[u8]) {
+    pub(crate) async fn audio(&mut self, bytes: &[u8]) {
         self.ws.send(Message::binary(bytes.to_vec())).await.unwrap();
     }
 
     /// The socket underneath, for clients that stop reading.
-    pub fn tcp(&mut self) -> &mut TcpStream {
+    pub(crate) fn tcp(&mut self) -> &mut TcpStream {
         self.ws.get_mut()
     }
 
-    pub async fn next(&mut self) -> Got {
+    pub(crate) async fn next(&mut self) -> Got {
         let next = time::timeout(PATIENCE, async {
             loop {
                 match self.ws.next().await {
@@ -115,7 +115,7 @@ impl Client {
     }
 
     /// Reads until a message of this type; what else comes is left out.
-    pub async fn until(&mut self, kind: &str) -> Value {
+    pub(crate) async fn until(&mut self, kind: &str) -> Value {
         loop {
             match self.next().await {
                 Got::Json(message) if message["type"] == kind => return message,
@@ -126,7 +126,7 @@ impl Client {
     }
 
     /// Reads to the end: the last error, and the close code.
-    pub async fn end(&mut self) -> (Option<String>, u16) {
+    pub(crate) async fn end(&mut self) -> (Option<String>, u16) {
         let mut code = None;
         loop {
             match self.next().await {
@@ -141,7 +141,7 @@ impl Client {
     }
 
     /// Audio in real time, 20 ms at a time.
-    pub async fn stream(&mut self, audio: &[u8], frame: usize) {
+    pub(crate) async fn stream(&mut self, audio: &[u8], frame: usize) {
         let mut at = Instant::now();
         for piece in audio.chunks(frame) {
             self.audio(piece).await;
@@ -152,16 +152,16 @@ impl Client {
 }
 
 /// Bare TCP that has shaken hands, for bytes that no library would send.
-pub struct Raw {
-    pub tcp: TcpStream,
+pub(crate) struct Raw {
+    pub(crate) tcp: TcpStream,
 }
 
 impl Raw {
-    pub async fn connect(addr: std::net::SocketAddr) -> Self {
+    pub(crate) async fn connect(addr: std::net::SocketAddr) -> Self {
         Self { tcp: TcpStream::connect(addr).await.unwrap() }
     }
 
-    pub async fn upgraded(addr: std::net::SocketAddr) -> Self {
+    pub(crate) async fn upgraded(addr: std::net::SocketAddr) -> Self {
         let mut raw = Self::connect(addr).await;
         let head = raw
             .request(
@@ -175,7 +175,7 @@ impl Raw {
     }
 
     /// Sends a request and reads the answer's head, and its body if there is one.
-    pub async fn request(&mut self, text: &str) -> String {
+    pub(crate) async fn request(&mut self, text: &str) -> String {
         self.tcp.write_all(text.as_bytes()).await.unwrap();
         let mut out = Vec::new();
         loop {
@@ -196,7 +196,7 @@ impl Raw {
     }
 
     /// A masked frame with a mask of zeros.
-    pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut out = vec![first];
         match payload.len() {
             n @ 0..126 => out.push(0x80 | u8::try_from(n).unwrap()),
@@ -214,12 +214,12 @@ impl Raw {
         out
     }
 
-    pub async fn send(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.tcp.write_all(bytes).await.unwrap();
     }
 
     /// Reads frames to the end: error codes that were told, the close code, and how long it took.
-    pub async fn end(&mut self) -> (Vec<String>, Option<u16>, Duration) {
+    pub(crate) async fn end(&mut self) -> (Vec<String>, Option<u16>, Duration) {
         let began = Instant::now();
         let mut bytes = Vec::new();
         let mut buffer = [0; 4096];
@@ -256,7 +256,7 @@ fn server_frame(bytes: &[u8]) -> Option<(u8, Vec<u8>, Vec<u8>)> {
 }
 
 /// A clip of the tests, PCM16 at 24 kHz.
-pub fn clip(name: &str) -> Vec<u8> {
+pub(crate) fn clip(name: &str) -> Vec<u8> {
     let path = format!("{}/{name}", env!("CARGO_MANIFEST_DIR"));
     let recording = voxrelay::audio::decode::decode_file(path, 24_000).unwrap();
     recording.samples.iter().flat_map(|s| s.to_le_bytes()).collect()
