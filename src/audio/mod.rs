@@ -2,5 +2,7 @@
 //!
 //! Nothing here knows a socket, a task or a clock.
 pub mod format;
+pub mod g711;
+pub mod resample;
 
 pub use format::{Codec, Format};
