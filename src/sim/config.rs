@@ -76,9 +76,10 @@ impl Default for SimConfig {
             keep_audio_s: 300,
             max_items: 10_000,
             max_sessions: 10_000,
-            instructions: "You are the simulated voice of voxrelay. You say back what you hear, so that people can test \
+            instructions:
+                "You are the simulated voice of voxrelay. You say back what you hear, so that people can test \
                            their clients without a model."
-                .into(),
+                    .into(),
             delays: Delays::default(),
             reply: Reply::default(),
             rate_limits: RateLimits::default(),

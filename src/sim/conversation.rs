@@ -220,6 +220,16 @@ impl Item {
         item
     }
 
+    /// How much audio it has, ms.
+    pub(super) fn audio_ms(&self) -> u64 {
+        let Kind::Message { parts, .. } = &self.kind else { return 0 };
+        let clips = parts.iter().filter_map(|part| match part {
+            Part::InputAudio { clip, .. } | Part::OutputAudio { clip, .. } => Some(clip.ms()),
+            _ => None,
+        });
+        clips.sum()
+    }
+
     fn text_len(&self) -> usize {
         match &self.kind {
             Kind::Message { parts, .. } => parts.iter().map(Part::text_len).sum(),
@@ -576,8 +586,10 @@ pub(super) fn read_audio(text: &str, path: &str, format: Format) -> Result<Vec<u
         Refusal::new("invalid_value", message).at(path)
     })?;
     if !bytes.len().is_multiple_of(format.sample_bytes().unwrap_or(1)) {
-        let message =
-            format!("Invalid '{path}'. Expected whole 16 bit samples, but got an odd number of bytes ({}).", bytes.len());
+        let message = format!(
+            "Invalid '{path}'. Expected whole 16 bit samples, but got an odd number of bytes ({}).",
+            bytes.len()
+        );
         return Err(Refusal::new("invalid_value", message).at(path));
     }
     Ok(bytes)
@@ -635,7 +647,10 @@ mod tests {
         assert_eq!(code(c.truncate("a", 3, 10, 0)), "invalid_value");
         let refusal = c.truncate("a", 0, 57_340, 0).unwrap_err();
         assert_eq!(refusal.message, "Audio content of 9250ms is already shorter than 57340ms");
-        assert_eq!(c.truncate("a", 0, 9_200, 85).unwrap_err().message, "Audio content of 9165ms is already shorter than 9200ms");
+        assert_eq!(
+            c.truncate("a", 0, 9_200, 85).unwrap_err().message,
+            "Audio content of 9165ms is already shorter than 9200ms"
+        );
         let before = c.get("a").unwrap().entry();
         assert_eq!(before.tokens, Tokens { text: 3, audio: 185 });
         c.truncate("a", 0, 9_250, 0).unwrap();
@@ -658,8 +673,16 @@ mod tests {
             (message("assistant", json!({ "type": "output_audio" })), "invalid_value", "item.content[0].type"),
             (message("user", json!({ "type": "input_text" })), "missing_required_parameter", "item.content[0].text"),
             (message("user", json!({ "type": "input_audio", "audio": "AAA=" })), "", ""),
-            (message("user", json!({ "type": "input_audio", "audio": "AA==" })), "invalid_value", "item.content[0].audio"),
-            (message("user", json!({ "type": "input_audio", "audio": "!!" })), "invalid_value", "item.content[0].audio"),
+            (
+                message("user", json!({ "type": "input_audio", "audio": "AA==" })),
+                "invalid_value",
+                "item.content[0].audio",
+            ),
+            (
+                message("user", json!({ "type": "input_audio", "audio": "!!" })),
+                "invalid_value",
+                "item.content[0].audio",
+            ),
             (json!({ "type": "function_call", "name": "f", "arguments": 1 }), "invalid_type", "item.arguments"),
             (json!({ "type": "function_call_output", "call_id": "c", "output": "" }), "", ""),
         ] {
@@ -677,7 +700,8 @@ mod tests {
         for id in ["a", "b", "c"] {
             c.insert(reply(id, 1_000), Place::End, 100).unwrap();
         }
-        c.insert(Item::spoken("u".into(), Clip::new(Format::MULAW, vec![1; 8_000].into()), false), Place::End, 9).unwrap();
+        c.insert(Item::spoken("u".into(), Clip::new(Format::MULAW, vec![1; 8_000].into()), false), Place::End, 9)
+            .unwrap();
         c.forget_audio(2);
         let audio = |id: &str| c.get(id).unwrap().json(true)["content"][0]["audio"].as_str().unwrap().len();
         assert_eq!((audio("a"), audio("b"), audio("c"), audio("u")), (0, 0, 64_000, 10_668));

@@ -571,7 +571,8 @@ mod tests {
     fn every_kind_can_be_written_and_the_page_names_it() {
         let page = include_str!("faults.rs");
         for name in FaultKind::NAMES {
-            let text = format!("[[fault]]\nkind = \"{name}\"\n{}", if name == "swallow" { "event = \"error\"" } else { "" });
+            let text =
+                format!("[[fault]]\nkind = \"{name}\"\n{}", if name == "swallow" { "event = \"error\"" } else { "" });
             let faults = Faults::from_toml(&text).unwrap();
             assert_eq!(faults.list[0].kind.name(), name);
             assert!(page.contains(&format!("//! | `{name}` |")), "{name} is missing on the page");
@@ -584,10 +585,19 @@ mod tests {
             ("sed = 1", "unknown field `sed`"),
             ("[[fault]]\nsession = 1", "line 1: a fault needs a `kind`"),
             ("\n\n[[fault]]\nkind = \"explode\"", "line 3: fault kind `explode` is not known; allowed: refuse, hang"),
-            ("[[fault]]\nkind = \"die\"\nforce = 3", "line 3: fault `die` has no key `force` here; it has: kind, mid_frame"),
+            (
+                "[[fault]]\nkind = \"die\"\nforce = 3",
+                "line 3: fault `die` has no key `force` here; it has: kind, mid_frame",
+            ),
             ("[[fault]]\nkind = \"die\"\nsession = 0", "line 3: `session` is 0; allowed: a whole number from 1"),
-            ("[[fault]]\nkind = \"refuse\"\nstatus = 200", "line 3: `status` is 200; allowed: a whole number from 400 to 599"),
-            ("[[fault]]\nkind = \"die\"\nturn = \"some\"", "line 3: `turn` is \"some\"; allowed: a number from 1, or \"each\""),
+            (
+                "[[fault]]\nkind = \"refuse\"\nstatus = 200",
+                "line 3: `status` is 200; allowed: a whole number from 400 to 599",
+            ),
+            (
+                "[[fault]]\nkind = \"die\"\nturn = \"some\"",
+                "line 3: `turn` is \"some\"; allowed: a number from 1, or \"each\"",
+            ),
             ("[[fault]]\nkind = \"die\"\nturn = 1\nspeech = 1", "a fault has one moment"),
             ("[[fault]]\nkind = \"die\"\nafter_deltas = 1", "`after_deltas` needs a `response`"),
             ("[[fault]]\nkind = \"die\"\nchance = 1.5", "line 3: `chance` is 1.5; allowed: a number from 0.0 to 1.0"),

@@ -26,8 +26,7 @@ const SESSION_FIELDS: [&str; 13] = [
     "prompt",
     "tracing",
 ];
-const VOICES: [&str; 10] =
-    ["alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar"];
+const VOICES: [&str; 10] = ["alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar"];
 const LOGPROBS: &str = "item.input_audio_transcription.logprobs";
 /// PCM above 24 kHz was accepted from one user; the types allow 24 kHz alone. Taken up to what a sound card does.
 const PCM_RATES: (u64, u64) = (24_000, 48_000);
@@ -70,8 +69,7 @@ pub(super) enum DetectionKind {
 impl TurnDetection {
     /// What `session.created` of the live service shows; its guide says 500 ms of silence.
     fn server() -> Self {
-        let kind =
-            DetectionKind::Server { threshold: 0.5, prefix_ms: 300, silence_ms: 200, idle_timeout_ms: None };
+        let kind = DetectionKind::Server { threshold: 0.5, prefix_ms: 300, silence_ms: 200, idle_timeout_ms: None };
         Self { kind, create_response: true, interrupt_response: true }
     }
 
@@ -271,9 +269,8 @@ impl Settings {
                 ["audio"] => Modality::Audio,
                 ["text"] => Modality::Text,
                 other => {
-                    let message = format!(
-                        "Invalid modalities: {other:?}. Supported combinations are: ['text'] and ['audio']."
-                    );
+                    let message =
+                        format!("Invalid modalities: {other:?}. Supported combinations are: ['text'] and ['audio'].");
                     return Err(Refusal::new("invalid_value", message).at(f.join("output_modalities")));
                 }
             };
@@ -594,9 +591,9 @@ mod tests {
     }
 
     fn update(settings: &mut Settings, session: Value) -> Result<(), (String, String)> {
-        settings.update(&session, false).map_err(|refusal| {
-            (refusal.code.unwrap_or_default().into_owned(), refusal.param.unwrap_or_default())
-        })
+        settings
+            .update(&session, false)
+            .map_err(|refusal| (refusal.code.unwrap_or_default().into_owned(), refusal.param.unwrap_or_default()))
     }
 
     #[test]
@@ -663,11 +660,7 @@ mod tests {
                 "integer_below_min_value",
                 "session.audio.input.format.rate",
             ),
-            (
-                input(json!({ "format": { "type": "pcm16" } })),
-                "invalid_value",
-                "session.audio.input.format.type",
-            ),
+            (input(json!({ "format": { "type": "pcm16" } })), "invalid_value", "session.audio.input.format.type"),
             (
                 input(json!({ "transcription": { "model": "whisper-1", "prompt": "x".repeat(1_025) } })),
                 "string_above_max_length",
@@ -693,7 +686,11 @@ mod tests {
                 "invalid_value",
                 "session.audio.output.voice",
             ),
-            (json!({ "type": "realtime", "tools": [{ "type": "function" }] }), "missing_required_parameter", "session.tools[0].name"),
+            (
+                json!({ "type": "realtime", "tools": [{ "type": "function" }] }),
+                "missing_required_parameter",
+                "session.tools[0].name",
+            ),
         ] {
             let got = update(&mut settings("gpt-realtime"), session.clone());
             assert_eq!(got, Err((code.to_owned(), param.to_owned())), "{session}");

@@ -36,7 +36,12 @@ impl std::iter::Sum for Tokens {
 
 /// Tokens of a text: about four characters each.
 pub(super) fn of_text(text: &str) -> u64 {
-    (text.chars().count() as u64).div_ceil(4)
+    of_chars(text.chars().count() as u64)
+}
+
+/// Tokens of a text of so many characters.
+pub(super) fn of_chars(chars: u64) -> u64 {
+    chars.div_ceil(4)
 }
 
 /// Tokens of the caller's audio, one for 100 ms.

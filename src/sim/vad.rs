@@ -174,7 +174,8 @@ mod tests {
     #[test]
     fn a_tone_is_speech_and_a_quiet_one_only_at_a_low_threshold() {
         let (tone, rate) = wav("tone_1k_-12dbfs_24k.wav");
-        let padded: Vec<i16> = std::iter::repeat_n(0, 12_000).chain(tone).chain(std::iter::repeat_n(0, 24_000)).collect();
+        let padded: Vec<i16> =
+            std::iter::repeat_n(0, 12_000).chain(tone).chain(std::iter::repeat_n(0, 24_000)).collect();
         assert_eq!(run(&padded, rate, HALF_SECOND), [('b', 500), ('e', 2_000)]);
         let quiet: Vec<i16> = padded.iter().map(|s| s / 30).collect();
         assert_eq!(run(&quiet, rate, HALF_SECOND), [], "-45 dBFS");

@@ -294,7 +294,10 @@ mod tests {
             assert!(refusal.param.as_deref().is_some_and(|p| p.starts_with("session.")), "{refusal:?}");
         }
         let unknown = Fields::of(&value, "session", &["text"]).unwrap_err();
-        assert_eq!((unknown.code.as_deref(), unknown.param.as_deref()), (Some("unknown_parameter"), Some("session.flag")));
+        assert_eq!(
+            (unknown.code.as_deref(), unknown.param.as_deref()),
+            (Some("unknown_parameter"), Some("session.flag"))
+        );
     }
 
     #[test]

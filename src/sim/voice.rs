@@ -112,7 +112,8 @@ fn resample(samples: &[i16], from: u32, to: u32) -> Vec<i16> {
 fn taps(offset: f64, cutoff: f64, reach: i64) -> Vec<f64> {
     let weight = |k: i64| {
         let x = k as f64 - offset;
-        let window = 0.42 + 0.5 * (PI * x / (reach + 1) as f64).cos() + 0.08 * (2.0 * PI * x / (reach + 1) as f64).cos();
+        let window =
+            0.42 + 0.5 * (PI * x / (reach + 1) as f64).cos() + 0.08 * (2.0 * PI * x / (reach + 1) as f64).cos();
         let band = cutoff * PASS;
         let sinc = if x.abs() < 1e-9 { 1.0 } else { (PI * x * band).sin() / (PI * x * band) };
         sinc * band * window.max(0.0)

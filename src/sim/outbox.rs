@@ -1,0 +1,147 @@
+//! What a session wants its socket to do, in order, each at its time.
+use std::{collections::VecDeque, time::Duration};
+
+/// What the socket is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Send a text frame.
+    Send(String),
+    /// Say goodbye with a close frame; nothing comes after it.
+    Close {
+        /// Close code.
+        code: u16,
+        /// Reason.
+        reason: String,
+    },
+    /// End the TCP connection without a close frame; nothing comes after it.
+    Die {
+        /// The frame to be cut in the middle.
+        partial: Option<String>,
+        /// By a reset rather than an orderly end.
+        reset: bool,
+    },
+    /// Stop reading.
+    StallReads {
+        /// Until then; `None`: for ever.
+        until: Option<Duration>,
+    },
+    /// Read no faster than this.
+    SlowReads {
+        /// Bytes of message in a second.
+        bytes_per_s: u64,
+        /// Until then; `None`: for ever.
+        until: Option<Duration>,
+    },
+}
+
+impl Output {
+    fn len(&self) -> usize {
+        match self {
+            Self::Send(text) => text.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// The queue in front of the socket. Keeps the order, whatever the delays.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    queue: VecDeque<(Duration, Output)>,
+    /// What concerns reading does not wait for what is to be written.
+    reading: VecDeque<Output>,
+    held_until: Option<Duration>,
+    bytes: usize,
+}
+
+impl Outbox {
+    /// Queues something for `at`, or for the time of what is queued before it if that is later.
+    pub(super) fn push(&mut self, at: Duration, output: Output) {
+        if matches!(output, Output::StallReads { .. } | Output::SlowReads { .. }) {
+            self.reading.push_back(output);
+            return;
+        }
+        let at = self.queue.back().map_or(at, |(before, _)| at.max(*before));
+        self.bytes += output.len();
+        self.queue.push_back((at, output));
+    }
+
+    /// Lets nothing out until then.
+    pub(super) fn hold(&mut self, until: Duration) {
+        self.held_until = Some(self.held_until.map_or(until, |before| before.max(until)));
+    }
+
+    /// The next output whose time has come.
+    pub(super) fn pop(&mut self, now: Duration) -> Option<Output> {
+        if let Some(output) = self.reading.pop_front() {
+            return Some(output);
+        }
+        if self.next_at()? > now {
+            return None;
+        }
+        let (_, output) = self.queue.pop_front()?;
+        self.bytes -= output.len();
+        Some(output)
+    }
+
+    /// When there will be something.
+    pub(super) fn next_at(&self) -> Option<Duration> {
+        let (at, output) = self.queue.front()?;
+        // A connection may end while its events are held back.
+        let held = self.held_until.filter(|_| matches!(output, Output::Send(_)));
+        Some(held.map_or(*at, |held| held.max(*at)))
+    }
+
+    /// Ends the queue: what is held back will never be sent.
+    pub(super) fn drop_held(&mut self, now: Duration) {
+        if self.held_until.is_some_and(|until| until > now) {
+            self.queue.clear();
+            self.bytes = 0;
+        }
+    }
+
+    /// Bytes that wait.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn text(text: &str) -> Output {
+        Output::Send(text.into())
+    }
+
+    #[test]
+    fn delays_never_change_the_order() {
+        let mut out = Outbox::default();
+        out.push(ms(50), text("late"));
+        out.push(ms(10), text("early"));
+        assert_eq!(out.next_at(), Some(ms(50)));
+        assert_eq!(out.pop(ms(49)), None);
+        assert_eq!(out.bytes(), 9);
+        assert_eq!(
+            [out.pop(ms(50)), out.pop(ms(50)), out.pop(ms(50))],
+            [Some(text("late")), Some(text("early")), None]
+        );
+        assert_eq!(out.bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_held_waits_but_an_end_does_not() {
+        let mut out = Outbox::default();
+        out.push(ms(0), text("a"));
+        out.hold(ms(100));
+        assert_eq!((out.pop(ms(99)), out.next_at()), (None, Some(ms(100))));
+        out.push(ms(5), Output::StallReads { until: None });
+        assert!(matches!(out.pop(ms(5)), Some(Output::StallReads { .. })), "reading is another matter");
+        out.drop_held(ms(50));
+        out.push(ms(50), Output::Die { partial: None, reset: false });
+        assert!(matches!(out.pop(ms(50)), Some(Output::Die { .. })));
+    }
+}
