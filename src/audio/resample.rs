@@ -54,13 +54,12 @@ impl Resampler {
             return Ok(Self { filter: None, history: Box::default(), next: 0, used: false, delay: Duration::ZERO });
         }
         let filter = Filter::shared(from_hz, to_hz).ok_or(error)?;
-        let delay = HALF as u64 * 1_000_000_000 / u64::from(from_hz.min(to_hz));
         Ok(Self {
             filter: Some(filter),
             history: vec![0; filter.look_back()].into(),
             next: 0,
             used: false,
-            delay: Duration::from_nanos(delay),
+            delay: delay(from_hz, to_hz),
         })
     }
 
@@ -104,6 +103,12 @@ impl Resampler {
         self.next = 0;
         self.used = false;
     }
+}
+
+/// The [`delay`](Resampler::delay) of a resampler between two [`RATES`], without making one.
+pub fn delay(from_hz: u32, to_hz: u32) -> Duration {
+    let lower = u64::from(from_hz.min(to_hz).max(1));
+    if from_hz == to_hz { Duration::ZERO } else { Duration::from_nanos(HALF as u64 * 1_000_000_000 / lower) }
 }
 
 /// Half the filter's length in samples of the lower rate: the delay. Even, so that it is whole at both rates of each pair.

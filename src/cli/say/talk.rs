@@ -1,0 +1,314 @@
+//! One call of `say`: speaks, listens, shows, and keeps what was heard.
+//!
+//! Stands between the phone, which keeps time, and the conversation, which knows when it is over.
+use std::{io::Write, path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use tokio::time::timeout;
+
+use super::{
+    What,
+    codec::Ear,
+    conversation::{Ask, Conversation, Patience, Verdict},
+    screen::Screen,
+    table::{name_of, seconds, table},
+};
+use crate::{
+    audio::{Codec, Format, decode::write_wav},
+    caller::{Call, Event, Microphone, Phone, Step},
+    client::wire::{Role, ServerMsg},
+};
+
+/// How often the relay is told what was heard.
+const REPORT_EVERY: Duration = Duration::from_millis(200);
+/// How often the changing line changes while nothing happens.
+const TICK: Duration = Duration::from_millis(100);
+/// How long the server may take to close.
+const GOODBYE: Duration = Duration::from_secs(3);
+
+/// A call in progress, and everything that it fills.
+pub(super) struct Talk<'a, W> {
+    phone: Phone,
+    conversation: Conversation,
+    ear: Ear,
+    out: Format,
+    /// A reply's samples as they came, heard or not.
+    tape: Vec<(Arc<str>, Vec<i16>)>,
+    words: Vec<Words>,
+    screen: &'a mut Screen<W>,
+    manual: bool,
+    length: Duration,
+}
+
+/// What one item's words are so far.
+struct Words {
+    item: String,
+    who: &'static str,
+    reply: Option<String>,
+    text: String,
+}
+
+impl<'a, W: Write> Talk<'a, W> {
+    pub(super) fn begin(
+        mut call: Call,
+        what: What,
+        patience: Patience,
+        screen: &'a mut Screen<W>,
+    ) -> anyhow::Result<Self> {
+        let out = call.ready().audio.output;
+        let ear = Ear::new(out).context("the relay chose an output format that is not possible")?;
+        let (mic, manual, length) = match what {
+            What::Text(text) => {
+                screen.line(&format!("typing: {text}"))?;
+                call.text(&text)?;
+                (Microphone::mute(), true, Duration::ZERO)
+            }
+            What::Recording { name, speech, length, truncated, manual } => {
+                screen.line(&format!("saying {name}: {:.2} s", length.as_secs_f64()))?;
+                if truncated {
+                    screen.line("warning: the file is cut off or damaged; this is what could be read of it")?;
+                }
+                let silence = (!manual).then_some(speech.silence);
+                (Microphone::new(speech.frames, silence), manual, length)
+            }
+        };
+        let mut conversation = Conversation::new(!manual, patience);
+        if mic.is_done() {
+            conversation.ask(Duration::ZERO, Ask::Text);
+            conversation.spoken(Duration::ZERO);
+        }
+        let phone = Phone::new(call, mic, Some(REPORT_EVERY));
+        Ok(Self { phone, conversation, ear, out, tape: Vec::new(), words: Vec::new(), screen, manual, length })
+    }
+
+    /// Until there is nothing more to wait for. `None`: stopped by Ctrl-C.
+    pub(super) async fn listen(&mut self) -> anyhow::Result<Option<Verdict>> {
+        let mut stop = Box::pin(tokio::signal::ctrl_c());
+        loop {
+            let now = self.phone.now();
+            let playing = self.phone.speaker().queued(now) > Duration::ZERO;
+            if playing {
+                self.conversation.playing(now);
+            }
+            match self.conversation.verdict(now) {
+                // The relay may think that all has been heard a moment before it has.
+                Some(Verdict::Answered | Verdict::NoSpeech | Verdict::Failed(_)) if playing => {}
+                Some(verdict) => return Ok(Some(verdict)),
+                None => {}
+            }
+            self.status(now)?;
+            let step = tokio::select! {
+                _ = &mut stop => return Ok(None),
+                step = timeout(TICK, self.phone.next()) => step,
+            };
+            match step {
+                Ok(Some((now, Step::Spoken))) => self.spoken(now)?,
+                Ok(Some((now, Step::Event(event)))) => {
+                    self.conversation.handle(now, &event);
+                    self.event(now, &event)?;
+                }
+                Ok(None) => bail!("the call is over"),
+                Err(_tick) => {}
+            }
+        }
+    }
+
+    fn spoken(&mut self, now: Duration) -> anyhow::Result<()> {
+        self.conversation.spoken(now);
+        if self.manual {
+            self.screen.at(now, "the recording is through: commit")?;
+            self.conversation.ask(now, Ask::Commit);
+            // A call that is over meanwhile says so by its next event.
+            let _over = self.phone.call().commit();
+        } else {
+            self.screen.at(now, "the recording is through; sending silence until the last turn is answered")?;
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, now: Duration, event: &Event) -> anyhow::Result<()> {
+        match event {
+            Event::Audio { reply, data } => self.record(now, reply.as_ref(), data)?,
+            Event::Message(message) => self.message(now, message)?,
+            Event::Unknown(text) => {
+                let text: String = text.chars().take(200).collect();
+                self.screen.at(now, &format!("a message that this version does not know: {text}"))?;
+            }
+            Event::Ended(_) => {}
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, now: Duration, reply: Option<&Arc<str>>, data: &[u8]) -> anyhow::Result<()> {
+        let Some(reply) = reply else {
+            return Ok(self.screen.at(now, "audio came before any reply; it is not kept")?);
+        };
+        if self.tape.last().is_none_or(|(last, _)| last != reply) {
+            self.tape.push((Arc::clone(reply), Vec::new()));
+        }
+        let Some((_, samples)) = self.tape.last_mut() else { return Ok(()) };
+        if let Err(error) = self.ear.hear(data, samples) {
+            self.screen.at(now, &format!("a message of {} bytes of audio is not {}: {error}", data.len(), self.out))?;
+            // The loudspeaker has counted it: what follows must not move up.
+            samples.resize(samples.len() + self.out.rate as usize / 50, 0);
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, now: Duration, message: &ServerMsg) -> anyhow::Result<()> {
+        let text = match message {
+            ServerMsg::SpeechStarted { at_ms } => format!("speech begins at {}", seconds(*at_ms)),
+            ServerMsg::SpeechStopped { at_ms } => format!("speech ends at {}", seconds(*at_ms)),
+            ServerMsg::ReplyStarted { reply } => format!("{} starts", self.name(reply)),
+            ServerMsg::Clear { reply } => {
+                let heard = self.phone.speaker().position(now, reply);
+                format!("{} is cut off; {:.2} s of it were heard", self.name(reply), heard.as_secs_f64())
+            }
+            ServerMsg::ReplyEnded { reply, status, audio_ms, heard_ms, .. } => {
+                self.unfinished_words(now, reply)?;
+                let (audio, heard) = (seconds(*audio_ms), seconds(*heard_ms));
+                format!("{} {}: {heard} heard of {audio}", self.name(reply), name_of(*status))
+            }
+            ServerMsg::Transcript { .. } => return self.transcript(now, message),
+            ServerMsg::ToolCall { call_id, name, .. } => {
+                self.conversation.ask(now, Ask::Tool);
+                let _over = self.phone.call().tool_result(call_id, "error: this caller has no tools");
+                format!("the agent asks for the tool {name}; it is told that there is none here")
+            }
+            ServerMsg::Notice { code, message, .. } => format!("notice {code}: {message}"),
+            ServerMsg::Error { error } => {
+                let field = error.field.as_ref().map(|field| format!(" (field `{field}`)")).unwrap_or_default();
+                format!("error {}: {}{field}", error.code, error.message)
+            }
+            ServerMsg::Draining { deadline_ms } => format!("the server goes away in {}", seconds(*deadline_ms)),
+            ServerMsg::Ready { .. } | ServerMsg::Resumed { .. } | ServerMsg::Ack { .. } | ServerMsg::Pong { .. } => {
+                return Ok(());
+            }
+        };
+        Ok(self.screen.at(now, &text)?)
+    }
+
+    /// `reply 2`, or the id of a reply that never started.
+    fn name(&self, reply: &str) -> String {
+        let number = self.conversation.turns().iter().position(|turn| turn.reply == reply);
+        number.map_or_else(|| format!("reply {reply}"), |index| format!("reply {}", index + 1))
+    }
+
+    fn transcript(&mut self, now: Duration, message: &ServerMsg) -> anyhow::Result<()> {
+        let ServerMsg::Transcript { role, item, reply, delta, text, last } = message else { return Ok(()) };
+        let who = match role {
+            Role::User => "you",
+            Role::Assistant => "agent",
+        };
+        let at = self.words.iter().position(|words| words.item == *item);
+        if *last {
+            let said = at.map(|at| self.words.remove(at).text).unwrap_or_default();
+            let text = text.as_deref().unwrap_or(&said);
+            return Ok(self.screen.at(now, &format!("{who}: {}", text.trim()))?);
+        }
+        let more = delta.as_deref().unwrap_or_default();
+        match at.and_then(|at| self.words.get_mut(at)) {
+            Some(words) => words.text.push_str(more),
+            None => self.words.push(Words { item: item.clone(), who, reply: reply.clone(), text: more.to_owned() }),
+        }
+        Ok(())
+    }
+
+    /// The words of a reply that was cut off have no final form.
+    fn unfinished_words(&mut self, now: Duration, reply: &str) -> anyhow::Result<()> {
+        for words in self.words.extract_if(.., |words| words.reply.as_deref() == Some(reply)) {
+            self.screen.at(now, &format!("{}: {} ...", words.who, words.text.trim()))?;
+        }
+        Ok(())
+    }
+
+    /// The changing line: how far the recording is, what plays, what is being said.
+    fn status(&mut self, now: Duration) -> anyhow::Result<()> {
+        if !self.screen.is_live() {
+            return Ok(());
+        }
+        let mut parts = Vec::new();
+        if self.phone.mic().is_done() {
+            parts.push(format!("{:6.1} s", now.as_secs_f64()));
+        } else {
+            let said = self.phone.mic().sent().min(self.length);
+            parts.push(format!("saying {:.1} of {:.1} s", said.as_secs_f64(), self.length.as_secs_f64()));
+        }
+        if let Some(reply) = self.phone.speaker().playing(now) {
+            let heard = self.phone.speaker().position(now, reply);
+            parts.push(format!("hearing {}, {:.1} s", self.name(reply), heard.as_secs_f64()));
+        }
+        if let Some(words) = self.words.last() {
+            parts.push(format!("{}: {}", words.who, words.text.trim()));
+        }
+        Ok(self.screen.status(&parts.join(" | "))?)
+    }
+
+    /// Hangs up, prints the table, saves what was heard.
+    pub(super) async fn finish(self, verdict: Option<Verdict>, out: &Path) -> anyhow::Result<()> {
+        let Self { phone, conversation, out: format, tape, screen, .. } = self;
+        let now = phone.now();
+        let (dry, dry_time) = phone.speaker().underruns();
+        let mut heard = Vec::new();
+        for (reply, samples) in tape {
+            let played = Format { codec: Codec::Pcm16, ..format }.bytes(phone.speaker().position(now, &reply)) / 2;
+            let part = samples.get(..played).unwrap_or(&samples).to_vec();
+            heard.push((reply, part, samples.len()));
+        }
+        if !matches!(verdict, Some(Verdict::Over(_))) {
+            let end = phone.into_call().hang_up(GOODBYE).await;
+            if !end.is_normal() {
+                screen.line(&format!("warning: the call was not closed as asked for: {end}"))?;
+            }
+        }
+        screen.line("")?;
+        if !conversation.turns().is_empty() {
+            for line in table(conversation.turns()) {
+                screen.line(&line)?;
+            }
+            screen.line("")?;
+        }
+        if dry > 0 {
+            screen.line(&format!("the loudspeaker ran dry {dry} times, {} ms in all", dry_time.as_millis()))?;
+        }
+        save(&heard, format, &conversation, out, screen)?;
+        match verdict {
+            Some(Verdict::Answered) => Ok(()),
+            Some(Verdict::NoSpeech) => {
+                bail!("the service heard no speech in this recording; --manual commits it anyway")
+            }
+            Some(Verdict::Failed(why)) => bail!("no answer: {why}"),
+            Some(Verdict::Late(quiet)) => bail!("no answer: nothing has come for {} s (--wait)", quiet.as_secs()),
+            Some(Verdict::Endless(total)) => {
+                bail!("given up {} s after the recording's end (--deadline)", total.as_secs())
+            }
+            Some(Verdict::Over(end)) => bail!("the call ended before it was answered: {end}"),
+            None => bail!("stopped by Ctrl-C"),
+        }
+    }
+}
+
+/// Writes the heard parts one after the other, and says which they are.
+fn save<W: Write>(
+    heard: &[(Arc<str>, Vec<i16>, usize)],
+    format: Format,
+    conversation: &Conversation,
+    out: &Path,
+    screen: &mut Screen<W>,
+) -> anyhow::Result<()> {
+    let pcm = Format { codec: Codec::Pcm16, rate: format.rate };
+    let bytes: Vec<u8> = heard.iter().flat_map(|(_, part, _)| part).flat_map(|sample| sample.to_le_bytes()).collect();
+    if bytes.is_empty() {
+        return Ok(screen.line("nothing was heard, so nothing is saved")?);
+    }
+    let length = |samples: usize| pcm.duration(samples * 2).as_secs_f64();
+    let parts = heard.iter().filter(|(_, part, _)| !part.is_empty()).map(|(reply, part, all)| {
+        let number = conversation.turns().iter().position(|turn| turn.reply.as_str() == &**reply).map_or(0, |i| i + 1);
+        let cut = if part.len() < *all { format!(", cut from {:.2} s", length(*all)) } else { String::new() };
+        format!("reply {number} ({:.2} s{cut})", length(part.len()))
+    });
+    let parts = parts.collect::<Vec<_>>().join(", ");
+    write_wav(out, pcm, &bytes)?;
+    screen.line(&format!("saved {}: {:.2} s, {parts}", out.display(), length(bytes.len() / 2)))?;
+    Ok(())
+}
