@@ -431,10 +431,12 @@ impl Conversation {
     pub(super) fn grow_text(&mut self, id: &str, text: &str) {
         let Some(item) = self.get_mut(id).filter(|item| !item.truncated) else { return };
         match &mut item.kind {
-            Kind::Message { parts, .. } => match parts.last_mut() {
-                Some(Part::OutputText(all) | Part::OutputAudio { transcript: Some(all), .. }) => all.push_str(text),
-                _ => {}
-            },
+            Kind::Message { parts, .. } => {
+                if let Some(Part::OutputText(all) | Part::OutputAudio { transcript: Some(all), .. }) = parts.last_mut()
+                {
+                    all.push_str(text);
+                }
+            }
             Kind::FunctionCall { arguments, .. } => arguments.push_str(text),
             _ => {}
         }

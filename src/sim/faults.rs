@@ -456,6 +456,14 @@ impl FaultBook {
         let dice = Dice::new(self.faults.seed ^ 0xFA17, number);
         FaultScript { book: self.clone(), number, dice, heard: Vec::new() }
     }
+
+    /// What happens in place of the 101 of the `number`-th connection attempt, if anything.
+    pub(super) fn at_connect(self: &Arc<Self>, number: u64) -> Option<FaultKind> {
+        let mut script = self.script(number);
+        // Dice of its own: the session throws the script's from the beginning.
+        script.dice = Dice::new(self.faults.seed ^ 0xC0FA, number);
+        script.due(Moment::Connect).into_iter().find_map(|due| script.fire(due.fault))
+    }
 }
 
 /// The faults of one session.
@@ -528,11 +536,6 @@ impl FaultScript {
         fired.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1)).ok()?;
         self.book.stats.fault(entry.kind.name());
         Some(entry.kind.clone())
-    }
-
-    /// What happens in place of the 101, if anything.
-    pub(super) fn at_connect(&mut self) -> Option<FaultKind> {
-        self.due(Moment::Connect).into_iter().find_map(|due| self.fire(due.fault))
     }
 
     /// This session's delay for one more event.

@@ -49,7 +49,8 @@ pub(super) struct Outbox {
     queue: VecDeque<(Duration, Output)>,
     /// What concerns reading does not wait for what is to be written.
     reading: VecDeque<Output>,
-    held_until: Option<Duration>,
+    /// What is queued from now on waits until then.
+    held_until: Duration,
     bytes: usize,
 }
 
@@ -60,14 +61,14 @@ impl Outbox {
             self.reading.push_back(output);
             return;
         }
-        let at = self.queue.back().map_or(at, |(before, _)| at.max(*before));
+        let at = at.max(self.held_until).max(self.queue.back().map_or(at, |(before, _)| *before));
         self.bytes += output.len();
         self.queue.push_back((at, output));
     }
 
-    /// Lets nothing out until then.
+    /// Lets nothing more out until then; what was queued before goes its way.
     pub(super) fn hold(&mut self, until: Duration) {
-        self.held_until = Some(self.held_until.map_or(until, |before| before.max(until)));
+        self.held_until = self.held_until.max(until);
     }
 
     /// The next output whose time has come.
@@ -85,17 +86,14 @@ impl Outbox {
 
     /// When there will be something.
     pub(super) fn next_at(&self) -> Option<Duration> {
-        let (at, output) = self.queue.front()?;
-        // A connection may end while its events are held back.
-        let held = self.held_until.filter(|_| matches!(output, Output::Send(_)));
-        Some(held.map_or(*at, |held| held.max(*at)))
+        self.queue.front().map(|(at, _)| *at)
     }
 
-    /// Ends the queue: what is held back will never be sent.
-    pub(super) fn drop_held(&mut self, now: Duration) {
-        if self.held_until.is_some_and(|until| until > now) {
-            self.queue.clear();
-            self.bytes = 0;
+    /// Forgets what is not due yet: it will never be sent.
+    pub(super) fn drop_late(&mut self, now: Duration) {
+        self.held_until = Duration::ZERO;
+        while self.queue.back().is_some_and(|(at, _)| *at > now) {
+            self.bytes -= self.queue.pop_back().map_or(0, |(_, output)| output.len());
         }
     }
 
@@ -135,12 +133,15 @@ mod tests {
     #[test]
     fn what_is_held_waits_but_an_end_does_not() {
         let mut out = Outbox::default();
-        out.push(ms(0), text("a"));
+        out.push(ms(0), text("before"));
         out.hold(ms(100));
+        out.push(ms(1), text("after"));
+        assert_eq!(out.pop(ms(1)), Some(text("before")), "what was said before is out");
         assert_eq!((out.pop(ms(99)), out.next_at()), (None, Some(ms(100))));
         out.push(ms(5), Output::StallReads { until: None });
         assert!(matches!(out.pop(ms(5)), Some(Output::StallReads { .. })), "reading is another matter");
-        out.drop_held(ms(50));
+        out.drop_late(ms(50));
+        assert_eq!(out.bytes(), 0);
         out.push(ms(50), Output::Die { partial: None, reset: false });
         assert!(matches!(out.pop(ms(50)), Some(Output::Die { .. })));
     }

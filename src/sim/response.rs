@@ -465,7 +465,7 @@ fn instructions(settings: &Settings) -> Entry {
 }
 
 /// An object with more fields behind its own.
-fn with(mut object: Value, more: Value) -> Value {
+pub(super) fn with(mut object: Value, more: Value) -> Value {
     if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
         object.extend(more);
     }

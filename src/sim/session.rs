@@ -230,9 +230,14 @@ impl Session {
 
     /// When to call [`Self::tick`] and [`Self::poll`] again; `None`: not before the client says something.
     pub fn deadline(&self) -> Option<Duration> {
-        let timer = self.timers.first_key_value().map(|((at, _), _)| *at).filter(|_| !self.ended);
-        let step = self.next_step().map(|(at, _)| at).filter(|_| !self.ended);
-        [timer, step, self.out.next_at()].into_iter().flatten().min()
+        [self.next_act(), self.out.next_at()].into_iter().flatten().min()
+    }
+
+    /// When something happens in the session, whether or not its socket takes anything.
+    pub(super) fn next_act(&self) -> Option<Duration> {
+        let timer = self.timers.first_key_value().map(|((at, _), _)| *at);
+        let step = self.next_step().map(|(at, _)| at);
+        [timer, step].into_iter().flatten().filter(|_| !self.ended).min()
     }
 
     /// Bytes that wait for their time or for the socket.
@@ -243,7 +248,7 @@ impl Session {
     /// The service goes away: a close frame at once.
     pub fn go_away(&mut self, now: Duration) {
         self.now = self.now.max(now);
-        self.out.drop_held(self.now);
+        self.out.drop_late(self.now);
         self.close(1_001, "");
     }
 
@@ -305,7 +310,7 @@ impl Session {
     /// Ends the connection without a goodbye.
     pub(super) fn die(&mut self, partial: Option<String>, reset: bool) {
         if !self.ended {
-            self.out.drop_held(self.now);
+            self.out.drop_late(self.now);
             self.out.push(self.now, Output::Die { partial, reset });
             self.end();
         }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::{
     conversation::{Clip, Kind, Part},
     reply,
+    response::with,
     session::{Act, Session},
     tokens,
 };
@@ -59,21 +60,17 @@ impl Session {
         let logprobs = self.settings.logprobs();
         match what {
             What::Delta(delta) => {
-                let mut fields = json!({ "item_id": item_id, "content_index": 0, "delta": delta });
-                if logprobs {
-                    fields["logprobs"] = json!([logprob(&delta)]);
-                }
-                fields["obfuscation"] = json!(self.dice.obfuscation());
+                let words = logprobs.then(|| vec![logprob(&delta)]);
+                let fields = json!({ "item_id": item_id, "content_index": 0, "delta": delta });
+                let fields = with(with_logprobs(fields, words), json!({ "obfuscation": self.dice.obfuscation() }));
                 self.send("conversation.item.input_audio_transcription.delta", fields);
             }
             What::Completed { transcript, usage } => {
                 self.keep_transcript(&item_id, &transcript);
-                let words: Vec<Value> = transcript.split_inclusive(' ').map(logprob).collect();
-                let mut fields =
+                let words = logprobs.then(|| transcript.split_inclusive(' ').map(logprob).collect());
+                let fields =
                     json!({ "item_id": item_id, "content_index": 0, "transcript": transcript, "usage": usage });
-                if logprobs {
-                    fields["logprobs"] = json!(words);
-                }
+                let fields = with_logprobs(fields, words);
                 self.send("conversation.item.input_audio_transcription.completed", fields);
                 self.overtaken(&item_id);
             }
@@ -164,6 +161,13 @@ fn usage(model: &str, clip: &Clip, transcript: &str) -> Value {
         "input_token_details": { "text_tokens": 0, "audio_tokens": input },
         "output_tokens": output,
     })
+}
+
+fn with_logprobs(fields: Value, words: Option<Vec<Value>>) -> Value {
+    match words {
+        Some(words) => with(fields, json!({ "logprobs": words })),
+        None => fields,
+    }
 }
 
 fn logprob(token: &str) -> Value {

@@ -38,8 +38,8 @@ impl Names {
                 Ok(())
             }
             (Value::Array(want), Value::Array(got)) if want.len() == got.len() => {
-                let pairs = want.iter().zip(got).enumerate();
-                pairs.map(|(at, (want, got))| self.compare(want, got, &format!("{path}[{at}]"))).collect()
+                let mut pairs = want.iter().zip(got).enumerate();
+                pairs.try_for_each(|(at, (want, got))| self.compare(want, got, &format!("{path}[{at}]")))
             }
             (Value::Number(want), Value::Number(got)) if want.as_f64() == got.as_f64() => Ok(()),
             (want, got) if want == got => Ok(()),

@@ -121,7 +121,13 @@ impl Client {
         let mut session = session;
         session["type"] = json!("realtime");
         self.send(json!({ "type": "session.update", "session": session }));
+        let answered = |client: &Self| {
+            client.heard.iter().any(|(_, out)| matches!(out, Output::Send(text) if text.contains("session.updated")))
+        };
         self.wait(0);
+        while !answered(self) && self.session.deadline().is_some_and(|at| at < self.now + Duration::from_secs(1)) {
+            self.wait(1);
+        }
         let events = self.events();
         assert_eq!(events.last().map(|e| &e["type"]), Some(&json!("session.updated")), "{events:?}");
     }
