@@ -299,13 +299,14 @@ impl Link {
                     self.session.go_away(now);
                     continue;
                 }
+                // First what the socket can do: a moment that is due is over only once its outputs are written.
+                event = std::future::poll_fn(|cx| self.poll(cx)) => event,
                 () = time::sleep_until(timer) => {
                     if !self.on_time() {
                         return self.world.stats.closed(false, 1_006);
                     }
                     continue;
                 }
-                event = std::future::poll_fn(|cx| self.poll(cx)) => event,
             };
             match event {
                 Event::Message(message) => {
