@@ -16,8 +16,13 @@
 //!
 //! # Rooms
 pub mod audio;
+pub mod call;
 pub mod caller;
 pub mod cli;
 pub mod client;
+pub mod config;
 pub mod net;
+pub mod observe;
+pub mod serve;
 pub mod sim;
+pub mod upstream;

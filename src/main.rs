@@ -1,1 +1,10 @@
-fn main() {}
+//! The command line. Everything else is in the library.
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use voxrelay::cli::{self, Cli};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    cli::run(Cli::parse()).await
+}

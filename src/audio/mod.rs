@@ -1,11 +1,13 @@
 //! SAMPLES, pure: formats, codecs, resampling, chunks towards the service, paced frames towards the client.
 //!
 //! Nothing here knows a socket, a task or a clock.
+pub mod chunk;
 pub mod decode;
 pub mod format;
 pub mod g711;
 pub mod lane;
 pub mod opus;
+pub mod pace;
 pub mod resample;
 #[cfg(test)]
 mod testing;

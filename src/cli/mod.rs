@@ -1,7 +1,73 @@
 //! THE COMMANDS: one file per subcommand. Errors end up here and become exit codes: 0 done, 1 failed, 2 wrong usage.
+pub mod check;
+pub mod logs;
+pub mod relay;
 pub mod say;
+pub mod serve;
+pub mod sim;
+
+use std::{net::SocketAddr, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Config;
+
+/// Realtime voice relay: raw audio over WebSocket in, Realtime model sessions out.
+#[derive(Debug, Parser)]
+#[command(name = "voxrelay", version, about, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say a recording to a relay, in real time, and save the answer
+    Say(say::SayArgs),
+    /// Run the relay (on the embedded simulator, if no upstream and no key is configured)
+    Serve(serve::ServeArgs),
+    /// Run the simulated model service alone, to test voice clients against
+    Sim(sim::SimArgs),
+    /// Print the effective configuration, or what is wrong with it
+    Check(check::CheckArgs),
+}
 
 /// Wrong usage: arguments or configuration that can never work.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
+
+/// Runs a command line to its exit code.
+pub async fn run(cli: Cli) -> ExitCode {
+    let done = match cli.command {
+        Command::Say(args) => say(args).await,
+        Command::Serve(args) => serve::run(args).await,
+        Command::Sim(args) => sim::run(args).await,
+        Command::Check(args) => check::run(args).await,
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            // A pipe that was closed must not turn an error into a panic.
+            use std::io::Write as _;
+            let _ = writeln!(std::io::stderr(), "voxrelay: {error:#}");
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+/// Without a URL, the relay and the simulated service are inside of this process: never an account that costs.
+async fn say(args: say::SayArgs) -> anyhow::Result<ExitCode> {
+    if let Some(url) = args.url.clone() {
+        return say::run(args, &url).await;
+    }
+    let mut config = Config::load(None, |_| None)?;
+    config.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.log.level = "error".to_owned();
+    logs::install(&config.log);
+    let relay = relay::Relay::start(config, None).await?;
+    let url = format!("ws://{}/v1/voice", relay.server.addr());
+    let done = say::run(args, &url).await;
+    relay.stop().await;
+    done
+}

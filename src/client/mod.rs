@@ -1,2 +1,4 @@
 //! THEM -> US: one file per client dialect.
+pub mod door;
+pub mod thin;
 pub mod wire;

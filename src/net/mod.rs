@@ -1,1 +1,7 @@
-//! SOCKETS: one accept loop and one WebSocket for every door and both legs.
+//! SOCKETS: one accept loop and one WebSocket for every door, for both legs of a call and for the simulator.
+//!
+//! Knows bytes, frames and deadlines; never a message's meaning.
+pub mod io;
+pub mod listen;
+pub mod track;
+pub mod ws;

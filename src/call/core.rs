@@ -1,0 +1,469 @@
+//! The call core: messages, events and moments in; what to say to either side out.
+//!
+//! Owns no socket, task or clock, and sees bytes plus a duration, never samples. Time is the time since the call began, so
+//! that a call can be written down and continued. One part, one file: [`client`] what the client says, [`service`] what
+//! the service says, [`clock`] what time brings.
+mod client;
+mod clock;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::VecDeque, time::Duration};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    At,
+    end::End,
+    intake::Intake,
+    ms,
+    playout::{Over, Playout, Step, Unheard},
+    slot::{Slot, Want},
+    tools::Tools,
+    turn::Turn,
+};
+use crate::{
+    audio::Format,
+    client::wire::{AudioFormats, ClientMsg, ErrorBody, Limits, ServerMsg},
+    observe::fact::Fact,
+    upstream::{Command, Event},
+};
+
+/// What was agreed at the door, and what the configuration allows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plan {
+    /// The call's id.
+    pub call: String,
+    /// The agent's name.
+    pub agent: String,
+    /// What the client sends and gets.
+    pub audio: AudioFormats,
+    /// What goes upstream.
+    pub upstream_input: Format,
+    /// What comes from there.
+    pub upstream_output: Format,
+    /// The service finds the turns.
+    pub auto_turns: bool,
+    /// Silence that the service waits for before it calls speech ended.
+    pub silence: Duration,
+    /// Said first.
+    pub greeting: Option<String>,
+    /// Audio gathered for one append.
+    pub chunk: Duration,
+    /// How far ahead of the loudspeaker to send; none: as fast as it comes.
+    pub lead: Option<Duration>,
+    /// How much to send at one go.
+    pub batch: Duration,
+    /// Longest call.
+    pub max: Duration,
+    /// Longest time without a message; none: for ever.
+    pub idle: Option<Duration>,
+    /// How long a client may take for a tool.
+    pub tool_timeout: Duration,
+    /// A reply without an event for so long is stalled.
+    pub stall: Duration,
+    /// Longest backlog of reply audio.
+    pub max_backlog: Duration,
+    /// Largest client message, bytes.
+    pub max_message_bytes: usize,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// A binary message from the client.
+    Audio {
+        /// How long it plays.
+        length: Duration,
+        /// The same audio in the upstream format; may be shorter or longer by what a filter holds back.
+        upstream: &'a [u8],
+    },
+    /// What the filter held back, in the upstream format: a turn ends.
+    Flushed(&'a [u8]),
+    /// A binary message that is not what was agreed.
+    InvalidAudio(String),
+    /// A text message.
+    Message(ClientMsg),
+    /// A text message that makes no sense.
+    Invalid {
+        /// The field that is wrong.
+        field: Option<String>,
+        /// What was found, and what is allowed.
+        message: String,
+    },
+    /// A text message of a type that we do not know.
+    Ignored,
+    /// The client answered a ping.
+    ClientPong,
+    /// The client is gone, or must go.
+    ClientGone(End),
+    /// The session is up.
+    SessionUp,
+    /// The service said something.
+    Service(Event),
+    /// The service answered a ping.
+    ServicePong,
+    /// There is no session, or no more.
+    ServiceGone(End),
+    /// The first audio of a reply has left our socket.
+    FirstAudioLeft,
+    /// This server goes away, so long from now.
+    Drain(Duration),
+    /// Time passed.
+    Tick,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Output {
+    /// Tell the client, behind what was told before.
+    Send(ServerMsg),
+    /// Tell the client, before audio that is queued.
+    SendNow(ServerMsg),
+    /// Reply audio: 20 ms in the upstream format.
+    Audio {
+        /// The audio.
+        frame: Bytes,
+        /// Say [`Input::FirstAudioLeft`] when it has left.
+        first: bool,
+    },
+    /// Send what the filter holds back: the reply's audio is complete.
+    AudioTail,
+    /// Drop queued audio and forget what the filter holds back.
+    DropAudio,
+    /// Forget what the filter for the caller's audio holds back.
+    DropInput,
+    /// Tell the service.
+    Service {
+        /// Names the command.
+        number: u64,
+        /// What.
+        command: Command,
+    },
+    /// Ping the client.
+    PingClient,
+    /// Ping the service.
+    PingService,
+    /// Note it.
+    Fact(Fact),
+    /// The call is over; the last output.
+    End(End),
+}
+
+/// What a command was about, for when it fails.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum About {
+    Configure,
+    Commit,
+    Text,
+    ToolOutput,
+    Reply,
+    Cancel,
+    Truncate { item: String, content_index: u32, retried: bool },
+    Delete,
+    ClearInput,
+}
+
+/// Commands remembered for their errors; the service answers within a round trip.
+const REMEMBERED: usize = 64;
+
+/// A call's decisions.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Core {
+    plan: Plan,
+    out: VecDeque<Output>,
+    intake: Intake,
+    turn: Turn,
+    slot: Slot,
+    playout: Playout,
+    tools: Tools,
+    /// The session is up.
+    up: bool,
+    /// What is for the service, while there is no session.
+    early: Vec<(u64, Command)>,
+    commands: u64,
+    sent: VecDeque<(u64, About)>,
+    errors: u64,
+    /// The reply that we asked for, and that has not begun, is not wanted any more.
+    unwanted: bool,
+    client_seen: At,
+    message_seen: At,
+    pinged: Option<At>,
+    service_seen: At,
+    stall: Stall,
+    told_trouble: Option<At>,
+    drain_at: Option<At>,
+    ended: bool,
+}
+
+/// How far a silent service has been asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+enum Stall {
+    #[default]
+    None,
+    /// Pinged, no answer yet.
+    Asked,
+    /// It lives, but says nothing.
+    Alive,
+}
+
+impl Core {
+    /// A call that begins now; `ready` is its first output.
+    pub fn new(plan: Plan, resume_window: Duration) -> Self {
+        let turn = Turn::new(plan.upstream_input, plan.chunk, plan.auto_turns, plan.silence);
+        let playout = Playout::new(plan.upstream_output, plan.lead, plan.batch, plan.max_backlog);
+        let ready = ServerMsg::Ready {
+            call: plan.call.clone(),
+            resume: None,
+            agent: plan.agent.clone(),
+            audio: plan.audio,
+            limits: Limits {
+                max_message_bytes: plan.max_message_bytes as u64,
+                max_call_s: plan.max.as_secs(),
+                resume_window_s: resume_window.as_secs(),
+            },
+        };
+        Self {
+            plan,
+            out: VecDeque::from([Output::Send(ready)]),
+            intake: Intake::default(),
+            turn,
+            slot: Slot::default(),
+            playout,
+            tools: Tools::default(),
+            up: false,
+            early: Vec::new(),
+            commands: 0,
+            sent: VecDeque::new(),
+            errors: 0,
+            unwanted: false,
+            client_seen: At::ZERO,
+            message_seen: At::ZERO,
+            pinged: None,
+            service_seen: At::ZERO,
+            stall: Stall::None,
+            told_trouble: None,
+            drain_at: None,
+            ended: false,
+        }
+    }
+
+    /// Takes what happened. Empty [`Self::poll`] before the next.
+    pub fn handle(&mut self, now: At, input: Input<'_>) {
+        if self.ended {
+            return;
+        }
+        match input {
+            Input::Audio { .. }
+            | Input::Flushed(_)
+            | Input::InvalidAudio(_)
+            | Input::Message(_)
+            | Input::Invalid { .. }
+            | Input::Ignored => self.from_client(now, input),
+            Input::ClientPong => self.client_seen = now,
+            Input::ClientGone(end) | Input::ServiceGone(end) => self.end(now, end),
+            Input::SessionUp => self.session_up(now),
+            Input::Service(event) => self.from_service(now, event),
+            Input::ServicePong => self.service_pong(),
+            Input::FirstAudioLeft => self.playout.first_audio_left(now),
+            Input::Drain(length) => self.drain(now, length),
+            Input::Tick => {}
+        }
+        self.tick(now);
+        self.send_chunks();
+        self.ask_for_reply(now);
+        self.end_replies(now);
+    }
+
+    /// What to do next, oldest first. `audio`: the client's socket has room for audio.
+    pub fn poll(&mut self, now: At, audio: bool) -> Option<Output> {
+        if let Some(out) = self.out.pop_front() {
+            return Some(out);
+        }
+        if self.ended || !audio {
+            return None;
+        }
+        Some(match self.playout.next(now)? {
+            Step::Announce(reply) => Output::Send(ServerMsg::ReplyStarted { reply }),
+            Step::Frame { audio: frame, first } => Output::Audio { frame, first },
+            Step::Tail => Output::AudioTail,
+        })
+    }
+
+    /// A reply sounds or is on its way: an interruption must be noticed at once.
+    pub fn is_replying(&self) -> bool {
+        self.playout.active() || self.slot.busy()
+    }
+
+    /// Nothing was said for long and nothing is under way: buffers may be given back.
+    pub fn is_quiet(&self) -> bool {
+        self.slot.idle() && self.playout.is_empty() && !self.turn.speaking()
+    }
+
+    /// Audio until the next chunk is whole.
+    pub fn until_chunk(&self) -> Duration {
+        self.turn.until_chunk()
+    }
+
+    /// Gives buffers back.
+    pub fn shrink(&mut self) {
+        self.turn.shrink();
+        self.out.shrink_to_fit();
+        self.early.shrink_to_fit();
+    }
+
+    fn say(&mut self, message: ServerMsg) {
+        self.out.push_back(Output::Send(message));
+    }
+
+    fn note(&mut self, fact: Fact) {
+        self.out.push_back(Output::Fact(fact));
+    }
+
+    fn notice(&mut self, code: &str, message: &str) {
+        let more = serde_json::Map::new();
+        self.say(ServerMsg::Notice { code: code.to_owned(), message: message.to_owned(), more });
+    }
+
+    /// One request failed, the call goes on.
+    fn refuse(&mut self, code: &'static str, message: String, field: Option<&str>, retryable: bool) {
+        let error = self.error(code, message, retryable);
+        self.say(ServerMsg::Error { error: ErrorBody { field: field.map(str::to_owned), ..error } });
+    }
+
+    fn error(&mut self, code: &'static str, message: String, retryable: bool) -> ErrorBody {
+        self.errors += 1;
+        self.note(Fact::Refused { code: code.into() });
+        ErrorBody {
+            code: code.to_owned(),
+            message,
+            retryable,
+            retry_after_ms: None,
+            field: None,
+            request_id: format!("{}-{}", self.plan.call, self.errors),
+        }
+    }
+
+    /// Tells the service, now or as soon as there is a session.
+    fn ask(&mut self, command: Command) {
+        let number = self.commands;
+        self.commands += 1;
+        if let Some(about) = about(&command) {
+            self.remember(number, about);
+        }
+        if self.up {
+            self.out.push_back(Output::Service { number, command });
+        } else {
+            self.early.push((number, command));
+        }
+    }
+
+    fn remember(&mut self, number: u64, about: About) {
+        if self.sent.len() == REMEMBERED {
+            self.sent.pop_front();
+        }
+        self.sent.push_back((number, about));
+    }
+
+    fn send_chunks(&mut self) {
+        let chunks: Vec<Bytes> = self.turn.take_ready().collect();
+        for chunk in chunks {
+            self.ask(Command::Append(chunk));
+        }
+    }
+
+    fn ask_for_reply(&mut self, now: At) {
+        if !self.up {
+            return;
+        }
+        if let Some(Want { instructions }) = self.slot.next(self.commands) {
+            self.service_seen = now; // it owes us an answer from here on, however long it was silent before
+            self.ask(Command::CreateReply { instructions });
+        }
+    }
+
+    /// The caller takes the turn: what sounds is cut at what was heard, in the order in which it must happen: positions,
+    /// local queue, `clear`, cancel, truncate. `service_cancels`: it stops its reply by itself.
+    fn barge_in(&mut self, now: At, service_cancels: bool) {
+        if self.slot.busy() && self.slot.active().is_none() && !service_cancels {
+            self.unwanted = true; // it was asked for and has not begun
+            self.ask(Command::CancelReply { response: None });
+        }
+        if !self.playout.active() {
+            return;
+        }
+        let found = self.playout.barge_in(now);
+        self.out.push_back(Output::DropAudio);
+        for reply in found.clear {
+            self.out.push_back(Output::SendNow(ServerMsg::Clear { reply }));
+        }
+        if let (Some(response), false) = (found.generating, service_cancels) {
+            self.ask(Command::CancelReply { response: Some(response) });
+        }
+        for item in found.unheard {
+            self.ask(match item {
+                Unheard::Truncate { item, content_index, audio_end_ms } => {
+                    Command::Truncate { item, content_index, audio_end_ms }
+                }
+                Unheard::Delete { item } => Command::DeleteItem { item },
+            });
+        }
+    }
+
+    fn end_replies(&mut self, now: At) {
+        for over in self.playout.over(now) {
+            self.reply_ended(over);
+        }
+    }
+
+    fn reply_ended(&mut self, over: Over) {
+        let Over { reply, status, reason, audio_ms, heard_ms } = over;
+        if !reply.announced {
+            self.say(ServerMsg::ReplyStarted { reply: reply.id.clone() });
+        }
+        self.note(Fact::ReplyEnded {
+            status,
+            answered_after: reply.times.answered_after(),
+            relay_added: reply.times.relay_added(),
+        });
+        let latency = reply.times.latency();
+        let usage = reply.usage;
+        self.say(ServerMsg::ReplyEnded { reply: reply.id, status, reason, audio_ms, heard_ms, usage, latency });
+    }
+
+    fn end(&mut self, now: At, end: End) {
+        if matches!(end, End::Upstream { .. }) {
+            let reason = end.report().code.unwrap_or("upstream_unavailable");
+            for over in self.playout.fail_all(now, reason) {
+                self.reply_ended(over);
+            }
+        }
+        let report = end.report();
+        if let Some(code) = report.code {
+            let error = self.error(code, end.to_string(), report.retryable);
+            let error = ErrorBody { retry_after_ms: report.retry_after.map(ms), ..error };
+            self.out.push_back(Output::SendNow(ServerMsg::Error { error }));
+        }
+        self.out.push_back(Output::End(end));
+        self.ended = true;
+    }
+}
+
+fn about(command: &Command) -> Option<About> {
+    Some(match command {
+        Command::Append(_) => return None,
+        Command::Configure => About::Configure,
+        Command::Commit => About::Commit,
+        Command::ClearInput => About::ClearInput,
+        Command::UserText { .. } => About::Text,
+        Command::ToolOutput { .. } => About::ToolOutput,
+        Command::CreateReply { .. } => About::Reply,
+        Command::CancelReply { .. } => About::Cancel,
+        Command::Truncate { item, content_index, .. } => {
+            About::Truncate { item: item.clone(), content_index: *content_index, retried: false }
+        }
+        Command::DeleteItem { .. } => About::Delete,
+    })
+}

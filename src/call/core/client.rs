@@ -1,0 +1,146 @@
+//! What the client says.
+use serde_json::json;
+
+use super::{Core, Input, Output};
+use crate::{
+    call::{At, end::End, intake::AudioVerdict, slot::Want},
+    client::wire::{ClientMsg, ServerMsg},
+    upstream::Command,
+};
+
+impl Core {
+    pub(super) fn from_client(&mut self, now: At, input: Input<'_>) {
+        self.client_seen = now;
+        self.message_seen = now;
+        if !matches!(input, Input::Flushed(_)) {
+            self.intake.count();
+        }
+        match input {
+            Input::Audio { length, upstream } => match self.intake.take_audio(now, length) {
+                AudioVerdict::Taken => self.turn.audio(now, upstream),
+                AudioVerdict::TooFast { tell: false } => {}
+                AudioVerdict::TooFast { tell: true } => self.refuse(
+                    "audio_too_fast",
+                    "audio came faster than 4 times real time after a burst of 30 s; this audio was not taken"
+                        .to_owned(),
+                    None,
+                    true,
+                ),
+                AudioVerdict::Enough => self.end(now, End::AudioTooFast),
+            },
+            Input::Flushed(upstream) => self.turn.audio(now, upstream),
+            Input::InvalidAudio(why) => self.end(now, End::InvalidAudio(why)),
+            Input::Invalid { field, message } => {
+                self.refuse("invalid_message", message, field.as_deref(), false);
+                if self.intake.bad_message(now) {
+                    self.end(now, End::BadMessages);
+                }
+            }
+            Input::Message(message) => self.message(now, message),
+            _ => {}
+        }
+    }
+
+    fn message(&mut self, now: At, message: ClientMsg) {
+        match message {
+            ClientMsg::Commit => self.commit(now),
+            ClientMsg::Discard => self.discard(),
+            ClientMsg::Interrupt { reply, played_ms } => self.interrupt(now, reply.as_deref(), played_ms),
+            ClientMsg::Played { reply, ms } => self.playout.report(now, &reply, ms),
+            ClientMsg::Text { text } => self.text(now, text),
+            ClientMsg::ToolResult { call_id, output } => self.tool_result(&call_id, output),
+            ClientMsg::Ping { t } => self.out.push_back(Output::SendNow(ServerMsg::Pong { t })),
+            ClientMsg::Close => self.end(now, End::Asked),
+            // Nothing is kept for a resume yet, and no credential runs out.
+            ClientMsg::Ack { .. } | ClientMsg::Token { .. } => {}
+        }
+    }
+
+    fn commit(&mut self, now: At) {
+        if self.plan.auto_turns {
+            return self.refuse(
+                "wrong_mode",
+                "`commit` belongs to manual turns; this call was opened with turns=auto".to_owned(),
+                Some("type"),
+                false,
+            );
+        }
+        if !self.turn.commit(now) {
+            let why = "there is no audio since the last turn".to_owned();
+            return self.refuse("nothing_to_commit", why, None, false);
+        }
+        self.take_turn(now);
+        self.send_chunks();
+        self.ask(Command::Commit);
+        self.slot.want(Want { instructions: None });
+    }
+
+    /// The caller takes the turn by hand: whatever the model does or was asked for is over.
+    fn take_turn(&mut self, now: At) {
+        self.slot.drop_waiting();
+        self.barge_in(now, false);
+    }
+
+    fn discard(&mut self) {
+        if self.plan.auto_turns {
+            return self.refuse(
+                "wrong_mode",
+                "`discard` belongs to manual turns; this call was opened with turns=auto".to_owned(),
+                Some("type"),
+                false,
+            );
+        }
+        self.turn.discard();
+        self.out.push_back(Output::DropInput);
+        self.ask(Command::ClearInput);
+    }
+
+    fn interrupt(&mut self, now: At, reply: Option<&str>, played_ms: Option<u64>) {
+        let Some(current) = self.playout.current(reply).map(str::to_owned) else {
+            if reply.is_none() && self.slot.busy() {
+                self.take_turn(now); // asked for, not begun
+            }
+            return;
+        };
+        if let Some(played) = played_ms {
+            self.playout.report(now, &current, played);
+        }
+        self.take_turn(now);
+    }
+
+    fn text(&mut self, now: At, text: String) {
+        if self.turn.speaking() {
+            // It joins the turn that is spoken; the service answers both.
+            return self.ask(Command::UserText { text });
+        }
+        self.take_turn(now);
+        self.turn.text(now);
+        self.ask(Command::UserText { text });
+        self.slot.want(Want { instructions: None });
+    }
+
+    fn tool_result(&mut self, call_id: &str, output: String) {
+        let Some(go_on) = self.tools.answered(call_id) else {
+            let why = format!("no tool call `{}` waits for a result", call_id.chars().take(64).collect::<String>());
+            return self.refuse("unknown_call", why, Some("call_id"), false);
+        };
+        self.answer_tool(call_id.to_owned(), output, go_on);
+    }
+
+    pub(super) fn answer_tool(&mut self, call_id: String, output: String, go_on: bool) {
+        self.ask(Command::ToolOutput { call_id, output });
+        if go_on {
+            self.slot.want(Want { instructions: None });
+        }
+    }
+
+    /// The results of tools that the client never gave.
+    pub(super) fn late_tools(&mut self, now: At) {
+        for call_id in self.tools.late(now) {
+            let go_on = self.tools.answered(&call_id).unwrap_or(false);
+            let secs = self.plan.tool_timeout.as_secs();
+            let output = json!({"error": format!("the tool gave no result within {secs} s")}).to_string();
+            self.answer_tool(call_id, output, go_on);
+        }
+    }
+}

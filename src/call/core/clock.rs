@@ -1,0 +1,119 @@
+//! What time brings: deadlines of all parts in one, and the call's own limits.
+use std::time::Duration;
+
+use super::{Core, Output, Stall};
+use crate::{
+    call::{At, end::End, ms, reply::Generated},
+    client::wire::{ReplyStatus, ServerMsg},
+    upstream::{Command, open::UpstreamError},
+};
+
+/// A quiet client is asked whether it lives (fault matrix C2).
+const PING_EVERY: Duration = Duration::from_secs(15);
+/// Two pings without any sign of life.
+const DEAD_AFTER: Duration = Duration::from_secs(33);
+
+impl Core {
+    /// When to say [`super::Input::Tick`] at the latest. `room`: the client's socket has room for audio.
+    pub fn deadline(&self, room: bool) -> Option<At> {
+        if self.ended {
+            return None;
+        }
+        let fixed = [
+            Some(self.plan.max),
+            self.plan.idle.map(|idle| self.message_seen + idle),
+            Some(self.ping_at()),
+            Some(self.client_seen + DEAD_AFTER),
+            self.intake.ack_due(),
+            self.turn.deadline(),
+            self.slot.deadline(),
+            self.playout.deadline(room),
+            self.tools.deadline(),
+            self.stalls_at(),
+            self.drain_at,
+        ];
+        fixed.into_iter().flatten().min()
+    }
+
+    fn ping_at(&self) -> At {
+        self.pinged.map_or(self.client_seen, |at| at.max(self.client_seen)) + PING_EVERY
+    }
+
+    fn stalls_at(&self) -> Option<At> {
+        let wait = if self.stall == Stall::None { self.plan.stall } else { self.plan.stall * 2 };
+        (self.up && self.slot.busy()).then_some(self.service_seen + wait)
+    }
+
+    pub(super) fn tick(&mut self, now: At) {
+        if self.ended {
+            return;
+        }
+        if let Some(end) = self.time_is_up(now) {
+            return self.end(now, end);
+        }
+        if now >= self.ping_at() {
+            self.pinged = Some(now);
+            self.out.push_back(Output::PingClient);
+        }
+        if self.intake.ack_due().is_some_and(|at| now >= at) {
+            self.intake.acked();
+            let ack = ServerMsg::Ack { got: self.intake.messages(), audio_ms: ms(self.intake.audio()) };
+            self.say(ack);
+        }
+        self.turn.tick(now);
+        self.slot.tick(now);
+        self.late_tools(now);
+        if self.stalls_at().is_some_and(|at| now >= at) {
+            self.stalled(now);
+        }
+    }
+
+    fn time_is_up(&self, now: At) -> Option<End> {
+        if now >= self.plan.max {
+            return Some(End::MaxTime(self.plan.max));
+        }
+        if self.drain_at.is_some_and(|at| now >= at) {
+            return Some(End::Drained);
+        }
+        if now >= self.client_seen + DEAD_AFTER {
+            return Some(End::NoPong);
+        }
+        self.plan.idle.filter(|idle| now >= self.message_seen + *idle).map(End::Idle)
+    }
+
+    pub(super) fn drain(&mut self, now: At, length: Duration) {
+        if self.drain_at.is_none() {
+            self.drain_at = Some(now + length);
+            self.out.push_back(Output::SendNow(ServerMsg::Draining { deadline_ms: ms(length) }));
+        }
+    }
+
+    /// The service says nothing although a reply is due: first ask whether it lives, then give up the reply, or the
+    /// session if it does not even answer a ping (fault matrix U8).
+    fn stalled(&mut self, now: At) {
+        match self.stall {
+            Stall::None => {
+                self.stall = Stall::Asked;
+                let secs = self.plan.stall.as_secs();
+                self.notice("stalled", &format!("the service has said nothing for {secs} s although a reply is due"));
+                self.out.push_back(Output::PingService);
+            }
+            Stall::Alive => {
+                self.stall = Stall::None;
+                self.service_seen = now;
+                let response = self.slot.active().map(str::to_owned);
+                if let Some(response) = &response {
+                    let reason = Some("stalled".to_owned());
+                    self.playout.generated(response, Generated { status: ReplyStatus::Failed, reason }, None);
+                }
+                self.ask(Command::CancelReply { response });
+                self.slot.free();
+                self.refuse("reply_failed", "the service stopped in the middle of its answer".to_owned(), None, true);
+            }
+            Stall::Asked => {
+                let silent = UpstreamError::Timeout { stage: "answer a ping", after: self.plan.stall };
+                self.end(now, End::upstream(&silent));
+            }
+        }
+    }
+}

@@ -1,0 +1,622 @@
+//! The core in virtual time: a scripted client and a scripted service, and what it says to either.
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Core, Input, Output, Plan};
+use crate::{
+    audio::Format,
+    call::{At, end::End},
+    client::wire::{AudioFormats, ClientMsg, ReplyStatus, ServerMsg},
+    upstream::{Command, Ended, Event, ServiceError, event_id},
+};
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn plan() -> Plan {
+    Plan {
+        call: "call_1".into(),
+        agent: "default".into(),
+        audio: AudioFormats { input: Format::PCM_24K, output: Format::PCM_24K },
+        upstream_input: Format::PCM_24K,
+        upstream_output: Format::PCM_24K,
+        auto_turns: true,
+        silence: 500 * MS,
+        greeting: None,
+        chunk: 100 * MS,
+        lead: Some(400 * MS),
+        batch: 100 * MS,
+        max: 3_600 * SECOND,
+        idle: None,
+        tool_timeout: 30 * SECOND,
+        stall: 10 * SECOND,
+        max_backlog: 300 * SECOND,
+        max_message_bytes: 262_144,
+    }
+}
+
+/// A call with a clock of its own, and everything that it said.
+struct Rig {
+    core: Core,
+    now: At,
+    log: Vec<(At, Output)>,
+    read: usize,
+}
+
+impl Rig {
+    fn new(plan: Plan) -> Self {
+        let mut rig = Self { core: Core::new(plan, Duration::ZERO), now: At::ZERO, log: Vec::new(), read: 0 };
+        rig.input(Input::SessionUp);
+        rig
+    }
+
+    fn input(&mut self, input: Input<'_>) {
+        self.core.handle(self.now, input);
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.core.poll(self.now, true) {
+            if matches!(output, Output::Audio { first: true, .. }) {
+                self.core.handle(self.now, Input::FirstAudioLeft);
+            }
+            self.log.push((self.now, output));
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        self.input(Input::Service(event));
+    }
+
+    fn message(&mut self, message: ClientMsg) {
+        self.input(Input::Message(message));
+    }
+
+    /// Lets time pass, waking the core exactly when it asked to be. The client is alive: it answers pings.
+    fn pass(&mut self, length: Duration) {
+        let end = self.now + length;
+        while let Some(at) = self.core.deadline(true).filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            let before = self.log.len();
+            self.input(Input::Tick);
+            if self.log[before..].iter().any(|(_, o)| *o == Output::PingClient) {
+                self.input(Input::ClientPong);
+            }
+        }
+        self.now = end;
+    }
+
+    /// A caller's microphone for so long.
+    fn speak(&mut self, length: Duration) {
+        for _ in 0..length.as_millis() / 20 {
+            self.input(Input::Audio { length: 20 * MS, upstream: &[1; 960] });
+            self.pass(20 * MS);
+        }
+    }
+
+    /// The service answers with so much audio, all at once, in deltas of 200 ms of one item.
+    fn reply_audio(&mut self, response: &str, item: &str, length: Duration) {
+        for _ in 0..length.as_millis() / 200 {
+            let audio = Bytes::from(vec![5; 9_600]);
+            self.event(Event::Audio { response: response.into(), item: item.into(), content_index: 0, audio });
+        }
+    }
+
+    fn created(&mut self, response: &str) {
+        self.event(Event::ReplyCreated { response: response.into() });
+    }
+
+    fn done(&mut self, response: &str, ended: Ended) {
+        self.event(Event::ReplyDone { response: response.into(), ended, reason: None, retry_after: None, usage: None });
+    }
+
+    /// What was said since the last look: commands by name, messages by type, audio frames counted.
+    fn said(&mut self) -> Vec<String> {
+        let news: Vec<String> = self.log[self.read..].iter().filter_map(|(_, o)| word(o)).collect();
+        self.read = self.log.len();
+        let mut said: Vec<String> = Vec::new();
+        let mut frames = 0;
+        for word in news.into_iter().chain(["end of list".to_owned()]) {
+            if word == "frame" {
+                frames += 1;
+                continue;
+            }
+            if frames > 0 {
+                said.push(format!("{frames} frames"));
+                frames = 0;
+            }
+            said.push(word);
+        }
+        said.pop();
+        said
+    }
+
+    fn last_number(&self, wanted: &str) -> u64 {
+        let found = self.log.iter().rev().find_map(|(_, o)| match o {
+            Output::Service { number, .. } if word(o).is_some_and(|w| w.starts_with(wanted)) => Some(*number),
+            _ => None,
+        });
+        found.unwrap()
+    }
+
+    fn error(&mut self, number: u64, code: &str, message: &str) {
+        let mut id = String::new();
+        event_id::write(number, &mut id);
+        let error =
+            ServiceError { code: code.into(), message: message.into(), event_id: Some(id), ..ServiceError::default() };
+        self.event(Event::Error(error));
+    }
+}
+
+fn word(output: &Output) -> Option<String> {
+    Some(match output {
+        Output::Send(message) | Output::SendNow(message) => match message {
+            ServerMsg::Ready { .. } | ServerMsg::Ack { .. } => return None,
+            ServerMsg::Clear { reply } => format!("clear {reply}"),
+            ServerMsg::ReplyStarted { reply } => format!("reply_started {reply}"),
+            ServerMsg::ReplyEnded { reply, status, audio_ms, heard_ms, .. } => {
+                format!("reply_ended {reply} {status:?} {heard_ms}/{audio_ms}")
+            }
+            ServerMsg::SpeechStarted { at_ms } => format!("speech_started {at_ms}"),
+            ServerMsg::SpeechStopped { at_ms } => format!("speech_stopped {at_ms}"),
+            ServerMsg::Error { error } => format!("error {}", error.code),
+            ServerMsg::Notice { code, .. } => format!("notice {code}"),
+            ServerMsg::ToolCall { call_id, .. } => format!("tool_call {call_id}"),
+            ServerMsg::Transcript { text, delta, .. } => format!("transcript {text:?} {delta:?}"),
+            ServerMsg::Draining { deadline_ms } => format!("draining {deadline_ms}"),
+            ServerMsg::Pong { t } => format!("pong {t}"),
+            ServerMsg::Resumed { .. } => "resumed".into(),
+        },
+        Output::Audio { .. } => "frame".into(),
+        Output::AudioTail => "tail".into(),
+        Output::DropAudio => "drop audio".into(),
+        Output::DropInput => "drop input".into(),
+        Output::Service { command, .. } => match command {
+            Command::Append(_) => return None,
+            Command::Configure => return None,
+            Command::Truncate { item, audio_end_ms, .. } => format!("Truncate {item} {audio_end_ms}"),
+            Command::DeleteItem { item } => format!("Delete {item}"),
+            Command::CreateReply { instructions } => {
+                format!("CreateReply{}", instructions.as_ref().map(|_| " with instructions").unwrap_or_default())
+            }
+            Command::CancelReply { response } => format!("Cancel {}", response.as_deref().unwrap_or("any")),
+            Command::UserText { text } => format!("UserText {text}"),
+            Command::ToolOutput { call_id, .. } => format!("ToolOutput {call_id}"),
+            Command::Commit => "Commit".into(),
+            Command::ClearInput => "ClearInput".into(),
+        },
+        Output::PingService => "ping service".into(),
+        Output::End(end) => format!("end {}", end.report().close),
+        Output::PingClient | Output::Fact(_) => return None,
+    })
+}
+
+/// A spoken turn that the service hears end.
+fn turn(rig: &mut Rig) {
+    let began = rig.core.intake.audio();
+    rig.speak(SECOND);
+    rig.event(Event::SpeechStarted { at_ms: u64::try_from(began.as_millis()).unwrap() });
+    rig.speak(SECOND);
+    rig.event(Event::SpeechStopped { at_ms: u64::try_from(rig.core.intake.audio().as_millis()).unwrap() });
+    rig.event(Event::Committed { item: "u".into() });
+    rig.said();
+}
+
+#[test]
+fn a_turn_is_answered_paced_and_ended_when_it_was_heard() {
+    let mut rig = Rig::new(plan());
+    turn(&mut rig);
+    rig.pass(50 * MS);
+    rig.created("resp_1");
+    rig.pass(30 * MS);
+    rig.reply_audio("resp_1", "a", SECOND);
+    rig.done("resp_1", Ended::Completed);
+    assert_eq!(rig.said(), ["reply_started r1", "20 frames"], "the lead goes at once");
+    rig.pass(100 * MS);
+    assert_eq!(rig.said(), ["5 frames"]);
+    rig.pass(600 * MS);
+    assert_eq!(rig.said(), ["25 frames", "tail"]);
+    rig.pass(299 * MS);
+    assert_eq!(rig.said(), [""; 0], "generated and sent, but not yet heard");
+    rig.pass(MS);
+    assert_eq!(rig.said(), ["reply_ended r1 Completed 1000/1000"]);
+    let Some((_, Output::Send(ServerMsg::ReplyEnded { latency, .. }))) =
+        rig.log.iter().find(|(_, o)| matches!(o, Output::Send(ServerMsg::ReplyEnded { .. })))
+    else {
+        panic!("just seen")
+    };
+    // Speech ended 500 ms before the service said so.
+    assert_eq!(latency.committed_ms, Some(500));
+    assert_eq!(latency.reply_started_ms, Some(550));
+    assert_eq!(latency.first_delta_ms, Some(580));
+    assert_eq!(latency.first_audio_ms, Some(580));
+    assert_eq!(latency.relay_added_ms, Some(0));
+}
+
+#[test]
+fn barge_in_takes_the_steps_in_their_order_and_truncates_at_what_was_heard() {
+    let mut rig = Rig::new(plan());
+    turn(&mut rig);
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 400 * MS);
+    rig.reply_audio("resp_1", "b", 400 * MS);
+    rig.reply_audio("resp_1", "c", 400 * MS);
+    rig.pass(500 * MS);
+    rig.said();
+    rig.event(Event::SpeechStarted { at_ms: 2_500 });
+    assert_eq!(
+        rig.said(),
+        ["speech_started 2500", "drop audio", "clear r1", "Truncate b 100", "Delete c"],
+        "a was heard to its end, the service cancels by itself"
+    );
+    rig.reply_audio("resp_1", "c", 400 * MS);
+    assert_eq!(rig.said(), [""; 0], "late deltas are dropped");
+    rig.done("resp_1", Ended::Cancelled);
+    assert_eq!(rig.said(), ["reply_ended r1 Interrupted 500/1200"]);
+}
+
+#[test]
+fn a_reply_that_is_generated_but_still_playing_is_cut_too() {
+    let mut rig = Rig::new(plan());
+    turn(&mut rig);
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", SECOND);
+    rig.done("resp_1", Ended::Completed);
+    rig.pass(300 * MS);
+    rig.said();
+    rig.event(Event::SpeechStarted { at_ms: 2_300 });
+    assert_eq!(
+        rig.said(),
+        ["speech_started 2300", "drop audio", "clear r1", "Truncate a 300", "reply_ended r1 Interrupted 300/1000"]
+    );
+}
+
+#[test]
+fn the_clients_reports_are_better_witnesses_than_the_clock() {
+    let mut rig = Rig::new(plan());
+    turn(&mut rig);
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 2 * SECOND);
+    rig.pass(400 * MS);
+    rig.message(ClientMsg::Played { reply: "r1".into(), ms: 250 });
+    rig.message(ClientMsg::Played { reply: "r9".into(), ms: 9_999 });
+    rig.pass(100 * MS);
+    rig.said();
+    rig.message(ClientMsg::Interrupt { reply: Some("r9".into()), played_ms: None });
+    assert_eq!(rig.said(), [""; 0], "another reply is ignored");
+    rig.message(ClientMsg::Interrupt { reply: None, played_ms: None });
+    assert_eq!(rig.said(), ["drop audio", "clear r1", "Cancel resp_1", "Truncate a 350"], "250 and 100 since");
+    rig.message(ClientMsg::Interrupt { reply: Some("r1".into()), played_ms: Some(300) });
+    assert_eq!(rig.said(), [""; 0], "cut already");
+
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 2 * SECOND);
+    rig.pass(300 * MS);
+    rig.said();
+    rig.message(ClientMsg::Interrupt { reply: Some("r1".into()), played_ms: Some(60_000) });
+    assert_eq!(rig.said()[3], "Truncate a 700", "never more than was sent: 300 ms and the lead");
+}
+
+#[test]
+fn nothing_heard_is_deleted_and_all_heard_is_left_alone() {
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 200 * MS);
+    rig.said();
+    rig.event(Event::SpeechStarted { at_ms: 0 });
+    assert_eq!(rig.said(), ["speech_started 0", "drop audio", "clear r1", "Delete a"]);
+
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 200 * MS);
+    rig.done("resp_1", Ended::Completed);
+    rig.pass(199 * MS);
+    rig.message(ClientMsg::Played { reply: "r1".into(), ms: 200 });
+    rig.said();
+    rig.event(Event::SpeechStarted { at_ms: 0 });
+    assert_eq!(rig.said(), ["speech_started 0", "drop audio", "clear r1", "reply_ended r1 Interrupted 200/200"]);
+}
+
+#[test]
+fn manual_turns_are_committed_padded_and_answered_once() {
+    let mut rig = Rig::new(Plan { auto_turns: false, ..plan() });
+    rig.message(ClientMsg::Commit);
+    assert_eq!(rig.said(), ["error nothing_to_commit"]);
+    rig.speak(40 * MS);
+    rig.message(ClientMsg::Commit);
+    assert_eq!(rig.said(), ["Commit", "CreateReply"]);
+    let sent: usize = rig
+        .log
+        .iter()
+        .filter_map(|(_, o)| match o {
+            Output::Service { command: Command::Append(audio), .. } => Some(audio.len()),
+            _ => None,
+        })
+        .sum();
+    assert_eq!(sent, 4_800, "the service's least turn is 100 ms");
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 400 * MS);
+    rig.pass(100 * MS);
+    rig.speak(200 * MS);
+    rig.said();
+    rig.message(ClientMsg::Commit);
+    assert_eq!(
+        rig.said(),
+        ["drop audio", "clear r1", "Cancel resp_1", "Truncate a 300", "Commit"],
+        "the new reply waits for the end of the old one"
+    );
+    rig.done("resp_1", Ended::Cancelled);
+    assert_eq!(rig.said(), ["CreateReply", "reply_ended r1 Interrupted 300/400"]);
+    rig.message(ClientMsg::Discard);
+    assert_eq!(rig.said(), ["drop input", "ClearInput"]);
+}
+
+#[test]
+fn commit_and_discard_belong_to_manual_turns() {
+    let mut rig = Rig::new(plan());
+    rig.speak(200 * MS);
+    rig.message(ClientMsg::Commit);
+    rig.message(ClientMsg::Discard);
+    assert_eq!(rig.said(), ["error wrong_mode", "error wrong_mode"]);
+}
+
+#[test]
+fn a_reply_that_was_asked_for_and_is_not_wanted_any_more_is_never_heard() {
+    let mut rig = Rig::new(plan());
+    rig.message(ClientMsg::Text { text: "one".into() });
+    assert_eq!(rig.said(), ["UserText one", "CreateReply"]);
+    rig.message(ClientMsg::Text { text: "two".into() });
+    assert_eq!(rig.said(), ["Cancel any", "UserText two"]);
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 200 * MS);
+    rig.done("resp_1", Ended::Cancelled);
+    assert_eq!(rig.said(), ["drop audio", "CreateReply", "reply_started r1", "reply_ended r1 Interrupted 0/0"]);
+    rig.created("resp_2");
+    rig.reply_audio("resp_2", "b", 200 * MS);
+    assert_eq!(rig.said(), ["reply_started r2", "10 frames"]);
+}
+
+#[test]
+fn text_during_speech_joins_the_spoken_turn() {
+    let mut rig = Rig::new(plan());
+    rig.speak(200 * MS);
+    rig.event(Event::SpeechStarted { at_ms: 0 });
+    rig.said();
+    rig.message(ClientMsg::Text { text: "my number is 42".into() });
+    assert_eq!(rig.said(), ["UserText my number is 42"]);
+    rig.event(Event::SpeechStopped { at_ms: 200 });
+    rig.created("resp_1");
+    assert_eq!(rig.said(), ["speech_stopped 200", "reply_started r1"]);
+}
+
+#[test]
+fn a_request_that_lost_the_race_is_made_again_and_benign_errors_are_swallowed() {
+    let mut rig = Rig::new(plan());
+    rig.message(ClientMsg::Text { text: "hi".into() });
+    let number = rig.last_number("CreateReply");
+    rig.said();
+    rig.error(number, "conversation_already_has_active_response", "resp_x is running");
+    assert_eq!(rig.said(), [""; 0]);
+    rig.done("resp_x", Ended::Completed);
+    assert_eq!(rig.said(), ["CreateReply"]);
+    rig.message(ClientMsg::Interrupt { reply: None, played_ms: None });
+    let cancel = rig.last_number("Cancel");
+    rig.said();
+    rig.error(cancel, "response_cancel_not_active", "nothing to cancel");
+    assert_eq!(rig.said(), [""; 0]);
+}
+
+#[test]
+fn a_truncate_that_the_service_finds_too_long_is_made_once_more_with_its_own_length() {
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", SECOND);
+    rig.pass(SECOND);
+    rig.event(Event::SpeechStarted { at_ms: 0 });
+    let number = rig.last_number("Truncate");
+    rig.said();
+    rig.error(number, "invalid_value", "Audio content of 915ms is already shorter than 1000ms");
+    assert_eq!(rig.said(), ["Truncate a 915"]);
+    let number = rig.last_number("Truncate");
+    rig.error(number, "invalid_value", "Audio content of 905ms is already shorter than 915ms");
+    assert_eq!(rig.said(), [""; 0], "once is enough");
+}
+
+#[test]
+fn tools_go_out_once_and_the_model_goes_on_after_the_last_result() {
+    let mut rig = Rig::new(plan());
+    let call = |id: &str| Event::ToolCall {
+        response: "resp_1".into(),
+        call_id: id.into(),
+        name: "look_up".into(),
+        arguments: "{}".into(),
+    };
+    rig.created("resp_1");
+    rig.event(call("c1"));
+    rig.event(call("c1"));
+    rig.event(call("c2"));
+    rig.done("resp_1", Ended::Completed);
+    assert_eq!(rig.said(), ["reply_started r1", "tool_call c1", "tool_call c2", "reply_ended r1 Completed 0/0"]);
+    rig.message(ClientMsg::ToolResult { call_id: "c1".into(), output: "1".into() });
+    rig.message(ClientMsg::ToolResult { call_id: "c1".into(), output: "1".into() });
+    rig.message(ClientMsg::ToolResult { call_id: "c3".into(), output: "1".into() });
+    assert_eq!(rig.said(), ["ToolOutput c1", "error unknown_call", "error unknown_call"]);
+    rig.pass(30 * SECOND);
+    assert_eq!(rig.said(), ["ToolOutput c2", "CreateReply"], "the model is told that the client gave no result");
+}
+
+#[test]
+fn a_failed_reply_is_told_with_its_reason() {
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.event(Event::ReplyDone {
+        response: "resp_1".into(),
+        ended: Ended::Failed,
+        reason: Some("rate_limit_exceeded".into()),
+        retry_after: Some(1_500 * MS),
+        usage: None,
+    });
+    assert_eq!(rig.said(), ["reply_started r1", "error rate_limited", "reply_ended r1 Failed 0/0"]);
+    let told = rig.log.iter().any(|(_, o)| {
+        matches!(o, Output::Send(ServerMsg::Error { error }) if error.retry_after_ms == Some(1_500) && error.retryable)
+    });
+    assert!(told);
+}
+
+#[test]
+fn a_silent_service_is_asked_and_then_given_up() {
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.said();
+    rig.pass(10 * SECOND);
+    assert_eq!(rig.said(), ["notice stalled", "ping service"]);
+    rig.pass(10 * SECOND);
+    assert_eq!(rig.said(), ["reply_ended r1 Failed 0/0", "error upstream_timeout", "end 4504"]);
+
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.pass(10 * SECOND);
+    rig.input(Input::ServicePong);
+    rig.said();
+    rig.pass(10 * SECOND);
+    assert_eq!(rig.said(), ["Cancel resp_1", "error reply_failed", "reply_ended r1 Failed 0/0"]);
+    rig.message(ClientMsg::Text { text: "still there?".into() });
+    assert_eq!(rig.said(), ["UserText still there?", "CreateReply"]);
+}
+
+#[test]
+fn the_calls_own_limits_end_it() {
+    let mut rig = Rig::new(Plan { max: 60 * SECOND, ..plan() });
+    rig.said();
+    rig.pass(60 * SECOND);
+    assert_eq!(rig.said(), ["error max_call_time", "end 4440"]);
+
+    let mut rig = Rig::new(Plan { idle: Some(20 * SECOND), ..plan() });
+    rig.said();
+    rig.pass(20 * SECOND);
+    assert_eq!(rig.said(), ["error idle_timeout", "end 4408"], "pongs are no messages");
+
+    let mut rig = Rig::new(plan());
+    rig.said();
+    while let Some(at) = rig.core.deadline(true) {
+        rig.now = at;
+        rig.input(Input::Tick);
+    }
+    assert_eq!(rig.said(), ["error idle_timeout", "end 4408"]);
+    assert!(rig.now <= 35 * SECOND, "two pings without an answer");
+
+    let mut rig = Rig::new(plan());
+    rig.said();
+    rig.input(Input::Drain(3 * SECOND));
+    rig.pass(3 * SECOND);
+    assert_eq!(rig.said(), ["draining 3000", "end 1001"]);
+}
+
+#[test]
+fn what_is_said_before_the_session_is_up_is_kept_in_order() {
+    let mut rig = Rig {
+        core: Core::new(Plan { auto_turns: false, greeting: Some("Hello!".into()), ..plan() }, Duration::ZERO),
+        now: At::ZERO,
+        log: Vec::new(),
+        read: 0,
+    };
+    rig.drain();
+    rig.speak(300 * MS);
+    rig.message(ClientMsg::Commit);
+    assert_eq!(rig.said(), [""; 0]);
+    rig.input(Input::SessionUp);
+    let commands: Vec<&Command> = rig
+        .log
+        .iter()
+        .filter_map(|(_, o)| if let Output::Service { command, .. } = o { Some(command) } else { None })
+        .collect();
+    assert!(matches!(commands[0], Command::Configure));
+    assert!(
+        matches!(commands[1], Command::CreateReply { .. }),
+        "the caller's turn waits for its answer, the greeting is first or dropped"
+    );
+    let audio: usize =
+        commands.iter().filter_map(|c| if let Command::Append(a) = c { Some(a.len()) } else { None }).sum();
+    assert_eq!(audio, 300 * 48);
+    assert!(matches!(commands.last(), Some(Command::Commit)));
+}
+
+#[test]
+fn a_greeting_is_an_ordinary_reply_once_per_call() {
+    let mut rig = Rig::new(Plan { greeting: Some("Hello!".into()), ..plan() });
+    assert_eq!(rig.said(), ["CreateReply with instructions"]);
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 200 * MS);
+    rig.done("resp_1", Ended::Completed);
+    rig.pass(SECOND);
+    assert_eq!(rig.said(), ["reply_started r1", "10 frames", "tail", "reply_ended r1 Completed 200/200"]);
+}
+
+#[test]
+fn a_backlog_that_nobody_can_hear_in_time_stops_the_reply() {
+    let mut rig = Rig::new(Plan { max_backlog: 5 * SECOND, ..plan() });
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 7 * SECOND);
+    assert_eq!(rig.said(), ["reply_started r1", "20 frames", "Cancel resp_1"], "asked once");
+}
+
+#[test]
+fn a_lost_service_ends_the_reply_and_the_call_with_a_reason() {
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 400 * MS);
+    rig.pass(100 * MS);
+    rig.said();
+    let error = crate::upstream::open::UpstreamError::Broken("reset".into());
+    rig.input(Input::ServiceGone(End::upstream(&error)));
+    assert_eq!(rig.said(), ["reply_ended r1 Failed 100/400", "error upstream_unavailable", "end 4502"]);
+    rig.message(ClientMsg::Text { text: "hello?".into() });
+    assert_eq!(rig.said(), [""; 0], "over is over");
+}
+
+#[test]
+fn twenty_bad_messages_end_the_call() {
+    let mut rig = Rig::new(plan());
+    rig.said();
+    for _ in 0..20 {
+        rig.input(Input::Invalid { field: None, message: "not JSON".into() });
+    }
+    let said = rig.said();
+    assert_eq!(said.iter().filter(|w| *w == "error invalid_message").count(), 20);
+    assert_eq!(said[20..], ["error policy_violation", "end 1008"]);
+}
+
+#[test]
+fn a_call_can_be_written_down_and_continued() {
+    let script = |pause: bool| {
+        let mut rig = Rig::new(plan());
+        turn(&mut rig);
+        rig.created("resp_1");
+        rig.reply_audio("resp_1", "a", 2 * SECOND);
+        rig.pass(500 * MS);
+        if pause {
+            let written = serde_json::to_string(&rig.core).unwrap();
+            rig.core = serde_json::from_str(&written).unwrap();
+        }
+        rig.pass(300 * MS);
+        rig.event(Event::SpeechStarted { at_ms: 3_000 });
+        rig.done("resp_1", Ended::Cancelled);
+        rig.pass(2 * SECOND);
+        rig.log.into_iter().filter(|(_, o)| word(o).is_some()).collect::<Vec<_>>()
+    };
+    assert_eq!(script(false), script(true));
+}
+
+#[test]
+fn a_reply_with_a_status_of_its_own_keeps_it() {
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.done("resp_1", Ended::Incomplete);
+    let status = rig.log.iter().find_map(|(_, o)| match o {
+        Output::Send(ServerMsg::ReplyEnded { status, .. }) => Some(*status),
+        _ => None,
+    });
+    assert_eq!(status, Some(ReplyStatus::Incomplete));
+}

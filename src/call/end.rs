@@ -1,0 +1,140 @@
+//! Why a call ends: the one place that turns reasons into error codes and close codes.
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::upstream::open::{UpstreamError, Verdict};
+
+/// Why a call ended. Text is for people and never quotes what came from outside.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum End {
+    /// The client said `close`, or closed its socket.
+    #[error("the client ended the call")]
+    Asked,
+    /// The client is gone without a goodbye.
+    #[error("the client's connection was lost")]
+    ClientLost,
+    /// The server goes away and its patience is over.
+    #[error("this server is going away")]
+    Drained,
+    /// The client broke RFC 6455.
+    #[error("framing violation")]
+    Framing,
+    /// The client sent text that is not UTF-8.
+    #[error("text that is not UTF-8")]
+    Utf8,
+    /// Audio in a form that was not agreed.
+    #[error("{0}")]
+    InvalidAudio(String),
+    /// Too many bad messages.
+    #[error("20 invalid messages within 10 s")]
+    BadMessages,
+    /// Too many pings.
+    #[error("too many control frames: at most 10 a second")]
+    ControlFlood,
+    /// A message, or a part of one, took too long.
+    #[error("a message was begun and not finished within 10 s")]
+    HalfMessage,
+    /// A message was announced that is too large.
+    #[error("message of {got} bytes is over the {limit} byte limit")]
+    MessageTooLarge {
+        /// Announced, bytes.
+        got: usize,
+        /// Allowed, bytes.
+        limit: usize,
+    },
+    /// Audio kept coming faster than four times real time.
+    #[error("audio came faster than 4 times real time for 10 s")]
+    AudioTooFast,
+    /// Nothing came from the client.
+    #[error("no message for {} s", .0.as_secs())]
+    Idle(Duration),
+    /// The client answers no pings.
+    #[error("no answer to two pings")]
+    NoPong,
+    /// The longest call.
+    #[error("the longest call time of {} s is reached", .0.as_secs())]
+    MaxTime(Duration),
+    /// A token that opens nothing.
+    #[error("this call cannot be resumed: begin a new one")]
+    ResumeRefused,
+    /// The client does not read.
+    #[error("the client takes its audio too slowly")]
+    SlowConsumer,
+    /// The service is gone, or would not have us.
+    #[error("{message}")]
+    Upstream {
+        /// `error.code`
+        code: String,
+        /// Close code.
+        close: u16,
+        /// The client may come again.
+        retryable: bool,
+        /// After so long.
+        retry_after: Option<Duration>,
+        /// For people.
+        message: String,
+    },
+    /// Our bug.
+    #[error("internal error")]
+    Internal,
+}
+
+/// What the client is told at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// `error.code`; none: the close code says it all.
+    pub code: Option<&'static str>,
+    /// Close code.
+    pub close: u16,
+    /// The client may come again.
+    pub retryable: bool,
+    /// After so long.
+    pub retry_after: Option<Duration>,
+}
+
+impl End {
+    /// From a failed upstream.
+    pub fn upstream(error: &UpstreamError) -> Self {
+        let Verdict { code, close, transient, retry_after } = error.verdict();
+        Self::Upstream { code: code.to_owned(), close, retryable: transient, retry_after, message: error.to_string() }
+    }
+
+    /// Error code, close code, and whether coming back helps.
+    pub fn report(&self) -> Report {
+        let of = |code: &'static str, close, retryable| Report {
+            code: (!code.is_empty()).then_some(code),
+            close,
+            retryable,
+            retry_after: None,
+        };
+        match self {
+            Self::Asked | Self::ClientLost => of("", 1000, false),
+            Self::Drained => of("", 1001, true),
+            Self::Framing => of("", 1002, false),
+            Self::Utf8 => of("", 1007, false),
+            Self::InvalidAudio(_) => of("invalid_audio", 1003, false),
+            Self::BadMessages | Self::ControlFlood | Self::HalfMessage => of("policy_violation", 1008, false),
+            Self::MessageTooLarge { .. } => of("message_too_large", 1009, true),
+            Self::AudioTooFast => of("audio_too_fast", 4429, true),
+            Self::Idle(_) | Self::NoPong => of("idle_timeout", 4408, true),
+            Self::MaxTime(_) => of("max_call_time", 4440, false),
+            Self::ResumeRefused => of("resume_refused", 4410, false),
+            Self::SlowConsumer => of("slow_consumer", 4508, true),
+            Self::Internal => of("internal", 1011, true),
+            Self::Upstream { code, close, retryable, retry_after, .. } => Report {
+                code: Some(known(code)),
+                close: *close,
+                retryable: *retryable,
+                retry_after: retry_after.or((*close != 4502 && *retryable).then_some(Duration::from_secs(2))),
+            },
+        }
+    }
+}
+
+/// The contract's own word for an upstream code.
+fn known(code: &str) -> &'static str {
+    const CODES: [&str; 5] =
+        ["upstream_refused", "upstream_timeout", "upstream_auth", "rate_limited", "upstream_unavailable"];
+    CODES.into_iter().find(|c| *c == code).unwrap_or("upstream_unavailable")
+}

@@ -1,0 +1,25 @@
+//! DECISIONS: what a call does next. [`core::Core`] decides in virtual time, [`driver`] is the one task of a call that
+//! waits, reads a clock and moves bytes.
+//!
+//! Core in parts, each with one subject: [`intake`] (what the client may send, counted), [`turn`] (the caller's side of a
+//! turn), [`slot`] (one reply at a time), [`playout`] (replies on their way to the loudspeaker, and what of them was
+//! heard), [`tools`]. All of it is plain data that can be written down.
+pub mod core;
+pub mod driver;
+pub mod end;
+pub mod intake;
+pub mod playout;
+pub mod reply;
+pub mod slot;
+pub mod tools;
+pub mod turn;
+
+use std::time::Duration;
+
+/// Time since the call began.
+pub type At = Duration;
+
+/// Whole milliseconds, for the wire.
+pub fn ms(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,268 @@
+//! One reply, from the service's first word to the loudspeaker's last: what was received, sent, heard, and when.
+//!
+//! The playback ledger per item lives here: reports of the client and the clock of the loudspeaker are only different
+//! witnesses for what was heard.
+use std::{collections::VecDeque, time::Duration};
+
+use bytes::{Buf as _, Bytes};
+use serde::{Deserialize, Serialize};
+
+use super::{At, ms, turn::Marks};
+use crate::{
+    audio::pace::Position,
+    client::wire::{Latency, ReplyStatus, Usage},
+};
+
+/// A report is believed to go on for so long; a client that paused its loudspeaker says nothing more.
+const REPORT_HOLDS: Duration = Duration::from_millis(1_000);
+
+/// One audio part of a conversation item. Positions and lengths in samples of the reply.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Item {
+    /// The service's id.
+    pub id: String,
+    /// The part that holds audio.
+    pub content_index: u32,
+    /// Where it begins.
+    pub begin: u64,
+    /// Received of it.
+    pub received: u64,
+}
+
+/// The moments of a reply.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// Of the turn that is answered.
+    pub turn: Marks,
+    /// The service began.
+    pub started: Option<At>,
+    /// The first audio came in.
+    pub first_delta: Option<At>,
+    /// The first audio went out.
+    pub first_audio: Option<At>,
+}
+
+impl Times {
+    /// As the wire tells it.
+    pub fn latency(&self) -> Latency {
+        let since_end = |at: Option<At>| Some(ms(at?.saturating_sub(self.turn.end?)));
+        Latency {
+            committed_ms: since_end(self.turn.committed),
+            reply_started_ms: since_end(self.started),
+            first_delta_ms: since_end(self.first_delta),
+            first_audio_ms: since_end(self.first_audio),
+            relay_added_ms: self.relay_added().map(ms),
+        }
+    }
+
+    /// From the first delta to the client's socket.
+    pub fn relay_added(&self) -> Option<Duration> {
+        Some(self.first_audio?.saturating_sub(self.first_delta?))
+    }
+
+    /// From the end of the caller's turn to the client's socket.
+    pub fn answered_after(&self) -> Option<Duration> {
+        Some(self.first_audio?.saturating_sub(self.turn.end?))
+    }
+}
+
+/// How a reply's generation ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generated {
+    /// How.
+    pub status: ReplyStatus,
+    /// Why.
+    pub reason: Option<String>,
+}
+
+/// A reply that has not ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reply {
+    /// Our id, told to the client.
+    pub id: String,
+    /// The service's id.
+    pub response: String,
+    /// Its audio's parts.
+    pub items: Vec<Item>,
+    /// Moments.
+    pub times: Times,
+    /// Tokens.
+    pub usage: Option<Usage>,
+    /// Set when the service is done with it.
+    pub generated: Option<Generated>,
+    /// Set when it was cut off: what was heard of it then, in samples.
+    pub cut: Option<u64>,
+    /// The client knows of it.
+    pub announced: bool,
+    /// The last of its audio went out.
+    pub sent_all: bool,
+    waiting: VecDeque<Bytes>,
+    waiting_bytes: usize,
+    /// Received, samples.
+    received: u64,
+    /// Sent, samples, without what fills the last frame.
+    sent: u64,
+    /// Where in all that was sent it begins.
+    begins: Option<Position>,
+    /// The client's last word on what it has played, in samples of the reply, and when it came.
+    report: Option<(u64, At)>,
+}
+
+impl Reply {
+    /// A reply that begins.
+    pub fn new(id: String, response: String, times: Times) -> Self {
+        Self {
+            id,
+            response,
+            items: Vec::new(),
+            times,
+            usage: None,
+            generated: None,
+            cut: None,
+            announced: false,
+            sent_all: false,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            received: 0,
+            sent: 0,
+            begins: None,
+            report: None,
+        }
+    }
+
+    /// Audio came, of `samples`.
+    pub fn receive(&mut self, item: &str, content_index: u32, audio: Bytes, samples: u64) {
+        match self.items.iter_mut().find(|i| i.id == item && i.content_index == content_index) {
+            Some(known) => known.received += samples,
+            None => {
+                self.items.push(Item { id: item.to_owned(), content_index, begin: self.received, received: samples });
+            }
+        }
+        self.received += samples;
+        self.waiting_bytes += audio.len();
+        self.waiting.push_back(audio);
+    }
+
+    /// Bytes that wait to be sent.
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
+    /// Takes up to `bytes` of what waits.
+    pub fn take(&mut self, bytes: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(bytes);
+        while let Some(front) = self.waiting.front_mut() {
+            let take = front.len().min(bytes - out.len());
+            out.extend_from_slice(front.get(..take).unwrap_or_default());
+            front.advance(take);
+            if front.is_empty() {
+                self.waiting.pop_front();
+            }
+            if out.len() == bytes {
+                break;
+            }
+        }
+        self.waiting_bytes -= out.len();
+        out
+    }
+
+    /// So many samples of it went out, at this place of all that was sent.
+    pub fn send(&mut self, at: Position, samples: u64) {
+        self.begins.get_or_insert(at);
+        self.sent += samples;
+    }
+
+    /// Received, samples.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Sent, samples.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Where its audio ends in all that was sent.
+    pub fn ends(&self) -> Position {
+        self.begins.unwrap_or(0) + self.sent
+    }
+
+    /// The client says what it has played. A loudspeaker never runs back, and never plays what it has not got.
+    pub fn report(&mut self, now: At, samples: u64) {
+        let samples = samples.min(self.sent).max(self.report.map_or(0, |(s, _)| s));
+        self.report = Some((samples, now));
+    }
+
+    /// The client has said what it plays.
+    pub fn is_reported(&self) -> bool {
+        self.report.is_some()
+    }
+
+    /// Heard by now, samples: the client's word, taken forward, else the clock's `played` position.
+    pub fn heard(&self, now: At, played: Position, rate: u32) -> u64 {
+        if let Some(cut) = self.cut {
+            return cut;
+        }
+        match (self.report, self.begins) {
+            (Some((samples, at)), _) => {
+                let since = now.saturating_sub(at).min(REPORT_HOLDS);
+                let more = u64::try_from(since.as_micros()).unwrap_or(0) * u64::from(rate) / 1_000_000;
+                (samples + more).min(self.sent)
+            }
+            (None, Some(begins)) => played.saturating_sub(begins).min(self.sent),
+            (None, None) => 0,
+        }
+    }
+
+    /// Cuts it off: nothing more of it is sent.
+    pub fn cut(&mut self, heard: u64) {
+        self.cut = Some(heard.min(self.sent));
+        self.waiting = VecDeque::new();
+        self.waiting_bytes = 0;
+        self.sent_all = true;
+    }
+
+    /// The service will send no more of it.
+    pub fn is_generated(&self) -> bool {
+        self.generated.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply() -> Reply {
+        let mut reply = Reply::new("r1".into(), "resp".into(), Times::default());
+        reply.receive("a", 0, Bytes::from(vec![1; 960]), 480);
+        reply.receive("b", 0, Bytes::from(vec![2; 1_920]), 960);
+        reply
+    }
+
+    #[test]
+    fn items_follow_each_other_in_the_reply() {
+        let mut reply = reply();
+        reply.receive("a", 0, Bytes::from(vec![1; 2]), 1);
+        let spans: Vec<_> = reply.items.iter().map(|i| (i.id.as_str(), i.begin, i.received)).collect();
+        assert_eq!(spans, [("a", 0, 481), ("b", 480, 960)]);
+        assert_eq!(reply.take(1_000).len(), 1_000);
+        assert_eq!(reply.waiting_bytes(), 1_882);
+    }
+
+    #[test]
+    fn witnesses_are_bounded_by_what_was_sent() {
+        let mut reply = reply();
+        assert_eq!(reply.heard(Duration::from_secs(9), 9_999, 24_000), 0, "nothing was sent");
+        reply.send(1_000, 480);
+        assert_eq!(reply.heard(Duration::ZERO, 1_240, 24_000), 240);
+        assert_eq!(reply.heard(Duration::ZERO, 9_999, 24_000), 480);
+        reply.report(Duration::ZERO, 100);
+        assert_eq!(reply.heard(Duration::ZERO, 9_999, 24_000), 100, "the client knows better than the clock");
+        assert_eq!(reply.heard(Duration::from_millis(10), 9_999, 24_000), 340);
+        reply.report(Duration::from_millis(10), 99_999);
+        assert_eq!(reply.heard(Duration::from_millis(10), 0, 24_000), 480);
+        reply.cut(300);
+        assert_eq!(reply.heard(Duration::from_secs(5), 9_999, 24_000), 300);
+        assert_eq!(reply.waiting_bytes(), 0);
+    }
+}

@@ -1,0 +1,223 @@
+//! One reply at a time: the service writes only one reply to a conversation and refuses a second request.
+//!
+//! The slot is taken by our request or by the service's own turn detection; whoever comes second waits here. Decides when
+//! a request goes out, never what is in it.
+use std::{collections::VecDeque, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::At;
+
+/// After so long without an answer the service will not begin by itself any more: an empty turn gets no reply.
+const VAD_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A reply that somebody wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Want {
+    /// For this reply only.
+    pub instructions: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum State {
+    Free,
+    /// Requested by us, with the number of our command.
+    Requested(u64, Want),
+    /// Running; the service's id, if we know it.
+    Active(Option<String>),
+}
+
+/// The conversation's one slot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Slot {
+    state: State,
+    waiting: VecDeque<Want>,
+    /// The service will begin a reply by itself, until then.
+    vad_until: Option<At>,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self { state: State::Free, waiting: VecDeque::new(), vad_until: None }
+    }
+}
+
+impl Slot {
+    /// Somebody wants a reply. Two plain wishes are one: a reply answers everything said before it.
+    pub fn want(&mut self, want: Want) {
+        if want.instructions.is_some() || !self.waiting.iter().any(|w| w.instructions.is_none()) {
+            self.waiting.push_back(want);
+        }
+    }
+
+    /// The request that may go out now, as command `number`.
+    pub fn next(&mut self, number: u64) -> Option<Want> {
+        if self.state != State::Free || self.vad_until.is_some() {
+            return None;
+        }
+        let want = self.waiting.pop_front()?;
+        self.state = State::Requested(number, want.clone());
+        Some(want)
+    }
+
+    /// The caller speaks: the service will answer this turn by itself, once it ends.
+    pub fn hold_for_speech(&mut self) {
+        self.vad_until = Some(At::MAX);
+    }
+
+    /// The caller's turn is over: the service is about to answer.
+    pub fn expect_vad(&mut self, now: At) {
+        if !matches!(self.state, State::Active(_)) || self.vad_until.is_some() {
+            self.vad_until = Some(now + VAD_PATIENCE);
+        }
+    }
+
+    /// A reply began. Returns whether it was requested by us.
+    pub fn created(&mut self, response: &str) -> bool {
+        let ours = matches!(self.state, State::Requested(..)) && self.vad_until.is_none();
+        if !ours {
+            // The service's own reply answers everything that was said before it, ours included.
+            self.waiting.retain(|w| w.instructions.is_some());
+        }
+        if let (State::Requested(_, want), false) = (&self.state, ours)
+            && want.instructions.is_some()
+        {
+            let want = want.clone();
+            self.waiting.push_front(want);
+        }
+        self.vad_until = None;
+        self.state = State::Active(Some(response.to_owned()));
+        ours
+    }
+
+    /// A reply ended.
+    pub fn done(&mut self, response: &str) {
+        if matches!(&self.state, State::Active(id) if id.as_deref().is_none_or(|id| id == response)) {
+            self.state = State::Free;
+        }
+    }
+
+    /// Our command `number` was refused. `busy`: another reply runs; ours waits for its end.
+    /// Returns whether it was the request that holds the slot.
+    pub fn refused(&mut self, number: u64, busy: bool) -> bool {
+        let State::Requested(ours, want) = &self.state else { return false };
+        if *ours != number {
+            return false;
+        }
+        if busy {
+            let want = want.clone();
+            self.waiting.push_front(want);
+            self.state = State::Active(None);
+        } else {
+            self.state = State::Free;
+        }
+        true
+    }
+
+    /// Forgets a reply that will never end.
+    pub fn free(&mut self) {
+        self.state = State::Free;
+    }
+
+    /// Forgets what waits: the caller has moved on.
+    pub fn drop_waiting(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// A reply runs or was requested.
+    pub fn busy(&self) -> bool {
+        self.state != State::Free
+    }
+
+    /// Nothing runs, waits or is expected.
+    pub fn idle(&self) -> bool {
+        !self.busy() && self.waiting.is_empty() && self.vad_until.is_none()
+    }
+
+    /// The running reply at the service.
+    pub fn active(&self) -> Option<&str> {
+        match &self.state {
+            State::Active(id) => id.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// When to call [`Self::tick`].
+    pub fn deadline(&self) -> Option<At> {
+        self.vad_until.filter(|at| *at != At::MAX)
+    }
+
+    /// Stops expecting a reply that does not come.
+    pub fn tick(&mut self, now: At) {
+        if self.vad_until.is_some_and(|at| now >= at) {
+            self.vad_until = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain() -> Want {
+        Want { instructions: None }
+    }
+
+    #[test]
+    fn the_second_request_waits_for_the_first_reply() {
+        let mut slot = Slot::default();
+        slot.want(plain());
+        assert_eq!(slot.next(1), Some(plain()));
+        slot.want(plain());
+        slot.want(plain());
+        assert_eq!(slot.next(2), None);
+        assert!(slot.created("resp_1"));
+        assert_eq!(slot.next(2), None);
+        slot.done("resp_other");
+        assert_eq!(slot.next(2), None, "another reply's end frees nothing");
+        slot.done("resp_1");
+        assert_eq!(slot.next(2), Some(plain()), "two plain wishes were one");
+        assert!(slot.created("resp_2"));
+        slot.done("resp_2");
+        assert!(slot.idle());
+    }
+
+    #[test]
+    fn the_services_own_reply_answers_what_waits() {
+        let mut slot = Slot::default();
+        slot.hold_for_speech();
+        slot.want(plain());
+        slot.want(Want { instructions: Some("greet".into()) });
+        assert_eq!(slot.next(1), None, "nobody talks into the caller's speech");
+        slot.expect_vad(Duration::from_secs(1));
+        assert!(!slot.created("resp_vad"));
+        slot.done("resp_vad");
+        assert_eq!(slot.next(2).and_then(|w| w.instructions).as_deref(), Some("greet"));
+    }
+
+    #[test]
+    fn a_request_that_lost_the_race_is_made_again() {
+        let mut slot = Slot::default();
+        slot.want(plain());
+        slot.next(7);
+        assert!(!slot.refused(6, true), "another command");
+        assert!(slot.refused(7, true));
+        assert_eq!(slot.next(8), None);
+        slot.done("resp_vad");
+        assert_eq!(slot.next(8), Some(plain()));
+        assert!(slot.refused(8, false));
+        assert!(slot.idle());
+    }
+
+    #[test]
+    fn an_empty_turn_gets_no_reply() {
+        let mut slot = Slot::default();
+        slot.hold_for_speech();
+        slot.expect_vad(Duration::from_secs(1));
+        slot.want(plain());
+        assert_eq!(slot.next(1), None);
+        assert_eq!(slot.deadline(), Some(Duration::from_secs(4)));
+        slot.tick(Duration::from_secs(4));
+        assert_eq!(slot.next(1), Some(plain()));
+    }
+}

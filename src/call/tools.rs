@@ -1,0 +1,126 @@
+//! Tools that the client answers: each call goes out once, and gets one result, if need be that it timed out.
+//!
+//! The service announces a call twice; a client may never answer. The model goes on once a reply has ended and all its
+//! calls have results.
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::At;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Pending {
+    response: String,
+    until: At,
+}
+
+/// The calls of one reply.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Batch {
+    open: usize,
+    /// The reply has ended; the value says whether to its end.
+    ended: Option<bool>,
+}
+
+/// A call's tools.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Tools {
+    pending: HashMap<String, Pending>,
+    batches: HashMap<String, Batch>,
+    seen: HashSet<String>,
+}
+
+impl Tools {
+    /// The model wants a tool; `false` when that was known.
+    pub fn called(&mut self, now: At, response: &str, call_id: &str, timeout: Duration) -> bool {
+        if !self.seen.insert(call_id.to_owned()) {
+            return false;
+        }
+        self.batches.entry(response.to_owned()).or_default().open += 1;
+        self.pending.insert(call_id.to_owned(), Pending { response: response.to_owned(), until: now + timeout });
+        true
+    }
+
+    /// A result is there. `None`: nobody waits for it; else whether the model shall go on now.
+    pub fn answered(&mut self, call_id: &str) -> Option<bool> {
+        let response = self.pending.remove(call_id)?.response;
+        if let Some(batch) = self.batches.get_mut(&response) {
+            batch.open = batch.open.saturating_sub(1);
+        }
+        Some(self.go_on(&response))
+    }
+
+    /// A reply ended, `completed` or not. Returns whether the model shall go on now.
+    pub fn reply_done(&mut self, response: &str, completed: bool) -> bool {
+        if let Some(batch) = self.batches.get_mut(response) {
+            batch.ended = Some(completed);
+        }
+        self.go_on(response)
+    }
+
+    fn go_on(&mut self, response: &str) -> bool {
+        let over = self.batches.get(response).is_some_and(|b| b.open == 0 && b.ended.is_some());
+        // A reply that failed or was cut off is not continued: the caller or the service has moved on.
+        over && self.batches.remove(response).and_then(|b| b.ended).unwrap_or(false)
+    }
+
+    /// The calls that timed out by now; send their results and say [`Self::answered`].
+    pub fn late(&self, now: At) -> Vec<String> {
+        self.pending.iter().filter(|(_, p)| now >= p.until).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// When the next one times out.
+    pub fn deadline(&self) -> Option<At> {
+        self.pending.values().map(|p| p.until).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
+    const T0: At = Duration::ZERO;
+
+    #[test]
+    fn a_call_goes_out_once_and_the_model_goes_on_once() {
+        let mut tools = Tools::default();
+        assert!(tools.called(T0, "r", "a", TIMEOUT));
+        assert!(!tools.called(T0, "r", "a", TIMEOUT), "announced twice");
+        assert!(tools.called(T0, "r", "b", TIMEOUT));
+        assert_eq!(tools.answered("a"), Some(false));
+        assert!(!tools.reply_done("r", true), "b is open");
+        assert_eq!(tools.answered("b"), Some(true));
+        assert_eq!(tools.answered("b"), None);
+        assert!(!tools.called(T0, "r", "a", TIMEOUT), "never run twice");
+    }
+
+    #[test]
+    fn a_result_before_the_replys_end_waits_for_it() {
+        let mut tools = Tools::default();
+        tools.called(T0, "r", "a", TIMEOUT);
+        assert_eq!(tools.answered("a"), Some(false));
+        assert!(tools.reply_done("r", true));
+        assert!(!tools.reply_done("other", true), "a reply without tools needs no continuation");
+    }
+
+    #[test]
+    fn a_failed_reply_is_not_continued() {
+        let mut tools = Tools::default();
+        tools.called(T0, "r", "a", TIMEOUT);
+        assert!(!tools.reply_done("r", false));
+        assert_eq!(tools.answered("a"), Some(false));
+    }
+
+    #[test]
+    fn a_client_that_never_answers_is_late() {
+        let mut tools = Tools::default();
+        tools.called(T0, "r", "a", TIMEOUT);
+        assert_eq!(tools.deadline(), Some(TIMEOUT));
+        assert!(tools.late(TIMEOUT - Duration::from_millis(1)).is_empty());
+        assert_eq!(tools.late(TIMEOUT), ["a"]);
+    }
+}

@@ -1,0 +1,82 @@
+//! `voxrelay serve`: the relay, until it is told to leave.
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{Usage, logs, relay::Relay};
+use crate::{config::Config, observe::metrics};
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Configuration file (TOML; a commented example is assets/voxrelay.toml)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Base URL of the model service, such as https://api.openai.com/v1 [env: OPENAI_BASE_URL; the key: OPENAI_API_KEY]
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// Serve other machines although nobody is asked for a credential
+    #[arg(long)]
+    insecure_open: bool,
+}
+
+impl ServeArgs {
+    fn load(self) -> Result<Config, Usage> {
+        let mut config = load(self.config.as_deref())?;
+        if let Some(listen) = self.listen {
+            config.server.listen = listen;
+        }
+        if let Some(url) = self.upstream {
+            config.upstream.url = Some(url);
+        }
+        config.server.insecure_open |= self.insecure_open;
+        config
+            .check(|key| (key == "upstream.url").then(|| "--upstream".to_owned()))
+            .map_err(|e| Usage(e.to_string()))?;
+        Ok(config)
+    }
+}
+
+/// The configuration from a file and this process's environment.
+///
+/// # Errors
+/// What is wrong with it, and where.
+pub fn load(file: Option<&std::path::Path>) -> Result<Config, Usage> {
+    Config::load(file, |name| std::env::var(name).ok()).map_err(|e| Usage(e.to_string()))
+}
+
+/// Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.
+///
+/// # Errors
+/// When it cannot start.
+pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let config = args.load()?;
+    logs::install(&config.log);
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let Relay { server, sim } = Relay::start(config, Some(metrics::install()?)).await?;
+    if let Some(sim) = &sim {
+        eprintln!(
+            "no upstream and no OPENAI_API_KEY: answering with the embedded simulator at {} (it speaks back what it hears)",
+            sim.base_url()
+        );
+    }
+    println!("listening on http://{}", server.addr());
+    told(&mut term, &mut int).await;
+    eprintln!("leaving: running turns may finish; once more to leave at once");
+    server.drain(told(&mut term, &mut int)).await;
+    if let Some(sim) = sim {
+        sim.stop().await;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn told(term: &mut Signal, int: &mut Signal) {
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}

@@ -1,0 +1,58 @@
+//! `voxrelay sim`: the simulated model service alone.
+use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::{Usage, logs};
+use crate::{
+    config::LogConfig,
+    sim::{Faults, Sim, SimConfig},
+};
+
+/// Arguments of `sim`.
+#[derive(Debug, Args)]
+pub struct SimArgs {
+    /// Address and port to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000")]
+    listen: SocketAddr,
+    /// Faults to play, scripted or by chance (TOML; its form is in the documentation of `voxrelay::sim`)
+    #[arg(long, value_name = "FILE")]
+    faults: Option<PathBuf>,
+    /// Delays, limits and habits of the service (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Serves until it is told to leave.
+///
+/// # Errors
+/// When a file is broken or the address cannot be had.
+pub async fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
+    logs::install(&LogConfig::default());
+    let read =
+        |file: &PathBuf| fs::read_to_string(file).map_err(|e| Usage(format!("cannot read `{}`: {e}", file.display())));
+    let faults = match &args.faults {
+        Some(file) => {
+            Faults::from_toml(&read(file)?).map_err(|e| Usage(format!("--faults {}: {e}", file.display())))?
+        }
+        None => Faults::default(),
+    };
+    let config: SimConfig = match &args.config {
+        Some(file) => toml::from_str(&read(file)?).map_err(|e| Usage(format!("--config {}: {e}", file.display())))?,
+        None => SimConfig::default(),
+    };
+    let addr = args.listen;
+    let sim = Sim::start(addr, config, faults)
+        .await
+        .with_context(|| format!("cannot listen on {addr} (choose another address with --listen)"))?;
+    println!("listening on http://{}", sim.addr());
+    eprintln!("base URL: {} (any key but those that begin with sk-bad)", sim.base_url());
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        done = tokio::signal::ctrl_c() => done?,
+        _ = term.recv() => {}
+    }
+    sim.stop().await;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,727 @@
+//! What can be configured: one struct per section, every default in one place, unknown keys refused, secrets redacted.
+//!
+//! Precedence: command line, then the file, then the environment (`OPENAI_API_KEY`, `OPENAI_BASE_URL`), then the
+//! defaults here. The commented example is `assets/voxrelay.toml`.
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize, Serializer};
+
+/// The whole file. An empty one is valid.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Who may reach us, and how many.
+    pub server: ServerConfig,
+    /// The model service.
+    pub upstream: UpstreamConfig,
+    /// How audio is cut and paced.
+    pub audio: AudioConfig,
+    /// What a call may do.
+    pub call: CallConfig,
+    /// What is logged.
+    pub log: LogConfig,
+    /// Personas by name; `default` always exists.
+    pub agents: BTreeMap<String, AgentConfig>,
+}
+
+/// `[server]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Address and port; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Listen beyond loopback although nobody is asked for a credential.
+    pub insecure_open: bool,
+    /// Calls at once; more are refused with 503.
+    pub max_calls: usize,
+    /// Connections at once that still speak HTTP; more wait.
+    pub max_connections: usize,
+    /// Largest client message, bytes.
+    pub max_message_bytes: usize,
+    /// How long running turns may go on after SIGTERM, seconds.
+    pub drain_s: u64,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            insecure_open: false,
+            max_calls: 4_000,
+            max_connections: 4_096,
+            max_message_bytes: 256 << 10,
+            drain_s: 10,
+        }
+    }
+}
+
+/// Which protocol the service speaks. One arm, one file in [`crate::upstream`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dialect {
+    /// OpenAI Realtime, generally available shape.
+    #[default]
+    Ga,
+}
+
+/// `[upstream]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpstreamConfig {
+    /// Base URL, as SDKs write it (`https://api.openai.com/v1`); none and no key: the embedded simulator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The account's key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_key: Option<Secret>,
+    /// The protocol spoken there.
+    pub dialect: Dialect,
+    /// Model, where an agent names none.
+    pub model: String,
+    /// Sent as `OpenAI-Organization`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub organization: Option<String>,
+    /// Sent as `OpenAI-Project`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// Speak without TLS to another machine. Keys and voices travel in the clear.
+    pub plaintext: bool,
+    /// TCP and TLS together, ms (fault matrix U7).
+    pub connect_timeout_ms: u64,
+    /// TCP to `session.created`, ms (fault matrix U7).
+    pub session_timeout_ms: u64,
+    /// Tries before a call is given up (fault matrix U6).
+    pub attempts: u32,
+    /// Largest event taken from the service, bytes.
+    pub max_message_bytes: usize,
+}
+
+impl Default for UpstreamConfig {
+    fn default() -> Self {
+        Self {
+            url: None,
+            api_key: None,
+            dialect: Dialect::Ga,
+            model: "gpt-realtime-2.1".to_owned(),
+            organization: None,
+            project: None,
+            plaintext: false,
+            connect_timeout_ms: 5_000,
+            session_timeout_ms: 10_000,
+            attempts: 3,
+            max_message_bytes: 16 << 20,
+        }
+    }
+}
+
+/// `[audio]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AudioConfig {
+    /// Audio gathered for one append, ms.
+    pub chunk_ms: u64,
+    /// Leave the client's socket alone while a chunk gathers, instead of waking for each of its frames.
+    pub gather: bool,
+    /// How far ahead of the loudspeaker reply audio is sent at `pace=realtime`, ms.
+    pub out_lead_ms: u64,
+    /// Reply audio sent at one go, ms; less wakes more often.
+    pub out_batch_ms: u64,
+}
+
+impl Default for AudioConfig {
+    fn default() -> Self {
+        Self { chunk_ms: 100, gather: true, out_lead_ms: 400, out_batch_ms: 100 }
+    }
+}
+
+/// `[call]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CallConfig {
+    /// Longest call, seconds.
+    pub max_s: u64,
+    /// A call without any message from its client ends after so many seconds; 0: never.
+    pub idle_s: u64,
+    /// How long a client may take for a tool, seconds; then the model is told.
+    pub tool_timeout_s: u64,
+    /// A reply without an event for so long is called stalled, seconds (fault matrix U8).
+    pub stall_s: u64,
+    /// Reply audio kept for a slow loudspeaker, seconds; a longer backlog ends the reply (fault matrix C4).
+    pub max_backlog_s: u64,
+}
+
+impl Default for CallConfig {
+    fn default() -> Self {
+        Self { max_s: 14_400, idle_s: 900, tool_timeout_s: 30, stall_s: 10, max_backlog_s: 300 }
+    }
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// For people or for machines.
+    pub format: LogFormat,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `voxrelay=debug`.
+    pub level: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Pretty, level: "info".to_owned() }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines for people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[agents.NAME]`: a persona. Clients choose it by name and cannot change it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentConfig {
+    /// What the model is told before everything else.
+    pub instructions: String,
+    /// The service's name of a voice.
+    pub voice: String,
+    /// Model, where it differs from `upstream.model`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Said first, once per call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub greeting: Option<String>,
+    /// Model that writes down what the caller says; none: no user transcript.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transcription: Option<String>,
+    /// Longest reply, tokens; none: the service's limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_output_tokens: Option<u32>,
+    /// Speaking speed, 0.25 to 1.5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speed: Option<f64>,
+    /// The service's filter for the caller's audio.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise_reduction: Option<NoiseReduction>,
+    /// How the end of speech is found (`turns=auto`).
+    pub turn_detection: TurnDetection,
+    /// Tools that the client answers.
+    pub tools: Vec<ToolConfig>,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            instructions: "You are a friendly voice assistant. Answer briefly, in the language of the caller."
+                .to_owned(),
+            voice: "marin".to_owned(),
+            model: None,
+            greeting: None,
+            transcription: Some("gpt-transcribe".to_owned()),
+            max_output_tokens: None,
+            speed: None,
+            noise_reduction: None,
+            turn_detection: TurnDetection::default(),
+            tools: Vec::new(),
+        }
+    }
+}
+
+/// The service's noise filters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoiseReduction {
+    /// A headset.
+    NearField,
+    /// A room.
+    FarField,
+}
+
+/// `[agents.NAME.turn_detection]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum TurnDetection {
+    /// By energy and silence.
+    ServerVad {
+        /// 0 to 1; higher needs louder speech.
+        #[serde(default = "TurnDetection::default_threshold")]
+        threshold: f64,
+        /// Audio kept from before the speech, ms.
+        #[serde(default = "TurnDetection::default_prefix")]
+        prefix_padding_ms: u32,
+        /// Silence that ends a turn, ms. The service's own 200 ms cuts people off in mid-sentence.
+        #[serde(default = "TurnDetection::default_silence")]
+        silence_duration_ms: u32,
+    },
+    /// By meaning.
+    SemanticVad {
+        /// How soon the model takes the turn.
+        #[serde(default)]
+        eagerness: Eagerness,
+    },
+}
+
+impl TurnDetection {
+    fn default_threshold() -> f64 {
+        0.5
+    }
+    fn default_prefix() -> u32 {
+        300
+    }
+    fn default_silence() -> u32 {
+        500
+    }
+
+    /// The silence that the service waits for before it calls speech ended.
+    pub fn silence(&self) -> Duration {
+        match self {
+            Self::ServerVad { silence_duration_ms, .. } => Duration::from_millis(u64::from(*silence_duration_ms)),
+            Self::SemanticVad { .. } => Duration::ZERO,
+        }
+    }
+}
+
+impl Default for TurnDetection {
+    fn default() -> Self {
+        Self::ServerVad {
+            threshold: Self::default_threshold(),
+            prefix_padding_ms: Self::default_prefix(),
+            silence_duration_ms: Self::default_silence(),
+        }
+    }
+}
+
+/// How soon semantic turn detection answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Eagerness {
+    /// As `medium`.
+    #[default]
+    Auto,
+    /// Waits up to 8 s.
+    Low,
+    /// Waits up to 4 s.
+    Medium,
+    /// Waits up to 2 s.
+    High,
+}
+
+/// `[[agents.NAME.tools]]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToolConfig {
+    /// What the model calls it.
+    pub name: String,
+    /// What the model is told about it.
+    #[serde(default)]
+    pub description: String,
+    /// JSON Schema of its arguments.
+    #[serde(default = "ToolConfig::no_parameters")]
+    pub parameters: serde_json::Value,
+}
+
+impl ToolConfig {
+    fn no_parameters() -> serde_json::Value {
+        serde_json::json!({"type": "object", "properties": {}})
+    }
+}
+
+/// A credential: never printed, never written.
+#[derive(Clone, Deserialize)]
+pub struct Secret(SecretString);
+
+impl Secret {
+    /// Wraps a credential.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(SecretString::from(secret.into()))
+    }
+
+    /// The credential itself, for the one place that sends it.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("(redacted)")
+    }
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read config file `{}`: {source}", file.display())]
+    Read {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not TOML, or an unknown key, or a value of the wrong kind; the text names line and column.
+    #[error("{}: {source}", file.display())]
+    Parse {
+        /// Which file.
+        file: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// Values that cannot work.
+    #[error("{}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Values {
+        /// All of them.
+        problems: Vec<Problem>,
+    },
+}
+
+/// One value that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// File and line, where the value stands in a file.
+    pub place: Option<String>,
+    /// The key, dotted.
+    pub key: String,
+    /// What was found.
+    pub found: String,
+    /// What is allowed.
+    pub allowed: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(place) = &self.place {
+            write!(f, "{place}: ")?;
+        }
+        write!(f, "{}: found {}; allowed: {}", self.key, self.found, self.allowed)
+    }
+}
+
+impl Config {
+    /// Reads a file, or takes the defaults, and fills what it leaves open from the environment, given as a lookup.
+    ///
+    /// # Errors
+    /// When the file cannot be read, parsed, or holds values that cannot work.
+    pub fn load(file: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let source = match file {
+            Some(file) => {
+                fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.to_owned(), source })?
+            }
+            None => String::new(),
+        };
+        let name = file.unwrap_or(Path::new("(no file)"));
+        let mut config = Self::parse(&source, name)?;
+        let set = |name: &str| env(name).filter(|value| !value.trim().is_empty());
+        config.upstream.url = config.upstream.url.or_else(|| set("OPENAI_BASE_URL"));
+        config.upstream.api_key = config.upstream.api_key.or_else(|| set("OPENAI_API_KEY").map(Secret::new));
+        config.check(|key| locate(&source, key).map(|line| format!("{}:{line}", name.display())))?;
+        Ok(config)
+    }
+
+    fn parse(source: &str, name: &Path) -> Result<Self, ConfigError> {
+        let mut config: Self = toml::from_str(source)
+            .map_err(|source| ConfigError::Parse { file: name.to_owned(), source: Box::new(source) })?;
+        config.agents.entry("default".to_owned()).or_default();
+        Ok(config)
+    }
+
+    /// Every value against what it may be. `place` finds where a key stands.
+    ///
+    /// # Errors
+    /// All problems at once.
+    pub fn check(&self, place: impl Fn(&str) -> Option<String>) -> Result<(), ConfigError> {
+        let mut problems = Vec::new();
+        let mut problem = |key: &str, found: String, allowed: &str| {
+            problems.push(Problem { place: place(key), key: key.to_owned(), found, allowed: allowed.to_owned() });
+        };
+        for (key, found, least, most, unit) in self.ranges() {
+            if !(least..=most).contains(&found) {
+                problem(key, found.to_string(), &format!("{least} to {most} {unit}"));
+            }
+        }
+        if self.audio.out_batch_ms > self.audio.out_lead_ms {
+            problem("audio.out_batch_ms", self.audio.out_batch_ms.to_string(), "at most audio.out_lead_ms");
+        }
+        if let Some(url) = &self.upstream.url
+            && let Err(allowed) = Endpoint::parse(url, self.upstream.plaintext)
+        {
+            problem("upstream.url", format!("`{url}`"), &allowed);
+        }
+        if self.upstream.model.is_empty() {
+            problem("upstream.model", "nothing".to_owned(), "the name of a realtime model");
+        }
+        for (key, value) in [
+            ("upstream.api_key", self.upstream.api_key.as_ref().map(Secret::expose)),
+            ("upstream.organization", self.upstream.organization.as_deref()),
+            ("upstream.project", self.upstream.project.as_deref()),
+        ] {
+            if value.is_some_and(|v| v.is_empty() || v.bytes().any(|b| !b.is_ascii_graphic())) {
+                problem(
+                    key,
+                    "something that no HTTP header can hold".to_owned(),
+                    "visible ASCII characters, no spaces or line ends",
+                );
+            }
+        }
+        if tracing_subscriber::EnvFilter::try_new(&self.log.level).is_err() {
+            problem(
+                "log.level",
+                format!("`{}`", self.log.level),
+                "error, warn, info, debug, trace, or directives such as voxrelay=debug",
+            );
+        }
+        for (name, agent) in &self.agents {
+            agent.check(name, &mut problem);
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Values { problems }) }
+    }
+
+    fn ranges(&self) -> [(&'static str, u64, u64, u64, &'static str); 16] {
+        let (server, upstream, audio, call) = (&self.server, &self.upstream, &self.audio, &self.call);
+        [
+            ("server.max_calls", server.max_calls as u64, 1, 1_000_000, "calls"),
+            ("server.max_connections", server.max_connections as u64, 1, 1_000_000, "connections"),
+            ("server.max_message_bytes", server.max_message_bytes as u64, 4_096, 16 << 20, "bytes"),
+            ("server.drain_s", server.drain_s, 0, 3_600, "seconds"),
+            ("upstream.connect_timeout_ms", upstream.connect_timeout_ms, 100, 60_000, "ms"),
+            ("upstream.session_timeout_ms", upstream.session_timeout_ms, 100, 120_000, "ms"),
+            ("upstream.attempts", u64::from(upstream.attempts), 1, 10, "tries"),
+            ("upstream.max_message_bytes", upstream.max_message_bytes as u64, 64 << 10, 64 << 20, "bytes"),
+            ("audio.chunk_ms", audio.chunk_ms, 20, 200, "ms"),
+            ("audio.out_lead_ms", audio.out_lead_ms, 40, 10_000, "ms"),
+            ("audio.out_batch_ms", audio.out_batch_ms, 20, 1_000, "ms"),
+            ("call.max_s", call.max_s, 1, 604_800, "seconds"),
+            ("call.idle_s", call.idle_s, 0, 86_400, "seconds"),
+            ("call.tool_timeout_s", call.tool_timeout_s, 1, 600, "seconds"),
+            ("call.stall_s", call.stall_s, 1, 600, "seconds"),
+            ("call.max_backlog_s", call.max_backlog_s, 1, 3_600, "seconds"),
+        ]
+    }
+}
+
+impl AgentConfig {
+    fn check(&self, name: &str, problem: &mut impl FnMut(&str, String, &str)) {
+        let key = |field: &str| format!("agents.{name}.{field}");
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        {
+            problem(&format!("agents.{name}"), format!("`{name}`"), "1 to 64 letters, digits, `-`, `_`, `.`");
+        }
+        if self.voice.is_empty() {
+            problem(&key("voice"), "nothing".to_owned(), "the service's name of a voice, such as `marin`");
+        }
+        if let Some(speed) = self.speed.filter(|s| !(0.25..=1.5).contains(s)) {
+            problem(&key("speed"), speed.to_string(), "0.25 to 1.5");
+        }
+        if let Some(tokens) = self.max_output_tokens.filter(|t| !(1..=32_000).contains(t)) {
+            problem(&key("max_output_tokens"), tokens.to_string(), "1 to 32000 tokens");
+        }
+        if let TurnDetection::ServerVad { threshold, prefix_padding_ms, silence_duration_ms } = self.turn_detection {
+            if !(0.0..=1.0).contains(&threshold) {
+                problem(&key("turn_detection.threshold"), threshold.to_string(), "0 to 1");
+            }
+            if prefix_padding_ms > 5_000 {
+                problem(&key("turn_detection.prefix_padding_ms"), prefix_padding_ms.to_string(), "0 to 5000 ms");
+            }
+            if !(50..=10_000).contains(&silence_duration_ms) {
+                problem(&key("turn_detection.silence_duration_ms"), silence_duration_ms.to_string(), "50 to 10000 ms");
+            }
+        }
+        for (index, tool) in self.tools.iter().enumerate() {
+            if tool.name.is_empty()
+                || tool.name.len() > 64
+                || !tool.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+            {
+                problem(
+                    &key(&format!("tools[{index}].name")),
+                    format!("`{}`", tool.name),
+                    "1 to 64 letters, digits, `-`, `_`",
+                );
+            }
+            if self.tools.iter().take(index).any(|earlier| earlier.name == tool.name) {
+                problem(&key(&format!("tools[{index}].name")), format!("`{}` twice", tool.name), "names that differ");
+            }
+            if !tool.parameters.is_object() {
+                problem(
+                    &key(&format!("tools[{index}].parameters")),
+                    tool.parameters.to_string(),
+                    "a JSON Schema object",
+                );
+            }
+        }
+    }
+}
+
+/// A base URL, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Speak TLS.
+    pub tls: bool,
+    /// Name or address, without brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Path without a slash at its end, such as `/v1`.
+    pub path: String,
+}
+
+impl Endpoint {
+    /// Takes `http`, `https`, `ws` and `wss` URLs; plain ones only to loopback, unless `plaintext`.
+    ///
+    /// # Errors
+    /// What is allowed instead.
+    pub fn parse(url: &str, plaintext: bool) -> Result<Self, String> {
+        let allowed = || "a base URL such as `https://api.openai.com/v1` or `http://127.0.0.1:9000/v1`".to_owned();
+        let uri: axum::http::Uri = url.trim().parse().map_err(|_| allowed())?;
+        let tls = match uri.scheme_str() {
+            Some("https" | "wss") => true,
+            Some("http" | "ws") => false,
+            _ => return Err(allowed()),
+        };
+        if uri.query().is_some() || uri.authority().is_some_and(|a| a.as_str().contains('@')) {
+            return Err(format!("{}, without query or user name", allowed()));
+        }
+        let host = uri.host().filter(|h| !h.is_empty()).ok_or_else(allowed)?.trim_matches(['[', ']']).to_owned();
+        if !tls && !plaintext && !is_loopback(&host) {
+            return Err(
+                "https or wss; plain http or ws only to loopback, or with `upstream.plaintext = true`".to_owned()
+            );
+        }
+        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        Ok(Self { tls, host, port, path: uri.path().trim_end_matches('/').to_owned() })
+    }
+}
+
+/// Whether a host name or address means this machine.
+pub fn is_loopback(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The line on which a dotted key stands, or its nearest parent.
+fn locate(source: &str, key: &str) -> Option<usize> {
+    let table = toml::de::DeTable::parse(source).ok()?;
+    let mut at = None;
+    let mut value = toml::de::DeValue::Table(table.into_inner());
+    for part in key.split('.') {
+        let (part, index) = match part.split_once('[') {
+            Some((name, index)) => (name, index.trim_end_matches(']').parse::<usize>().ok()),
+            None => (part, None),
+        };
+        let toml::de::DeValue::Table(mut table) = value else { break };
+        let Some(found) = table.remove(part) else { break };
+        at = Some(found.span().start);
+        value = found.into_inner();
+        if let (Some(index), toml::de::DeValue::Array(_)) = (index, &value) {
+            let toml::de::DeValue::Array(array) = value else { break };
+            let Some(item) = array.into_iter().nth(index) else { break };
+            at = Some(item.span().start);
+            value = item.into_inner();
+        }
+    }
+    at.map(|at| source.get(..at).unwrap_or_default().matches('\n').count() + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(source: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("test.toml");
+        fs::write(&file, source).unwrap();
+        Config::load(Some(&file), |_| None)
+            .map_err(|e| e.to_string().replace(&format!("{}/", dir.path().display()), ""))
+    }
+
+    fn printed(config: &Config) -> String {
+        toml::to_string(config).unwrap()
+    }
+
+    #[test]
+    fn the_example_says_the_defaults_and_its_comments_are_valid_too() {
+        let example = include_str!("../assets/voxrelay.toml");
+        let defaults = printed(&load("").unwrap());
+        assert_eq!(printed(&load(example).unwrap()), defaults);
+        let uncomment = |line: &'static str| match line.strip_prefix("# ") {
+            Some(l) if l.starts_with("[[") || l.contains(" = ") && !l.contains("eagerness") => l,
+            _ => line,
+        };
+        let uncommented: String = example.lines().map(|line| format!("{}\n", uncomment(line))).collect();
+        let all = load(&uncommented).unwrap();
+        assert_eq!(all.agents["default"].tools[0].name, "look_up_order");
+        assert_eq!(all.agents["default"].speed, Some(1.0));
+        assert!(all.upstream.api_key.is_some());
+    }
+
+    #[test]
+    fn problems_name_line_key_value_and_what_is_allowed() {
+        for (source, parts) in [
+            ("[audio]\nchunk_ms = 5\n", &["test.toml:2: audio.chunk_ms: found 5; allowed: 20 to 200 ms"][..]),
+            ("[audio]\nchunk = 5\n", &["line 2", "unknown field `chunk`", "chunk_ms"]),
+            ("[server]\nlisten = 8080\n", &["line 2"]),
+            ("[server\n", &["line 1"]),
+            ("[upstream]\nurl = \"http://example.com/v1\"\n", &["test.toml:2: upstream.url", "https or wss"]),
+            (
+                "[upstream]\nurl = \"example.com\"\n",
+                &["upstream.url: found `example.com`; allowed: a base URL such as"],
+            ),
+            ("[upstream]\napi_key = \"a b\"\n", &["upstream.api_key", "visible ASCII"]),
+            (
+                "[agents.x]\nspeed = 9.0\nvoice = \"\"\n",
+                &["test.toml:3: agents.x.voice", "test.toml:2: agents.x.speed: found 9; allowed: 0.25 to 1.5"],
+            ),
+            (
+                "[agents.x.turn_detection]\ntype = \"server_vad\"\nthreshold = 2.0\n",
+                &["test.toml:3: agents.x.turn_detection.threshold"],
+            ),
+            ("[agents.x.turn_detection]\ntype = \"magic\"\n", &["magic", "server_vad"]),
+            ("[[agents.x.tools]]\nname = \"two words\"\n", &["test.toml:2: agents.x.tools[0].name: found `two words`"]),
+            ("[log]\nlevel = \"a=b=c\"\n", &["test.toml:2: log.level"]),
+        ] {
+            let error = load(source).unwrap_err();
+            for part in parts {
+                assert!(error.contains(part), "{source:?} gave {error:?}, without {part:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn secrets_are_never_printed() {
+        let config =
+            Config::load(None, |name| (name == "OPENAI_API_KEY").then(|| "sk-very-secret".to_owned())).unwrap();
+        assert_eq!(config.upstream.api_key.as_ref().unwrap().expose(), "sk-very-secret");
+        for text in [printed(&config), format!("{config:?}")] {
+            assert!(!text.contains("very-secret"), "{text}");
+        }
+    }
+
+    #[test]
+    fn endpoints_are_taken_apart() {
+        let of = |url| Endpoint::parse(url, false).map(|e| (e.tls, e.host, e.port, e.path));
+        assert_eq!(of("https://api.openai.com/v1/"), Ok((true, "api.openai.com".into(), 443, "/v1".into())));
+        assert_eq!(of("ws://[::1]:9000/v1"), Ok((false, "::1".into(), 9000, "/v1".into())));
+        assert_eq!(of("http://localhost:9000"), Ok((false, "localhost".into(), 9000, String::new())));
+        for bad in ["ftp://x/v1", "https://", "https://user@x/v1", "https://x/v1?a=b", "http://10.0.0.1/v1", "nonsense"]
+        {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The accept loop, and the upgrade from HTTP to a WebSocket.
+//!
+//! `axum::serve` keeps silent and half-header sockets open past 75 s (measured); this loop gives a peer ten seconds to
+//! say what it wants. What is served stands in the [`Router`] that is handed in.
+use std::{io, net::SocketAddr, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header},
+};
+use hyper::{server::conn::http1, upgrade::OnUpgrade};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time,
+};
+use tokio_tungstenite::tungstenite::{handshake::derive_accept_key, protocol::Role};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+
+use super::{
+    io::Io,
+    ws::{Socket, SocketLimits},
+};
+
+/// How long a peer may take for its request head (fault matrix M1).
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after a failed accept: descriptors are used up, and spinning gives none back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Memory of one connection while it speaks HTTP, bytes. hyper's least is 8 KiB.
+const HTTP_BUFFER: usize = 16 << 10;
+
+/// Where a request came from; an extension of every request.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+/// Accepts until `stop`, each connection in a task of `tracker`. A connection that still speaks HTTP ends with `stop`; an
+/// upgraded one belongs to whoever upgraded it. At most `max_connections` speak HTTP at once, more wait in the backlog.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    max_connections: usize,
+    tracker: &TaskTracker,
+    stop: CancellationToken,
+) {
+    let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(max_connections));
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (tcp, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // A peer that left before we came is none of our trouble; everything else is worth a pause.
+                if error.kind() != io::ErrorKind::ConnectionAborted {
+                    tracing::warn!(%error, "accept failed");
+                    time::sleep(ACCEPT_PAUSE).await;
+                }
+                continue;
+            }
+        };
+        let (router, stop) = (router.clone(), stop.clone());
+        tracker.spawn(async move {
+            serve_connection(tcp, peer, router, stop).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn serve_connection(tcp: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+    // Audio frames are small and late ones are worthless: never wait for more to send.
+    let _ = tcp.set_nodelay(true);
+    let service =
+        TowerToHyperService::new(router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            request.map(Body::new)
+        }));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HTTP_BUFFER)
+        .serve_connection(TokioIo::new(tcp), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let done = tokio::select! {
+        done = connection.as_mut() => done,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = done {
+        tracing::debug!(%peer, %error, "connection ended early");
+    }
+}
+
+/// Why a request is no WebSocket handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum UpgradeError {
+    /// An ordinary request.
+    #[error("this address speaks WebSocket: send `Connection: Upgrade` and `Upgrade: websocket`")]
+    NotAsked,
+    /// Another version than 13.
+    #[error("Sec-WebSocket-Version must be 13")]
+    Version,
+    /// No usable key.
+    #[error("Sec-WebSocket-Key must be 16 bytes in base64")]
+    Key,
+    /// HTTP that cannot be upgraded.
+    #[error("this connection cannot be upgraded")]
+    Impossible,
+}
+
+/// A handshake that was found good, and not yet answered.
+#[derive(Debug)]
+pub struct Upgrade {
+    accept: String,
+    on_upgrade: OnUpgrade,
+    protocols: Vec<String>,
+}
+
+impl Upgrade {
+    /// Looks at a request's head (RFC 6455 section 4.2.1).
+    ///
+    /// # Errors
+    /// When it is no handshake; [`UpgradeError::NotAsked`] for an ordinary request.
+    pub fn from_request(request: &mut Request) -> Result<Self, UpgradeError> {
+        let headers = request.headers();
+        if request.method() != Method::GET
+            || !has_token(headers, &header::CONNECTION, "upgrade")
+            || !has_token(headers, &header::UPGRADE, "websocket")
+        {
+            return Err(UpgradeError::NotAsked);
+        }
+        if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|v| v != "13") {
+            return Err(UpgradeError::Version);
+        }
+        let key = headers.get(header::SEC_WEBSOCKET_KEY).ok_or(UpgradeError::Key)?;
+        if key.len() != 24 {
+            return Err(UpgradeError::Key);
+        }
+        let accept = derive_accept_key(key.as_bytes());
+        let protocols = tokens(headers, &header::SEC_WEBSOCKET_PROTOCOL).map(str::to_owned).collect();
+        let on_upgrade = request.extensions_mut().remove::<OnUpgrade>().ok_or(UpgradeError::Impossible)?;
+        Ok(Self { accept, on_upgrade, protocols })
+    }
+
+    /// The subprotocols that were offered, in their order.
+    pub fn protocols(&self) -> &[String] {
+        &self.protocols
+    }
+
+    /// The answer 101, choosing `protocol`, and the socket to wait for once it is sent.
+    pub fn accept(self, protocol: Option<&'static str>) -> (Response<Body>, Pending) {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        if let Ok(accept) = HeaderValue::from_str(&self.accept) {
+            headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        }
+        if let Some(protocol) = protocol {
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+        }
+        (response, Pending(self.on_upgrade))
+    }
+}
+
+/// A socket whose 101 is on its way.
+#[derive(Debug)]
+pub struct Pending(OnUpgrade);
+
+impl Pending {
+    /// Waits for the upgrade.
+    ///
+    /// # Errors
+    /// When the connection broke under it.
+    pub async fn socket(self, limits: SocketLimits) -> io::Result<Socket> {
+        let (tcp, read_already) = self.stream().await?;
+        Ok(Socket::new(Io::plain(tcp), Role::Server, limits, read_already))
+    }
+
+    /// Waits for the upgrade; the bare TCP stream and the bytes that came right behind the handshake.
+    ///
+    /// # Errors
+    /// When the connection broke under it.
+    pub async fn stream(self) -> io::Result<(TcpStream, Vec<u8>)> {
+        let upgraded = self.0.await.map_err(io::Error::other)?;
+        let parts = upgraded
+            .downcast::<TokioIo<TcpStream>>()
+            .map_err(|_| io::Error::other("upgraded something that is not our own TCP stream"))?;
+        Ok((parts.io.into_inner(), parts.read_buf.to_vec()))
+    }
+}
+
+fn tokens<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> impl Iterator<Item = &'h str> {
+    headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .map(str::trim)
+        .filter(|t| !t.is_empty())
+}
+
+fn has_token(headers: &HeaderMap, name: &header::HeaderName, wanted: &str) -> bool {
+    tokens(headers, name).any(|t| t.eq_ignore_ascii_case(wanted))
+}

@@ -1,0 +1,104 @@
+//! Occurrences worth a metric and perhaps a log line. Labels hold only words of ours; audio, transcripts and keys are never
+//! part of a fact.
+use std::{borrow::Cow, time::Duration};
+
+use metrics::{counter, gauge, histogram};
+use serde::{Deserialize, Serialize};
+
+use crate::client::wire::ReplyStatus;
+
+/// Something happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Fact {
+    /// A call began.
+    CallStarted,
+    /// A call ended, with this close code.
+    CallEnded {
+        /// The close code.
+        close: u16,
+        /// How long it was.
+        length: Duration,
+        /// From the client, bytes.
+        bytes_in: u64,
+        /// To the client, bytes.
+        bytes_out: u64,
+    },
+    /// A client was refused at the door, or one of its requests was.
+    Refused {
+        /// `error.code`
+        code: Cow<'static, str>,
+    },
+    /// A session came up.
+    SessionUp {
+        /// After so long.
+        after: Duration,
+    },
+    /// A reply is over.
+    ReplyEnded {
+        /// How it ended.
+        status: ReplyStatus,
+        /// From the end of the caller's turn to the first audio.
+        answered_after: Option<Duration>,
+        /// Of it, in the relay itself.
+        relay_added: Option<Duration>,
+    },
+    /// The service said something that we do not know.
+    UnknownEvent,
+    /// The service complained about something that had already happened.
+    SwallowedError,
+    /// The service complained.
+    ServiceError,
+}
+
+impl Fact {
+    /// Counts it, and logs it where a person may want to know.
+    pub fn record(&self) {
+        match self {
+            Self::CallStarted => {
+                counter!("voxrelay_calls_total").increment(1);
+                gauge!("voxrelay_calls_active").increment(1);
+                tracing::info!("call started");
+            }
+            Self::CallEnded { close, length, bytes_in, bytes_out } => {
+                gauge!("voxrelay_calls_active").decrement(1);
+                counter!("voxrelay_calls_ended_total", "close" => close.to_string()).increment(1);
+                counter!("voxrelay_client_bytes_total", "direction" => "in").increment(*bytes_in);
+                counter!("voxrelay_client_bytes_total", "direction" => "out").increment(*bytes_out);
+                tracing::info!(close, seconds = length.as_secs_f64(), bytes_in, bytes_out, "call ended");
+            }
+            Self::Refused { code } => {
+                counter!("voxrelay_errors_total", "code" => code.clone()).increment(1);
+                tracing::debug!(%code, "request refused");
+            }
+            Self::SessionUp { after } => {
+                histogram!("voxrelay_session_up_seconds").record(after.as_secs_f64());
+                tracing::info!(seconds = after.as_secs_f64(), "session up");
+            }
+            Self::ReplyEnded { status, answered_after, relay_added } => {
+                let status = match status {
+                    ReplyStatus::Completed => "completed",
+                    ReplyStatus::Interrupted => "interrupted",
+                    ReplyStatus::Incomplete => "incomplete",
+                    ReplyStatus::Failed => "failed",
+                };
+                counter!("voxrelay_replies_total", "status" => status).increment(1);
+                if let Some(after) = answered_after {
+                    histogram!("voxrelay_first_audio_seconds").record(after.as_secs_f64());
+                }
+                if let Some(added) = relay_added {
+                    histogram!("voxrelay_relay_added_seconds").record(added.as_secs_f64());
+                }
+                tracing::info!(status, "reply ended");
+            }
+            Self::UnknownEvent => {
+                counter!("voxrelay_unknown_events_total").increment(1);
+                tracing::debug!("unknown event skipped");
+            }
+            Self::SwallowedError => counter!("voxrelay_swallowed_errors_total").increment(1),
+            Self::ServiceError => {
+                counter!("voxrelay_service_errors_total").increment(1);
+                tracing::warn!("the service refused a request");
+            }
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The metrics page (`GET /metrics`, Prometheus text).
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Seconds; fine where people hear a difference.
+const SECONDS: [f64; 16] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0];
+
+/// Collects from now on; the handle renders the page. Only one can be in a process.
+///
+/// # Errors
+/// When one is there already.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .install_recorder()?;
+    describe_counter!("voxrelay_calls_total", "Calls begun");
+    describe_gauge!("voxrelay_calls_active", "Calls open now");
+    describe_counter!("voxrelay_calls_ended_total", "Calls ended, by close code");
+    describe_counter!("voxrelay_replies_total", "Replies ended, by status");
+    describe_counter!("voxrelay_errors_total", "Errors told to clients, by code");
+    describe_counter!(
+        "voxrelay_client_bytes_total",
+        Unit::Bytes,
+        "Payload bytes from and to clients, counted at a call's end"
+    );
+    describe_counter!("voxrelay_unknown_events_total", "Events of the service that we do not know");
+    describe_counter!("voxrelay_swallowed_errors_total", "Errors of the service about what had already happened");
+    describe_counter!("voxrelay_service_errors_total", "Errors of the service that were told to a client");
+    describe_histogram!(
+        "voxrelay_first_audio_seconds",
+        Unit::Seconds,
+        "End of the caller's turn to the reply's first audio"
+    );
+    describe_histogram!(
+        "voxrelay_relay_added_seconds",
+        Unit::Seconds,
+        "First delta at the relay to the client's socket"
+    );
+    describe_histogram!("voxrelay_session_up_seconds", Unit::Seconds, "Dialling to session.created");
+    Ok(handle)
+}

@@ -1,0 +1,380 @@
+//! The server: listens, checks at the doors, hands each call to a task of its own, and leaves in good order.
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Query as UrlQuery, Request, State},
+    http::{HeaderValue, Response, StatusCode, header},
+    response::IntoResponse as _,
+    routing::get,
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+use rand::Rng as _;
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::JoinSet,
+    time::{self, Instant},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
+
+use crate::{
+    audio::lane::upstream_format,
+    call::{
+        core::Plan,
+        driver::{self, Call},
+        end::End,
+        ms,
+    },
+    client::{
+        door,
+        thin::{self, Query},
+        wire::{AudioFormats, ErrorBody, ServerMsg},
+    },
+    config::{AgentConfig, Config},
+    net::{
+        listen::{self, Upgrade, UpgradeError},
+        ws::{Socket, SocketLimits},
+    },
+    observe::fact::Fact,
+    upstream::{SessionSetup, open::Upstream},
+};
+
+/// Read buffer of a client's socket, bytes; grows with the message that is read.
+const READ_BUFFER: usize = 4 << 10;
+/// What a full server asks a client to wait.
+const FULL_RETRY: Duration = Duration::from_secs(5);
+/// Goodbyes after the last turn may take so long.
+const GOODBYES: Duration = Duration::from_millis(900);
+/// How often histograms are tidied.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address is taken, or not ours.
+    #[error("cannot listen on {addr}: {source} (choose another address with --listen or `server.listen`)")]
+    Listen {
+        /// Which.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Anybody could come in.
+    #[error(
+        "server.listen: {addr} can be reached from other machines, and no tenant is configured, so that nobody would be \
+         asked for a credential; listen on a loopback address such as 127.0.0.1:8080, or say --insecure-open"
+    )]
+    Open {
+        /// Where.
+        addr: SocketAddr,
+    },
+    /// The service's address cannot work.
+    #[error("upstream.url: {0}")]
+    Upstream(String),
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    upstream: Upstream,
+    slots: Arc<Semaphore>,
+    draining: AtomicBool,
+    drain: watch::Receiver<Option<Instant>>,
+    calls: TaskTracker,
+    stop: CancellationToken,
+    metrics: Option<PrometheusHandle>,
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    addr: SocketAddr,
+    shared: Arc<Shared>,
+    drain: watch::Sender<Option<Instant>>,
+    /// Ends accepting.
+    closed: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Server {
+    /// Listens and serves from now on. `metrics`: what the metrics page shows.
+    ///
+    /// # Errors
+    /// When the address cannot be had or should not be, or the upstream's makes no sense.
+    pub async fn start(config: Config, metrics: Option<PrometheusHandle>) -> Result<Self, ServeError> {
+        let addr = config.server.listen;
+        if !addr.ip().is_loopback() && !config.server.insecure_open {
+            return Err(ServeError::Open { addr });
+        }
+        let upstream = Upstream::new(Arc::new(config.upstream.clone())).map_err(ServeError::Upstream)?;
+        let listener = TcpListener::bind(addr).await.map_err(|source| ServeError::Listen { addr, source })?;
+        let addr = listener.local_addr().map_err(|source| ServeError::Listen { addr, source })?;
+        let (drain, draining) = watch::channel(None);
+        let max_connections = config.server.max_connections;
+        let shared = Arc::new(Shared {
+            upstream,
+            slots: Arc::new(Semaphore::new(config.server.max_calls)),
+            draining: AtomicBool::new(false),
+            drain: draining,
+            calls: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            metrics: metrics.clone(),
+            config,
+        });
+        let closed = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let (router, stop, tracker) = (router(shared.clone()), closed.clone(), shared.calls.clone());
+        tasks.spawn(async move { listen::serve(listener, router, max_connections, &tracker, stop).await });
+        if let Some(metrics) = metrics {
+            tasks.spawn(async move {
+                loop {
+                    time::sleep(METRICS_UPKEEP).await;
+                    metrics.run_upkeep();
+                }
+            });
+        }
+        Ok(Self { addr, shared, drain, closed, tasks })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Tells every client, lets running turns finish for `server.drain_s`, then ends what is left. `hurry` cuts it short.
+    pub async fn drain(mut self, hurry: impl Future<Output = ()>) {
+        let grace = Duration::from_secs(self.shared.config.server.drain_s);
+        self.shared.draining.store(true, Ordering::Release);
+        // Nobody is left to hear it when no call runs.
+        let _ = self.drain.send(Some(Instant::now() + grace));
+        self.closed.cancel();
+        self.shared.calls.close();
+        tokio::select! {
+            () = self.shared.calls.wait() => {}
+            () = hurry => {}
+            () = time::sleep(grace) => {}
+        }
+        self.shared.stop.cancel();
+        if time::timeout(GOODBYES, self.shared.calls.wait()).await.is_err() {
+            tracing::warn!(left = self.shared.calls.len(), "calls were cut off");
+        }
+        self.tasks.abort_all();
+    }
+}
+
+fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/v1/voice", get(voice))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics_page))
+        .fallback(nowhere)
+        .with_state(shared)
+}
+
+async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {
+    if shared.draining.load(Ordering::Acquire) {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+    } else {
+        (StatusCode::OK, "ready\n")
+    }
+}
+
+async fn metrics_page(State(shared): State<Arc<Shared>>) -> Response<Body> {
+    match &shared.metrics {
+        Some(metrics) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render()).into_response(),
+        None => (StatusCode::NOT_FOUND, "no metrics are collected in this process\n").into_response(),
+    }
+}
+
+async fn nowhere(request: Request) -> Response<Body> {
+    let message =
+        format!("nothing at `{}`; calls are at /v1/voice", request.uri().path().chars().take(80).collect::<String>());
+    Refusal::new(StatusCode::NOT_FOUND, "not_found", message).into()
+}
+
+/// A refusal before the upgrade.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    field: Option<&'static str>,
+    retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, code: &'static str, message: String) -> Self {
+        Self { status, code, message, field: None, retry_after: None }
+    }
+}
+
+impl From<Refusal> for Response<Body> {
+    fn from(refusal: Refusal) -> Self {
+        Fact::Refused { code: refusal.code.into() }.record();
+        let body = thin::refusal(&ErrorBody {
+            code: refusal.code.to_owned(),
+            message: refusal.message,
+            retryable: refusal.retry_after.is_some(),
+            retry_after_ms: refusal.retry_after.map(ms),
+            field: refusal.field.map(str::to_owned),
+            request_id: random_id("req"),
+        });
+        let mut response = (refusal.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        if let Some(after) = refusal.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+        }
+        response
+    }
+}
+
+fn random_id(kind: &str) -> String {
+    format!("{kind}_{:016x}", rand::rng().random::<u64>())
+}
+
+/// `GET /v1/voice`: the thin door.
+async fn voice(State(shared): State<Arc<Shared>>, mut request: Request) -> Response<Body> {
+    match knock(&shared, &request) {
+        Err(refusal) => refusal.into(),
+        Ok((query, slot)) => match Upgrade::from_request(&mut request) {
+            Ok(upgrade) => admit(&shared, query, slot, upgrade),
+            Err(UpgradeError::NotAsked) => {
+                let body = serde_json::json!({"ok": true, "agent": query.agent,
+                    "audio": AudioFormats { input: query.input, output: query.output },
+                    "message": "this call would be taken; open it as a WebSocket"});
+                ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+            }
+            Err(error) => Refusal::new(StatusCode::BAD_REQUEST, "invalid_query", error.to_string()).into(),
+        },
+    }
+}
+
+/// All checks of a request's head, in the order of the contract's statuses.
+fn knock(shared: &Shared, request: &Request) -> Result<(Query, OwnedSemaphorePermit), Refusal> {
+    let header = |name| request.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok());
+    let origin = request.headers().get(header::ORIGIN).map(|v| v.to_str().unwrap_or("null"));
+    if !door::origin_allowed(origin, header(header::HOST), shared.config.server.insecure_open) {
+        let message = format!(
+            "Origin `{}` may not call; allowed: this server's own pages and loopback",
+            origin.unwrap_or_default()
+        );
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "forbidden", message));
+    }
+    let UrlQuery(fields) = UrlQuery::<Vec<(String, String)>>::try_from_uri(request.uri())
+        .map_err(|e| Refusal::new(StatusCode::BAD_REQUEST, "invalid_query", format!("unreadable query: {e}")))?;
+    let query = Query::parse(&fields).map_err(|e| Refusal {
+        field: Some(e.field),
+        ..Refusal::new(StatusCode::BAD_REQUEST, "invalid_query", e.message)
+    })?;
+    if !shared.config.agents.contains_key(&query.agent) {
+        let message = format!("no agent `{}` is configured", query.agent.chars().take(64).collect::<String>());
+        return Err(Refusal { field: Some("agent"), ..Refusal::new(StatusCode::NOT_FOUND, "unknown_agent", message) });
+    }
+    let full = |message: &str| Refusal {
+        retry_after: Some(FULL_RETRY),
+        ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message.to_owned())
+    };
+    if shared.draining.load(Ordering::Acquire) {
+        return Err(full("this server is going away"));
+    }
+    let slot = shared.slots.clone().try_acquire_owned().map_err(|_| full("all lines are taken"))?;
+    Ok((query, slot))
+}
+
+/// Answers 101 and runs the call in a task of its own.
+fn admit(shared: &Arc<Shared>, query: Query, slot: OwnedSemaphorePermit, upgrade: Upgrade) -> Response<Body> {
+    // A list that was offered must be answered from, and a token in it must never be echoed.
+    let protocol = upgrade.protocols().iter().any(|p| p == thin::PROTOCOL).then_some(thin::PROTOCOL);
+    let (response, pending) = upgrade.accept(protocol);
+    let id = random_id("call");
+    let span = tracing::info_span!("call", id);
+    let shared = shared.clone();
+    let task = shared.clone();
+    shared.calls.spawn(
+        async move {
+            let limits = SocketLimits { max_message: task.config.server.max_message_bytes, read_buffer: READ_BUFFER };
+            match pending.socket(limits).await {
+                Ok(socket) if query.resume => refuse_resume(socket, &id).await,
+                Ok(socket) => {
+                    let Some(call) = call(&task, query, id, socket) else { return };
+                    let end = driver::run(call).await;
+                    tracing::debug!(%end, "end");
+                }
+                Err(error) => tracing::debug!(%error, "upgrade failed"),
+            }
+            drop(slot);
+        }
+        .instrument(span),
+    );
+    response
+}
+
+fn call(shared: &Shared, query: Query, id: String, client: Socket) -> Option<Call> {
+    let agent = shared.config.agents.get(&query.agent)?.clone();
+    let model = agent.model.clone().unwrap_or_else(|| shared.config.upstream.model.clone());
+    let plan = plan(&shared.config, &query, &agent, id);
+    let setup =
+        SessionSetup { input: plan.upstream_input, output: plan.upstream_output, auto_turns: query.auto_turns, agent };
+    Some(Call {
+        plan,
+        setup,
+        model,
+        upstream: shared.upstream.clone(),
+        client,
+        gather: shared.config.audio.gather,
+        drain: shared.drain.clone(),
+        stop: shared.stop.clone(),
+    })
+}
+
+fn plan(config: &Config, query: &Query, agent: &AgentConfig, call: String) -> Plan {
+    let millis = Duration::from_millis;
+    Plan {
+        call,
+        agent: query.agent.clone(),
+        audio: AudioFormats { input: query.input, output: query.output },
+        upstream_input: upstream_format(query.input),
+        upstream_output: upstream_format(query.output),
+        auto_turns: query.auto_turns,
+        silence: agent.turn_detection.silence(),
+        greeting: agent.greeting.clone(),
+        chunk: millis(config.audio.chunk_ms),
+        lead: query.realtime.then(|| millis(config.audio.out_lead_ms)),
+        batch: millis(config.audio.out_batch_ms),
+        max: Duration::from_secs(config.call.max_s),
+        idle: (config.call.idle_s > 0).then(|| Duration::from_secs(config.call.idle_s)),
+        tool_timeout: Duration::from_secs(config.call.tool_timeout_s),
+        stall: Duration::from_secs(config.call.stall_s),
+        max_backlog: Duration::from_secs(config.call.max_backlog_s),
+        max_message_bytes: config.server.max_message_bytes,
+    }
+}
+
+/// Calls are not kept yet, so no token can be a known one: the answer is the contract's for every unknown token.
+async fn refuse_resume(mut socket: Socket, id: &str) {
+    let end = End::ResumeRefused;
+    let report = end.report();
+    let code = report.code.unwrap_or_default();
+    Fact::Refused { code: code.into() }.record();
+    let error = ErrorBody {
+        code: code.to_owned(),
+        message: end.to_string(),
+        retryable: report.retryable,
+        retry_after_ms: None,
+        field: Some("resume".to_owned()),
+        request_id: format!("{id}-1"),
+    };
+    socket.send_text(thin::write(&ServerMsg::Error { error }));
+    socket.close(report.close, code, Duration::from_secs(1)).await;
+}

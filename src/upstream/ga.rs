@@ -1,0 +1,484 @@
+//! OpenAI Realtime, generally available shape (`/v1/realtime`), as an owner of the conversation speaks it.
+//!
+//! Appends are built straight into one buffer and audio deltas are found by a scan; everything else is rare and goes
+//! through serde. Sources of names and rules: OpenAI's API reference and SDK types, read 2026-11.
+use std::{sync::LazyLock, time::Duration};
+
+use base64::{
+    Engine as _,
+    engine::{Simd, general_purpose::PAD},
+};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    Command, Ended, Event, ServiceError, SessionSetup, event_id,
+    scan::{self, flat},
+};
+use crate::{
+    audio::{Codec, Format},
+    client::wire::Usage,
+    config::{AgentConfig, Eagerness, NoiseReduction, TurnDetection},
+};
+
+/// The service takes 15 MB an append and does not say whether before or after base64; we stay below, encoded.
+pub const MAX_APPEND_ENCODED: usize = 15_000_000;
+
+static BASE64: LazyLock<Simd> = LazyLock::new(|| Simd::standard(PAD));
+
+const APPEND_HEAD: &str = r#"{"type":"input_audio_buffer.append","event_id":""#;
+const APPEND_MIDDLE: &str = r#"","audio":""#;
+const APPEND_TAIL: &str = r#""}"#;
+
+/// The path and query of a voice session.
+pub fn session_path(base: &str, model: Option<&str>) -> String {
+    match model {
+        Some(model) => format!("{base}/realtime?model={}", escape_query(model)),
+        None => format!("{base}/realtime"),
+    }
+}
+
+fn escape_query(value: &str) -> String {
+    value.bytes().fold(String::new(), |mut out, b| {
+        if b.is_ascii_alphanumeric() || b"-._~".contains(&b) {
+            out.push(char::from(b));
+        } else {
+            out.push_str(&format!("%{b:02X}"));
+        }
+        out
+    })
+}
+
+/// Writes a command as one text message.
+pub fn encode(command: &Command, setup: &SessionSetup, number: u64) -> Bytes {
+    if let Command::Append(audio) = command {
+        return append(audio, number);
+    }
+    let mut event = match command {
+        Command::Append(_) => Value::Null,
+        Command::Configure => json!({"type": "session.update", "session": session(setup)}),
+        Command::Commit => json!({"type": "input_audio_buffer.commit"}),
+        Command::ClearInput => json!({"type": "input_audio_buffer.clear"}),
+        Command::UserText { text } => json!({"type": "conversation.item.create", "item": {
+            "type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}}),
+        Command::ToolOutput { call_id, output } => json!({"type": "conversation.item.create", "item": {
+            "type": "function_call_output", "call_id": call_id, "output": output}}),
+        Command::CreateReply { instructions: None } => json!({"type": "response.create"}),
+        Command::CreateReply { instructions: Some(text) } => {
+            json!({"type": "response.create", "response": {"instructions": text}})
+        }
+        Command::CancelReply { response: None } => json!({"type": "response.cancel"}),
+        Command::CancelReply { response: Some(id) } => json!({"type": "response.cancel", "response_id": id}),
+        Command::Truncate { item, content_index, audio_end_ms } => json!({"type": "conversation.item.truncate",
+            "item_id": item, "content_index": content_index, "audio_end_ms": audio_end_ms}),
+        Command::DeleteItem { item } => json!({"type": "conversation.item.delete", "item_id": item}),
+    };
+    let mut id = String::new();
+    event_id::write(number, &mut id);
+    if let Some(fields) = event.as_object_mut() {
+        fields.insert("event_id".to_owned(), Value::String(id));
+    }
+    Bytes::from(event.to_string())
+}
+
+/// One append event: prefix, base64, suffix in one buffer of the right size.
+pub fn append(audio: &[u8], number: u64) -> Bytes {
+    let encoded = base64::encoded_len(audio.len(), true).unwrap_or(usize::MAX);
+    debug_assert!(encoded < MAX_APPEND_ENCODED, "chunks are cut far below the service's limit");
+    let mut out = String::with_capacity(APPEND_HEAD.len() + 24 + APPEND_MIDDLE.len() + encoded + APPEND_TAIL.len());
+    out.push_str(APPEND_HEAD);
+    event_id::write(number, &mut out);
+    out.push_str(APPEND_MIDDLE);
+    let mut out = out.into_bytes();
+    let at = out.len();
+    out.resize(at + encoded, 0);
+    let written =
+        BASE64.encode_slice(audio, out.get_mut(at..).unwrap_or_default()).expect("the buffer was sized for it");
+    out.truncate(at + written);
+    out.extend_from_slice(APPEND_TAIL.as_bytes());
+    Bytes::from(out)
+}
+
+fn format(format: Format) -> Value {
+    match format.codec {
+        Codec::Mulaw => json!({"type": "audio/pcmu"}),
+        Codec::Alaw => json!({"type": "audio/pcma"}),
+        Codec::Pcm16 | Codec::Opus => json!({"type": "audio/pcm", "rate": format.rate}),
+    }
+}
+
+fn session(setup: &SessionSetup) -> Value {
+    let agent = &setup.agent;
+    let mut input = json!({
+        "format": format(setup.input),
+        "turn_detection": if setup.auto_turns { turn_detection(&agent.turn_detection) } else { Value::Null },
+    });
+    let mut output = json!({"format": format(setup.output), "voice": agent.voice});
+    if let Some(model) = &agent.transcription {
+        set(&mut input, "transcription", json!({"model": model}));
+    }
+    if let Some(filter) = agent.noise_reduction {
+        let kind = match filter {
+            NoiseReduction::NearField => "near_field",
+            NoiseReduction::FarField => "far_field",
+        };
+        set(&mut input, "noise_reduction", json!({"type": kind}));
+    }
+    if let Some(speed) = agent.speed {
+        set(&mut output, "speed", json!(speed));
+    }
+    let mut session = json!({
+        "type": "realtime",
+        "output_modalities": ["audio"],
+        "instructions": agent.instructions,
+        "audio": {"input": input, "output": output},
+    });
+    if !agent.tools.is_empty() {
+        set(&mut session, "tools", tools(agent));
+    }
+    if let Some(tokens) = agent.max_output_tokens {
+        set(&mut session, "max_output_tokens", json!(tokens));
+    }
+    session
+}
+
+fn set(object: &mut Value, key: &str, value: Value) {
+    if let Some(fields) = object.as_object_mut() {
+        fields.insert(key.to_owned(), value);
+    }
+}
+
+fn tools(agent: &AgentConfig) -> Value {
+    agent
+        .tools
+        .iter()
+        .map(|t| json!({"type": "function", "name": t.name, "description": t.description, "parameters": t.parameters}))
+        .collect()
+}
+
+fn turn_detection(detection: &TurnDetection) -> Value {
+    match detection {
+        TurnDetection::ServerVad { threshold, prefix_padding_ms, silence_duration_ms } => json!({
+            "type": "server_vad", "threshold": threshold, "prefix_padding_ms": prefix_padding_ms,
+            "silence_duration_ms": silence_duration_ms, "create_response": true, "interrupt_response": true}),
+        TurnDetection::SemanticVad { eagerness } => {
+            let eagerness = match eagerness {
+                Eagerness::Auto => "auto",
+                Eagerness::Low => "low",
+                Eagerness::Medium => "medium",
+                Eagerness::High => "high",
+            };
+            json!({"type": "semantic_vad", "eagerness": eagerness, "create_response": true, "interrupt_response": true})
+        }
+    }
+}
+
+/// Reads one text message; what cannot be read is [`Event::Unknown`].
+pub fn decode(text: &[u8]) -> Event {
+    let Ok(text) = std::str::from_utf8(text) else { return Event::Unknown };
+    if let Some(event) = audio_delta(text) {
+        return event;
+    }
+    serde_json::from_str::<Incoming>(text).map_or(Event::Unknown, Event::from)
+}
+
+/// The fast way for the only frequent event; `None` when it is another one, or not as simple as usual.
+pub fn audio_delta(text: &str) -> Option<Event> {
+    let (mut response, mut item, mut delta, mut content_index) = (None, None, None, 0);
+    let mut is_delta = false;
+    let whole = flat(text, |key, value| {
+        match (key, value) {
+            ("type", scan::Value::Str(kind)) => {
+                is_delta = kind == "response.output_audio.delta";
+                return is_delta;
+            }
+            ("response_id", scan::Value::Str(id)) => response = Some(id),
+            ("item_id", scan::Value::Str(id)) => item = Some(id),
+            ("delta", scan::Value::Str(audio)) => delta = Some(audio),
+            ("content_index", scan::Value::Bare(n)) => content_index = n.parse().unwrap_or(0),
+            _ => {}
+        }
+        true
+    });
+    if !whole || !is_delta {
+        return None;
+    }
+    Some(Event::Audio {
+        response: response?.to_owned(),
+        item: item?.to_owned(),
+        content_index,
+        audio: from_base64(delta?)?,
+    })
+}
+
+fn from_base64(audio: &str) -> Option<Bytes> {
+    let mut out = vec![0; base64::decoded_len_estimate(audio.len())];
+    let len = BASE64.decode_slice(audio, &mut out).ok()?;
+    out.truncate(len);
+    Some(out.into())
+}
+
+/// All fields that we read of any event.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Incoming {
+    #[serde(rename = "type")]
+    kind: String,
+    session: Option<Session>,
+    item_id: String,
+    response_id: String,
+    content_index: u32,
+    audio_start_ms: u64,
+    audio_end_ms: u64,
+    delta: String,
+    transcript: Option<String>,
+    text: Option<String>,
+    call_id: String,
+    name: Option<String>,
+    arguments: String,
+    item: Option<Item>,
+    response: Option<Response>,
+    error: Option<ErrorBody>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Session {
+    id: String,
+    expires_at: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Item {
+    #[serde(rename = "type")]
+    kind: String,
+    call_id: Option<String>,
+    name: Option<String>,
+    arguments: Option<String>,
+    status: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Response {
+    id: String,
+    status: String,
+    status_details: Option<StatusDetails>,
+    usage: Option<UsageBody>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct StatusDetails {
+    reason: Option<String>,
+    error: Option<ErrorBody>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ErrorBody {
+    code: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    message: Option<String>,
+    param: Option<String>,
+    event_id: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct UsageBody {
+    total_tokens: u64,
+    input_tokens: u64,
+    output_tokens: u64,
+    input_token_details: Details,
+    output_token_details: Details,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Details {
+    text_tokens: u64,
+    audio_tokens: u64,
+    cached_tokens: u64,
+}
+
+impl From<UsageBody> for Usage {
+    fn from(body: UsageBody) -> Self {
+        Self {
+            total_tokens: body.total_tokens,
+            input_tokens: body.input_tokens,
+            output_tokens: body.output_tokens,
+            input_text_tokens: body.input_token_details.text_tokens,
+            input_audio_tokens: body.input_token_details.audio_tokens,
+            cached_tokens: body.input_token_details.cached_tokens,
+            output_text_tokens: body.output_token_details.text_tokens,
+            output_audio_tokens: body.output_token_details.audio_tokens,
+        }
+    }
+}
+
+impl From<ErrorBody> for ServiceError {
+    fn from(body: ErrorBody) -> Self {
+        Self {
+            code: body.code.unwrap_or_default(),
+            kind: body.kind.unwrap_or_default(),
+            retry_after: body.message.as_deref().and_then(retry_after),
+            message: body.message.unwrap_or_default(),
+            param: body.param,
+            event_id: body.event_id,
+        }
+    }
+}
+
+impl From<Incoming> for Event {
+    fn from(e: Incoming) -> Self {
+        match e.kind.as_str() {
+            "session.created" => {
+                let session = e.session.unwrap_or_default();
+                Self::SessionCreated { id: session.id, expires_at: session.expires_at }
+            }
+            "session.updated" => Self::SessionUpdated,
+            "input_audio_buffer.speech_started" => Self::SpeechStarted { at_ms: e.audio_start_ms },
+            "input_audio_buffer.speech_stopped" => Self::SpeechStopped { at_ms: e.audio_end_ms },
+            "input_audio_buffer.committed" => Self::Committed { item: e.item_id },
+            "response.created" => Self::ReplyCreated { response: e.response.unwrap_or_default().id },
+            "response.output_audio.delta" => match from_base64(&e.delta) {
+                Some(audio) => {
+                    Self::Audio { response: e.response_id, item: e.item_id, content_index: e.content_index, audio }
+                }
+                None => Self::Unknown,
+            },
+            "response.output_audio_transcript.delta" | "response.output_text.delta" => {
+                Self::ReplyText { response: e.response_id, item: e.item_id, text: e.delta, last: false }
+            }
+            "response.output_audio_transcript.done" | "response.output_text.done" => Self::ReplyText {
+                response: e.response_id,
+                item: e.item_id,
+                text: e.transcript.or(e.text).unwrap_or_default(),
+                last: true,
+            },
+            "conversation.item.input_audio_transcription.delta" => {
+                Self::UserText { item: e.item_id, text: e.delta, last: false }
+            }
+            "conversation.item.input_audio_transcription.completed" => {
+                Self::UserText { item: e.item_id, text: e.transcript.unwrap_or_default(), last: true }
+            }
+            "conversation.item.input_audio_transcription.failed" => Self::UserTextFailed { item: e.item_id },
+            "response.function_call_arguments.done" => match e.name {
+                Some(name) => {
+                    Self::ToolCall { response: e.response_id, call_id: e.call_id, name, arguments: e.arguments }
+                }
+                None => Self::Nothing, // its item says the name
+            },
+            "response.output_item.done" => e.item.map_or(Self::Nothing, |item| item.into_event(e.response_id)),
+            "response.done" => e.response.unwrap_or_default().into(),
+            "error" => Self::Error(e.error.unwrap_or_default().into()),
+            kind if is_known(kind) => Self::Nothing,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl Item {
+    fn into_event(self, response: String) -> Event {
+        let whole = self.kind == "function_call" && self.status.as_deref() != Some("incomplete");
+        match (whole, self.call_id, self.name) {
+            (true, Some(call_id), Some(name)) => {
+                Event::ToolCall { response, call_id, name, arguments: self.arguments.unwrap_or_default() }
+            }
+            _ => Event::Nothing,
+        }
+    }
+}
+
+impl From<Response> for Event {
+    fn from(response: Response) -> Self {
+        let details = response.status_details.unwrap_or_default();
+        let error = details.error.unwrap_or_default();
+        Self::ReplyDone {
+            response: response.id,
+            ended: match response.status.as_str() {
+                "completed" => Ended::Completed,
+                "cancelled" => Ended::Cancelled,
+                "incomplete" => Ended::Incomplete,
+                _ => Ended::Failed,
+            },
+            retry_after: error.message.as_deref().and_then(retry_after),
+            reason: error.code.or(details.reason).or(error.kind),
+            usage: response.usage.map(Usage::from),
+        }
+    }
+}
+
+/// The wait in "Please try again in 1m26.4s." and its like.
+pub fn retry_after(message: &str) -> Option<Duration> {
+    let (_, text) = message.split_once("try again in ")?;
+    let (mut seconds, mut number, mut unit) = (0.0, String::new(), String::new());
+    for c in text.chars().chain(std::iter::once(' ')) {
+        match c {
+            '0'..='9' | '.' if unit.is_empty() => number.push(c),
+            'a'..='z' if !number.is_empty() => unit.push(c),
+            _ => {
+                // A unit has ended: a digit begins the next part, anything else ends the duration.
+                let scale = match unit.as_str() {
+                    "ms" => 0.001,
+                    "s" => 1.0,
+                    "m" => 60.0,
+                    "h" => 3_600.0,
+                    "d" => 86_400.0,
+                    _ => break,
+                };
+                seconds += number.trim_end_matches('.').parse::<f64>().ok()? * scale;
+                unit.clear();
+                number.clear();
+                if !c.is_ascii_digit() {
+                    break;
+                }
+                number.push(c);
+            }
+        }
+    }
+    (seconds > 0.0 && seconds < 1e9).then(|| Duration::from_secs_f64(seconds))
+}
+
+/// Events of the GA protocol that mean nothing to us: others say the same, or nobody asked.
+fn is_known(kind: &str) -> bool {
+    const KNOWN: [&str; 32] = [
+        "conversation.created",
+        "conversation.item.added",
+        "conversation.item.created",
+        "conversation.item.done",
+        "conversation.item.retrieved",
+        "conversation.item.truncated",
+        "conversation.item.deleted",
+        "conversation.item.input_audio_transcription.segment",
+        "input_audio_buffer.cleared",
+        "input_audio_buffer.timeout_triggered",
+        "input_audio_buffer.dtmf_event_received",
+        "output_audio_buffer.started",
+        "output_audio_buffer.stopped",
+        "output_audio_buffer.cleared",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.content_part.done",
+        "response.output_audio.done",
+        "response.function_call_arguments.delta",
+        "response.mcp_call_arguments.delta",
+        "response.mcp_call_arguments.done",
+        "response.mcp_call.in_progress",
+        "response.mcp_call.completed",
+        "response.mcp_call.failed",
+        "mcp_list_tools.in_progress",
+        "mcp_list_tools.completed",
+        "mcp_list_tools.failed",
+        "rate_limits.updated",
+        "transcription_session.updated",
+        "response.reasoning_summary_text.delta",
+        "response.reasoning_summary_text.done",
+        "session.closed",
+    ];
+    KNOWN.contains(&kind)
+}

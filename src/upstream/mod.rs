@@ -1,0 +1,234 @@
+//! US -> MODEL: what we ask of a model service and what it tells us, whatever protocol it speaks.
+//!
+//! [`Command`] and [`Event`] are the only words that the call core knows. One dialect, one file: a new service is a new arm
+//! of [`Dialect`] and a module beside [`ga`].
+pub mod event_id;
+pub mod ga;
+pub mod open;
+pub mod scan;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    audio::Format,
+    client::wire::Usage,
+    config::{AgentConfig, Dialect},
+};
+
+/// How a session is to be set up.
+#[derive(Debug, Clone)]
+pub struct SessionSetup {
+    /// The persona.
+    pub agent: AgentConfig,
+    /// What we append: PCM16 24 kHz or G.711.
+    pub input: Format,
+    /// What we want back: PCM16 24 kHz or G.711.
+    pub output: Format,
+    /// Whether the service finds the turns.
+    pub auto_turns: bool,
+}
+
+/// What we ask of the service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Set the session up.
+    Configure,
+    /// One chunk of input audio, in the session's input format.
+    Append(Bytes),
+    /// The input audio is a turn.
+    Commit,
+    /// Forget the input audio.
+    ClearInput,
+    /// A typed turn.
+    UserText {
+        /// What was typed.
+        text: String,
+    },
+    /// A tool's result.
+    ToolOutput {
+        /// The call that it answers.
+        call_id: String,
+        /// The result.
+        output: String,
+    },
+    /// Answer now.
+    CreateReply {
+        /// Said to the model for this reply only.
+        instructions: Option<String>,
+    },
+    /// Stop a reply.
+    CancelReply {
+        /// The service's id of it; none: whatever runs.
+        response: Option<String>,
+    },
+    /// Forget what of an item was not heard.
+    Truncate {
+        /// The item.
+        item: String,
+        /// The audio part of it.
+        content_index: u32,
+        /// How much was heard, ms.
+        audio_end_ms: u64,
+    },
+    /// Forget an item of which nothing was heard.
+    DeleteItem {
+        /// The item.
+        item: String,
+    },
+}
+
+/// How the service says that a reply ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ended {
+    /// To its end.
+    Completed,
+    /// Cancelled.
+    Cancelled,
+    /// Cut by a limit or a filter.
+    Incomplete,
+    /// By an error.
+    Failed,
+}
+
+/// What the service tells us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The session is up.
+    SessionCreated {
+        /// Its id.
+        id: String,
+        /// When the service will end it, Unix seconds.
+        expires_at: Option<u64>,
+    },
+    /// The set-up was taken.
+    SessionUpdated,
+    /// The caller speaks.
+    SpeechStarted {
+        /// Position in all audio written, ms.
+        at_ms: u64,
+    },
+    /// The caller stopped.
+    SpeechStopped {
+        /// Position in all audio written, ms.
+        at_ms: u64,
+    },
+    /// The input audio became a turn.
+    Committed {
+        /// Its item.
+        item: String,
+    },
+    /// A reply began.
+    ReplyCreated {
+        /// The service's id.
+        response: String,
+    },
+    /// Reply audio.
+    Audio {
+        /// Whose.
+        response: String,
+        /// The item that it belongs to.
+        item: String,
+        /// The part of the item.
+        content_index: u32,
+        /// The audio, in the session's output format.
+        audio: Bytes,
+    },
+    /// More of what the model says.
+    ReplyText {
+        /// Whose.
+        response: String,
+        /// The item.
+        item: String,
+        /// More words, or with `last` all of them.
+        text: String,
+        /// All words.
+        last: bool,
+    },
+    /// More of what the caller said.
+    UserText {
+        /// The item.
+        item: String,
+        /// More words, or with `last` all of them.
+        text: String,
+        /// All words.
+        last: bool,
+    },
+    /// What the caller said could not be written down.
+    UserTextFailed {
+        /// The item.
+        item: String,
+    },
+    /// The model wants a tool. Announced twice by the service.
+    ToolCall {
+        /// Whose.
+        response: String,
+        /// The call.
+        call_id: String,
+        /// The tool.
+        name: String,
+        /// JSON in a string.
+        arguments: String,
+    },
+    /// A reply ended, however.
+    ReplyDone {
+        /// The service's id.
+        response: String,
+        /// How.
+        ended: Ended,
+        /// The service's reason or error code.
+        reason: Option<String>,
+        /// A wait that the service named.
+        retry_after: Option<Duration>,
+        /// Tokens.
+        usage: Option<Usage>,
+    },
+    /// One of our commands failed, or the service is in trouble.
+    Error(ServiceError),
+    /// Known and of no meaning to us.
+    Nothing,
+    /// Not known (fault matrix U10).
+    Unknown,
+}
+
+/// An `error` event.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceError {
+    /// The service's code.
+    pub code: String,
+    /// The service's class of it.
+    pub kind: String,
+    /// For people. May quote keys: never shown or logged as it is.
+    pub message: String,
+    /// The field.
+    pub param: Option<String>,
+    /// The id of our command.
+    pub event_id: Option<String>,
+    /// A wait that it names.
+    pub retry_after: Option<Duration>,
+}
+
+impl Dialect {
+    /// Writes a command as one text message. `number` names it, so that an error can be told to belong to it.
+    pub fn encode(self, command: &Command, setup: &SessionSetup, number: u64) -> Bytes {
+        match self {
+            Self::Ga => ga::encode(command, setup, number),
+        }
+    }
+
+    /// Reads one text message.
+    pub fn decode(self, text: &[u8]) -> Event {
+        match self {
+            Self::Ga => ga::decode(text),
+        }
+    }
+
+    /// The path and query of a voice session under a base path.
+    pub fn session_path(self, base: &str, model: Option<&str>) -> String {
+        match self {
+            Self::Ga => ga::session_path(base, model),
+        }
+    }
+}
