@@ -53,12 +53,12 @@ pub(crate) fn correlation(said: &[i16], heard: &[i16], max_lag: usize) -> (f64, 
     (alike(said, heard, best), best)
 }
 
+/// Normalised correlation; what `heard` does not have counts as silence.
 fn alike(said: &[i16], heard: &[i16], lag: isize) -> f64 {
-    let (mut ab, mut aa, mut bb) = (0.0, 0.0, 0.0);
-    for (n, said) in said.iter().enumerate() {
-        let heard = usize::try_from(n.cast_signed() + lag).ok().and_then(|n| heard.get(n)).copied().unwrap_or(0);
-        let (said, heard) = (f64::from(*said), f64::from(heard));
-        (ab, aa, bb) = (ab + said * heard, aa + said * said, bb + heard * heard);
-    }
-    if aa == 0.0 || bb == 0.0 { 0.0 } else { ab / (aa * bb).sqrt() }
+    let (early, late) = (lag.min(0).unsigned_abs().min(said.len()), lag.max(0).unsigned_abs().min(heard.len()));
+    let heard = &heard[late..heard.len().min(said.len() - early + late)];
+    let energy = |samples: &[i16]| samples.iter().map(|s| i64::from(*s) * i64::from(*s)).sum::<i64>() as f64;
+    let both = said[early..].iter().zip(heard).map(|(said, heard)| i64::from(*said) * i64::from(*heard)).sum::<i64>();
+    let energies = energy(said) * energy(heard);
+    if energies == 0.0 { 0.0 } else { both as f64 / energies.sqrt() }
 }

@@ -261,11 +261,11 @@ impl Core {
             | Input::InvalidAudio(_)
             | Input::Message(_)
             | Input::Invalid { .. }
-            | Input::Ignored => self.from_client(now, input),
+            | Input::Ignored => self.hear_client(now, input),
             Input::ClientPong => self.client_seen = now,
             Input::ClientGone(end) | Input::ServiceGone(end) => self.end(now, end),
             Input::SessionUp => self.session_up(now),
-            Input::Service(event) => self.from_service(now, event),
+            Input::Service(event) => self.hear_service(now, event),
             Input::ServicePong => self.service_pong(),
             Input::FirstAudioLeft => self.playout.first_audio_left(now),
             Input::Drain(length) => self.drain(now, length),
@@ -442,6 +442,7 @@ impl Core {
         }
         let report = end.report();
         if let Some(code) = report.code {
+            self.out.push_back(Output::DropAudio); // the reason shall not wait behind it
             let error = self.error(code, end.to_string(), report.retryable);
             let error = ErrorBody { retry_after_ms: report.retry_after.map(ms), ..error };
             self.out.push_back(Output::SendNow(ServerMsg::Error { error }));

@@ -82,7 +82,7 @@ type Opening = Pin<Box<dyn Future<Output = Result<Session, UpstreamError>> + Sen
 
 enum Service {
     Opening(Opening),
-    Up(Socket),
+    Up(Box<Socket>),
     Gone,
 }
 
@@ -126,7 +126,7 @@ struct Driver {
 enum Wake {
     Timer,
     Ready,
-    Opened(Result<Session, UpstreamError>),
+    Opened(Box<Result<Session, UpstreamError>>),
     Drain,
     Stop,
 }
@@ -176,8 +176,10 @@ impl Driver {
             }
             match self.wait(timer.as_mut()).await {
                 Wake::Timer | Wake::Ready => {}
-                Wake::Opened(Ok(session)) => self.session_up(session),
-                Wake::Opened(Err(error)) => self.service_gone(&error),
+                Wake::Opened(done) => match *done {
+                    Ok(session) => self.session_up(session),
+                    Err(error) => self.service_gone(&error),
+                },
                 Wake::Drain => self.drain_begins(),
                 Wake::Stop => self.core.handle(self.now(), Input::ClientGone(End::Drained)),
             }
@@ -199,7 +201,7 @@ impl Driver {
             client.poll_writable(cx).map(|_| ())
         });
         let service_ready = future::poll_fn(|cx| match service {
-            Service::Opening(opening) => opening.as_mut().poll(cx).map(Wake::Opened),
+            Service::Opening(opening) => opening.as_mut().poll(cx).map(|done| Wake::Opened(Box::new(done))),
             Service::Up(socket) if socket.poll_readable(cx).is_ready() => std::task::Poll::Ready(Wake::Ready),
             Service::Up(socket) => socket.poll_writable(cx).map(|_| Wake::Ready),
             Service::Gone => std::task::Poll::Pending,
@@ -461,7 +463,7 @@ impl Driver {
     fn session_up(&mut self, session: Session) {
         Fact::SessionUp { after: self.began.elapsed() }.record();
         tracing::debug!(session = session.id, expires_at = session.expires_at, "session");
-        self.service = Service::Up(session.socket);
+        self.service = Service::Up(Box::new(session.socket));
         self.core.handle(self.now(), Input::SessionUp);
     }
 

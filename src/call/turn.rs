@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn the_first_audio_after_silence_does_not_wait_and_the_rest_gathers() {
         let mut turn = turn(true);
-        turn.audio(0 * MS, &FRAME);
+        turn.audio(Duration::ZERO, &FRAME);
         assert_eq!(lengths(&mut turn), [960]);
         for n in 1..=5 {
             assert_eq!(lengths(&mut turn), [0usize; 0]);
@@ -279,8 +279,8 @@ mod tests {
     #[test]
     fn a_short_turn_is_filled_and_an_empty_one_refused() {
         let mut turn = turn(false);
-        assert!(!turn.commit(0 * MS));
-        turn.audio(0 * MS, &FRAME);
+        assert!(!turn.commit(Duration::ZERO));
+        turn.audio(Duration::ZERO, &FRAME);
         assert!(turn.commit(30 * MS));
         assert_eq!(lengths(&mut turn).iter().sum::<usize>(), 4_800);
         assert_eq!(turn.take_marks().end, Some(30 * MS));

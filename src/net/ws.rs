@@ -1,4 +1,4 @@
-//! One WebSocket, either role: frames in, two lanes out, limits and a clean goodbye.
+//! One WebSocket, either role: frames in, a queue out that urgent words overtake, limits and a clean goodbye.
 //!
 //! Never waits: [`Socket::read`] and [`Socket::flush`] do what can be done now, the two `poll_` methods tell when there
 //! is more to do. What a message means is the dialects' business.
@@ -135,8 +135,7 @@ pub struct Socket {
     ws: Option<WebSocket<Io>>,
     role: Role,
     config: WebSocketConfig,
-    urgent: VecDeque<Queued>,
-    normal: VecDeque<Queued>,
+    queue: VecDeque<Queued>,
     queued_bytes: usize,
     /// A write was refused since the last successful one.
     blocked: bool,
@@ -162,8 +161,7 @@ impl Socket {
             ws: Some(WebSocket::from_partially_read(io, read_already, role, Some(config))),
             role,
             config,
-            urgent: VecDeque::new(),
-            normal: VecDeque::new(),
+            queue: VecDeque::new(),
             queued_bytes: 0,
             blocked: false,
             progress: (0, now),
@@ -239,38 +237,39 @@ impl Socket {
 
     /// Queues a text message behind everything queued before it.
     pub fn send_text(&mut self, text: impl Into<Bytes>) {
-        self.queue(Queued::Text(text.into()), false);
+        self.push(self.queue.len(), Queued::Text(text.into()));
     }
 
-    /// Queues a text message that overtakes what is queued.
+    /// Queues a text message before all audio that is queued, and behind the text before that.
     pub fn send_urgent(&mut self, text: impl Into<Bytes>) {
-        self.queue(Queued::Text(text.into()), true);
+        let audio = self.queue.iter().position(|q| matches!(q, Queued::Audio(_)));
+        self.push(audio.unwrap_or(self.queue.len()), Queued::Text(text.into()));
     }
 
     /// Queues a binary message.
     pub fn send_binary(&mut self, bytes: impl Into<Bytes>) {
-        self.queue(Queued::Audio(bytes.into()), false);
+        self.push(self.queue.len(), Queued::Audio(bytes.into()));
     }
 
-    /// Queues a ping.
+    /// Queues a ping, before everything else.
     pub fn send_ping(&mut self) {
-        self.queue(Queued::Ping, true);
+        self.push(0, Queued::Ping);
     }
 
-    fn queue(&mut self, what: Queued, urgent: bool) {
+    fn push(&mut self, at: usize, what: Queued) {
         if self.queued_bytes == 0 && !self.blocked {
             self.progress = (self.io().written, Instant::now()); // a stall begins with something to write
         }
         self.queued_bytes += what.len();
-        if urgent { &mut self.urgent } else { &mut self.normal }.push_back(what);
+        self.queue.insert(at, what);
     }
 
     /// Forgets binary messages that no socket has taken yet; returns how many.
     pub fn drop_binary(&mut self) -> usize {
-        let before = self.normal.len();
-        self.normal.retain(|q| !matches!(q, Queued::Audio(_)));
-        self.queued_bytes = self.urgent.iter().chain(&self.normal).map(Queued::len).sum();
-        before - self.normal.len()
+        let before = self.queue.len();
+        self.queue.retain(|q| !matches!(q, Queued::Audio(_)));
+        self.queued_bytes = self.queue.iter().map(Queued::len).sum();
+        before - self.queue.len()
     }
 
     /// Payload bytes that no socket has taken yet.
@@ -293,7 +292,7 @@ impl Socket {
             self.flush_library()?;
         }
         while !self.blocked {
-            let Some(next) = self.urgent.pop_front().or_else(|| self.normal.pop_front()) else { break };
+            let Some(next) = self.queue.pop_front() else { break };
             self.queued_bytes -= next.len();
             match self.ws().write(next.into_message()) {
                 Ok(()) => {}
@@ -336,8 +335,7 @@ impl Socket {
         if !idle || !self.ws().can_write() {
             return;
         }
-        self.urgent.shrink_to_fit();
-        self.normal.shrink_to_fit();
+        self.queue.shrink_to_fit();
         if let Some(ws) = self.ws.take() {
             self.ws = Some(WebSocket::from_raw_socket(ws.into_inner(), self.role, Some(self.config)));
         }

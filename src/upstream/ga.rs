@@ -482,3 +482,301 @@ fn is_known(kind: &str) -> bool {
     ];
     KNOWN.contains(&kind)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn setup(auto_turns: bool) -> SessionSetup {
+        SessionSetup { agent: AgentConfig::default(), input: Format::PCM_24K, output: Format::MULAW, auto_turns }
+    }
+
+    /// Written from the API reference, not from the encoder.
+    #[test]
+    fn commands_are_written_as_the_reference_has_them() {
+        let item = || "item_1".to_owned();
+        for (command, want) in [
+            (
+                Command::Append(Bytes::from_static(&[0, 1, 2, 250])),
+                r#"{"type":"input_audio_buffer.append","event_id":"vr_2a","audio":"AAEC+g=="}"#,
+            ),
+            (Command::Commit, r#"{"type":"input_audio_buffer.commit","event_id":"vr_2a"}"#),
+            (Command::ClearInput, r#"{"type":"input_audio_buffer.clear","event_id":"vr_2a"}"#),
+            (
+                Command::UserText { text: "say \"hi\"".to_owned() },
+                r#"{"type":"conversation.item.create","event_id":"vr_2a","item":{"type":"message","role":"user","content":[{"type":"input_text","text":"say \"hi\""}]}}"#,
+            ),
+            (
+                Command::ToolOutput { call_id: "call_1".to_owned(), output: "{\"ok\":true}".to_owned() },
+                r#"{"type":"conversation.item.create","event_id":"vr_2a","item":{"type":"function_call_output","call_id":"call_1","output":"{\"ok\":true}"}}"#,
+            ),
+            (Command::CreateReply { instructions: None }, r#"{"type":"response.create","event_id":"vr_2a"}"#),
+            (
+                Command::CreateReply { instructions: Some("Greet.".to_owned()) },
+                r#"{"type":"response.create","event_id":"vr_2a","response":{"instructions":"Greet."}}"#,
+            ),
+            (Command::CancelReply { response: None }, r#"{"type":"response.cancel","event_id":"vr_2a"}"#),
+            (
+                Command::CancelReply { response: Some("resp_1".to_owned()) },
+                r#"{"type":"response.cancel","event_id":"vr_2a","response_id":"resp_1"}"#,
+            ),
+            (
+                Command::Truncate { item: item(), content_index: 0, audio_end_ms: 1_200 },
+                r#"{"type":"conversation.item.truncate","event_id":"vr_2a","item_id":"item_1","content_index":0,"audio_end_ms":1200}"#,
+            ),
+            (
+                Command::DeleteItem { item: item() },
+                r#"{"type":"conversation.item.delete","event_id":"vr_2a","item_id":"item_1"}"#,
+            ),
+        ] {
+            let got: Value = serde_json::from_slice(&encode(&command, &setup(true), 42)).unwrap();
+            assert_eq!(got, serde_json::from_str::<Value>(want).unwrap(), "{command:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_is_set_up_as_the_agent_says() {
+        let session = |setup: &SessionSetup| {
+            serde_json::from_slice::<Value>(&encode(&Command::Configure, setup, 0)).unwrap()["session"].take()
+        };
+        let default = session(&setup(true));
+        let want: Value = serde_json::from_str(
+            r#"{"type":"realtime","output_modalities":["audio"],
+                "instructions":"You are a friendly voice assistant. Answer briefly, in the language of the caller.",
+                "audio":{
+                    "input":{"format":{"type":"audio/pcm","rate":24000},"transcription":{"model":"gpt-transcribe"},
+                        "turn_detection":{"type":"server_vad","threshold":0.5,"prefix_padding_ms":300,
+                            "silence_duration_ms":500,"create_response":true,"interrupt_response":true}},
+                    "output":{"format":{"type":"audio/pcmu"},"voice":"marin"}}}"#,
+        )
+        .unwrap();
+        assert_eq!(default, want);
+        let mut full = setup(false);
+        full.input = Format::ALAW;
+        full.agent.transcription = None;
+        full.agent.noise_reduction = Some(NoiseReduction::FarField);
+        full.agent.speed = Some(1.25);
+        full.agent.max_output_tokens = Some(500);
+        full.agent.tools = vec![crate::config::ToolConfig {
+            name: "f".into(),
+            description: "d".into(),
+            parameters: json!({"type": "object"}),
+        }];
+        let full = session(&full);
+        assert_eq!(full["audio"]["input"]["turn_detection"], Value::Null, "manual turns");
+        assert!(
+            full["audio"]["input"].as_object().unwrap().contains_key("turn_detection"),
+            "null is said, not left out"
+        );
+        assert_eq!(full["audio"]["input"]["format"], json!({"type": "audio/pcma"}));
+        assert_eq!(full["audio"]["input"].get("transcription"), None);
+        assert_eq!(full["audio"]["input"]["noise_reduction"], json!({"type": "far_field"}));
+        assert_eq!(full["audio"]["output"]["speed"], json!(1.25));
+        assert_eq!(full["max_output_tokens"], json!(500));
+        assert_eq!(
+            full["tools"],
+            json!([{"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}}])
+        );
+        let mut semantic = setup(true);
+        semantic.agent.turn_detection = TurnDetection::SemanticVad { eagerness: Eagerness::Low };
+        assert_eq!(
+            session(&semantic)["audio"]["input"]["turn_detection"],
+            json!({"type": "semantic_vad", "eagerness": "low", "create_response": true, "interrupt_response": true})
+        );
+    }
+
+    fn s(text: &str) -> String {
+        text.to_owned()
+    }
+
+    #[test]
+    fn events_are_read_as_the_reference_has_them() {
+        let audio = || Event::Audio {
+            response: s("resp_1"),
+            item: s("item_1"),
+            content_index: 1,
+            audio: Bytes::from_static(&[0, 1, 2, 250]),
+        };
+        for (text, want) in [
+            (
+                r#"{"type":"session.created","event_id":"e","session":{"type":"realtime","id":"sess_1","expires_at":1758000000,"audio":{}}}"#,
+                Event::SessionCreated { id: s("sess_1"), expires_at: Some(1_758_000_000) },
+            ),
+            (r#"{"type":"session.updated","event_id":"e","session":{"id":"sess_1"}}"#, Event::SessionUpdated),
+            (
+                r#"{"type":"input_audio_buffer.speech_started","event_id":"e","audio_start_ms":520,"item_id":"item_1"}"#,
+                Event::SpeechStarted { at_ms: 520 },
+            ),
+            (
+                r#"{"type":"input_audio_buffer.speech_stopped","event_id":"e","audio_end_ms":1520,"item_id":"item_1"}"#,
+                Event::SpeechStopped { at_ms: 1_520 },
+            ),
+            (
+                r#"{"type":"input_audio_buffer.committed","event_id":"e","previous_item_id":null,"item_id":"item_1"}"#,
+                Event::Committed { item: s("item_1") },
+            ),
+            (
+                r#"{"type":"response.created","event_id":"e","response":{"object":"realtime.response","id":"resp_1","status":"in_progress","output":[],"usage":null,"status_details":null}}"#,
+                Event::ReplyCreated { response: s("resp_1") },
+            ),
+            (
+                r#"{"type":"response.output_audio.delta","event_id":"e","response_id":"resp_1","item_id":"item_1","output_index":0,"content_index":1,"delta":"AAEC+g==","obfuscation":"x"}"#,
+                audio(),
+            ),
+            // The same, in no fast way's shape: an escaped slash is legal JSON, a nested field may come one day.
+            (
+                r#"{"event_id":"e","response_id":"resp_1","item_id":"item_1","content_index":1,"delta":"AAEC+g==","more":{"a":[1]},"type":"response.output_audio.delta"}"#,
+                audio(),
+            ),
+            (
+                r#"{"type":"response.output_audio.delta","response_id":"resp_1","item_id":"item_1","content_index":0,"delta":"\/\/8="}"#,
+                Event::Audio {
+                    response: s("resp_1"),
+                    item: s("item_1"),
+                    content_index: 0,
+                    audio: Bytes::from_static(&[255, 255]),
+                },
+            ),
+            (
+                r#"{"type":"response.output_audio.delta","response_id":"resp_1","item_id":"item_1","delta":"not base64"}"#,
+                Event::Unknown,
+            ),
+            (
+                r#"{"type":"response.output_audio_transcript.delta","event_id":"e","response_id":"resp_1","item_id":"item_1","output_index":0,"content_index":0,"delta":"It is"}"#,
+                Event::ReplyText { response: s("resp_1"), item: s("item_1"), text: s("It is"), last: false },
+            ),
+            (
+                r#"{"type":"response.output_audio_transcript.done","event_id":"e","response_id":"resp_1","item_id":"item_1","output_index":0,"content_index":0,"transcript":"It is sunny."}"#,
+                Event::ReplyText { response: s("resp_1"), item: s("item_1"), text: s("It is sunny."), last: true },
+            ),
+            (
+                r#"{"type":"response.output_text.done","event_id":"e","response_id":"resp_1","item_id":"item_1","text":"It is sunny."}"#,
+                Event::ReplyText { response: s("resp_1"), item: s("item_1"), text: s("It is sunny."), last: true },
+            ),
+            (
+                r#"{"type":"conversation.item.input_audio_transcription.delta","event_id":"e","item_id":"item_1","content_index":0,"delta":"Hel"}"#,
+                Event::UserText { item: s("item_1"), text: s("Hel"), last: false },
+            ),
+            (
+                r#"{"type":"conversation.item.input_audio_transcription.completed","event_id":"e","item_id":"item_1","content_index":0,"transcript":"Hello","usage":{"type":"duration","seconds":1}}"#,
+                Event::UserText { item: s("item_1"), text: s("Hello"), last: true },
+            ),
+            (
+                r#"{"type":"conversation.item.input_audio_transcription.failed","event_id":"e","item_id":"item_1","content_index":0,"error":{"type":"transcription_error","code":"audio_unintelligible","message":"m"}}"#,
+                Event::UserTextFailed { item: s("item_1") },
+            ),
+            (
+                r#"{"type":"response.function_call_arguments.done","event_id":"e","response_id":"resp_1","item_id":"item_1","output_index":0,"call_id":"call_1","name":"f","arguments":"{}"}"#,
+                Event::ToolCall { response: s("resp_1"), call_id: s("call_1"), name: s("f"), arguments: s("{}") },
+            ),
+            (
+                r#"{"type":"response.output_item.done","event_id":"e","response_id":"resp_1","output_index":0,"item":{"id":"item_1","type":"function_call","status":"completed","call_id":"call_1","name":"f","arguments":"{}"}}"#,
+                Event::ToolCall { response: s("resp_1"), call_id: s("call_1"), name: s("f"), arguments: s("{}") },
+            ),
+            (
+                r#"{"type":"response.output_item.done","event_id":"e","response_id":"resp_1","item":{"id":"item_1","type":"function_call","status":"incomplete","call_id":"call_1","name":"f","arguments":"{\"a"}}"#,
+                Event::Nothing,
+            ),
+            (
+                r#"{"type":"response.output_item.done","event_id":"e","response_id":"resp_1","item":{"id":"item_1","type":"message","role":"assistant","content":[]}}"#,
+                Event::Nothing,
+            ),
+            (r#"{"type":"rate_limits.updated","event_id":"e","rate_limits":[]}"#, Event::Nothing),
+            (r#"{"type":"conversation.item.added","event_id":"e","item":{"id":"i","type":"message"}}"#, Event::Nothing),
+            (r#"{"type":"response.of_tomorrow","event_id":"e"}"#, Event::Unknown),
+            ("[]", Event::Unknown),
+            ("{", Event::Unknown),
+        ] {
+            assert_eq!(decode(text.as_bytes()), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_reply_is_told_with_reason_wait_and_usage() {
+        let done = |status: &str, details: &str, usage: &str| {
+            let text = format!(
+                r#"{{"type":"response.done","event_id":"e","response":{{"id":"resp_1","status":"{status}","status_details":{details},"usage":{usage}}}}}"#
+            );
+            match decode(text.as_bytes()) {
+                Event::ReplyDone { response, ended, reason, retry_after, usage } => {
+                    assert_eq!(response, "resp_1");
+                    (ended, reason, retry_after, usage)
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let usage = r#"{"total_tokens":253,"input_tokens":132,"output_tokens":121,
+            "input_token_details":{"text_tokens":119,"audio_tokens":13,"image_tokens":0,"cached_tokens":64,"cached_tokens_details":{"text_tokens":64,"audio_tokens":0}},
+            "output_token_details":{"text_tokens":30,"audio_tokens":91}}"#;
+        let want = Usage {
+            total_tokens: 253,
+            input_tokens: 132,
+            output_tokens: 121,
+            input_text_tokens: 119,
+            input_audio_tokens: 13,
+            cached_tokens: 64,
+            output_text_tokens: 30,
+            output_audio_tokens: 91,
+        };
+        assert_eq!(done("completed", "null", usage), (Ended::Completed, None, None, Some(want)));
+        assert_eq!(
+            done("cancelled", r#"{"type":"cancelled","reason":"turn_detected"}"#, "null"),
+            (Ended::Cancelled, Some(s("turn_detected")), None, None)
+        );
+        assert_eq!(
+            done("incomplete", r#"{"type":"incomplete","reason":"max_output_tokens"}"#, "null"),
+            (Ended::Incomplete, Some(s("max_output_tokens")), None, None)
+        );
+        let details = r#"{"type":"failed","error":{"type":"invalid_request_error","code":"rate_limit_exceeded","message":"Rate limit reached. Please try again in 1m26.4s. Visit"}}"#;
+        assert_eq!(
+            done("failed", details, "null"),
+            (Ended::Failed, Some(s("rate_limit_exceeded")), Some(Duration::from_millis(86_400)), None)
+        );
+        let details = r#"{"type":"failed","error":{"type":"server_error","code":null,"message":"m"}}"#;
+        assert_eq!(done("failed", details, "null").1, Some(s("server_error")));
+    }
+
+    #[test]
+    fn waits_are_read_in_all_their_spellings() {
+        for (text, ms) in [
+            ("Please try again in 166ms.", Some(166)),
+            ("Please try again in 7.66s.", Some(7_660)),
+            ("Please try again in 1m26.4s. Visit https://example.com", Some(86_400)),
+            ("try again in 6m0s", Some(360_000)),
+            ("try again in 1h2m3s.", Some(3_723_000)),
+            ("try again in 0s.", None),
+            ("try again in a while", None),
+            ("try again in 5 parsecs", None),
+            ("no hint", None),
+        ] {
+            assert_eq!(retry_after(text), ms.map(Duration::from_millis), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_path_names_the_model_and_escapes_it() {
+        assert_eq!(session_path("/v1", Some("gpt-realtime-2.1")), "/v1/realtime?model=gpt-realtime-2.1");
+        assert_eq!(session_path("/v1", Some("a b&c")), "/v1/realtime?model=a%20b%26c");
+        assert_eq!(session_path("", None), "/realtime");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn appends_carry_every_byte(audio: Vec<u8>, number: u64) {
+            let text = append(&audio, number);
+            let value: Value = serde_json::from_slice(&text).unwrap();
+            let encoded = value["audio"].as_str().unwrap();
+            proptest::prop_assert_eq!(base64::engine::general_purpose::STANDARD.decode(encoded).unwrap(), audio);
+            proptest::prop_assert_eq!(event_id::read(value["event_id"].as_str().unwrap()), Some(number));
+        }
+
+        #[test]
+        fn perturbed_events_never_panic(at in 0usize..220, byte: u8) {
+            let mut text = br#"{"type":"response.output_audio.delta","event_id":"e","response_id":"resp_1","item_id":"item_1","output_index":0,"content_index":1,"delta":"AAEC+g==","obfuscation":"x","error":{"code":"c"}}"#.to_vec();
+            if let Some(slot) = text.get_mut(at) {
+                *slot = byte;
+            }
+            let _ = decode(&text);
+        }
+    }
+}

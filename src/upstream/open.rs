@@ -427,3 +427,76 @@ async fn refusal(response: axum::http::Response<hyper::body::Incoming>) -> Upstr
         .and_then(|v| v.pointer("/error/code")?.as_str().map(plain_code));
     UpstreamError::Http { status: head.status, code, retry_after }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_told_apart_by_code_and_reason() {
+        let event = |code: &str, kind: &str, close| {
+            let error = ServiceError { code: code.into(), kind: kind.into(), ..ServiceError::default() };
+            UpstreamError::refused(&error, close)
+        };
+        for (error, code, close, transient) in [
+            (event("invalid_api_key", "invalid_request_error", Some(3000)), "upstream_auth", 4502, false),
+            (event("", "invalid_request_error", Some(3000)), "upstream_auth", 4502, false),
+            (event("model_not_found", "invalid_request_error", Some(4004)), "upstream_refused", 4502, false),
+            (event("insufficient_quota", "insufficient_quota", Some(1013)), "upstream_refused", 4502, false),
+            (
+                UpstreamError::closed(Some(1013), "insufficient_quota.insufficient_quota"),
+                "upstream_refused",
+                4502,
+                false,
+            ),
+            (UpstreamError::closed(Some(1013), ""), "upstream_unavailable", 4502, true),
+            (UpstreamError::closed(Some(3000), "invalid_request_error.invalid_api_key"), "upstream_auth", 4502, false),
+            (
+                UpstreamError::closed(Some(1001), "Your session hit the maximum duration of 60 minutes."),
+                "upstream_unavailable",
+                4502,
+                true,
+            ),
+            (event("rate_limit_exceeded", "", Some(1013)), "rate_limited", 4429, true),
+            (
+                UpstreamError::Http { status: StatusCode::UNAUTHORIZED, code: None, retry_after: None },
+                "upstream_auth",
+                4502,
+                false,
+            ),
+            (
+                UpstreamError::Http {
+                    status: StatusCode::TOO_MANY_REQUESTS,
+                    code: Some("insufficient_quota".into()),
+                    retry_after: None,
+                },
+                "upstream_refused",
+                4502,
+                false,
+            ),
+            (
+                UpstreamError::Http { status: StatusCode::BAD_GATEWAY, code: None, retry_after: None },
+                "upstream_unavailable",
+                4503,
+                true,
+            ),
+            (
+                UpstreamError::Http { status: StatusCode::NOT_FOUND, code: None, retry_after: None },
+                "upstream_refused",
+                4502,
+                false,
+            ),
+            (UpstreamError::Broken("x".into()), "upstream_unavailable", 4502, true),
+        ] {
+            let verdict = error.verdict();
+            assert_eq!((verdict.code, verdict.close, verdict.transient), (code, close, transient), "{error}");
+        }
+    }
+
+    #[test]
+    fn foreign_text_never_gets_into_an_error() {
+        let error = ServiceError { code: "Incorrect API key provided: sk-abc***xyz".into(), ..ServiceError::default() };
+        assert!(!UpstreamError::refused(&error, None).to_string().contains("sk-abc"));
+        assert!(!UpstreamError::closed(Some(4000), "key sk-abc is bad").to_string().contains("sk-abc"));
+    }
+}

@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl Core {
-    pub(super) fn from_client(&mut self, now: At, input: Input<'_>) {
+    pub(super) fn hear_client(&mut self, now: At, input: Input<'_>) {
         self.client_seen = now;
         self.message_seen = now;
         if !matches!(input, Input::Flushed(_)) {

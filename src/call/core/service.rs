@@ -40,7 +40,7 @@ impl Core {
         }
     }
 
-    pub(super) fn from_service(&mut self, now: At, event: Event) {
+    pub(super) fn hear_service(&mut self, now: At, event: Event) {
         self.service_seen = now;
         self.stall = Stall::None;
         match event {

@@ -473,7 +473,7 @@ fn a_silent_service_is_asked_and_then_given_up() {
     rig.pass(10 * SECOND);
     assert_eq!(rig.said(), ["notice stalled", "ping service"]);
     rig.pass(10 * SECOND);
-    assert_eq!(rig.said(), ["reply_ended r1 Failed 0/0", "error upstream_timeout", "end 4504"]);
+    assert_eq!(rig.said(), ["reply_ended r1 Failed 0/0", "drop audio", "error upstream_timeout", "end 4504"]);
 
     let mut rig = Rig::new(plan());
     rig.created("resp_1");
@@ -491,12 +491,12 @@ fn the_calls_own_limits_end_it() {
     let mut rig = Rig::new(Plan { max: 60 * SECOND, ..plan() });
     rig.said();
     rig.pass(60 * SECOND);
-    assert_eq!(rig.said(), ["error max_call_time", "end 4440"]);
+    assert_eq!(rig.said(), ["drop audio", "error max_call_time", "end 4440"]);
 
     let mut rig = Rig::new(Plan { idle: Some(20 * SECOND), ..plan() });
     rig.said();
     rig.pass(20 * SECOND);
-    assert_eq!(rig.said(), ["error idle_timeout", "end 4408"], "pongs are no messages");
+    assert_eq!(rig.said(), ["drop audio", "error idle_timeout", "end 4408"], "pongs are no messages");
 
     let mut rig = Rig::new(plan());
     rig.said();
@@ -504,7 +504,7 @@ fn the_calls_own_limits_end_it() {
         rig.now = at;
         rig.input(Input::Tick);
     }
-    assert_eq!(rig.said(), ["error idle_timeout", "end 4408"]);
+    assert_eq!(rig.said(), ["drop audio", "error idle_timeout", "end 4408"]);
     assert!(rig.now <= 35 * SECOND, "two pings without an answer");
 
     let mut rig = Rig::new(plan());
@@ -571,7 +571,7 @@ fn a_lost_service_ends_the_reply_and_the_call_with_a_reason() {
     rig.said();
     let error = crate::upstream::open::UpstreamError::Broken("reset".into());
     rig.input(Input::ServiceGone(End::upstream(&error)));
-    assert_eq!(rig.said(), ["reply_ended r1 Failed 100/400", "error upstream_unavailable", "end 4502"]);
+    assert_eq!(rig.said(), ["reply_ended r1 Failed 100/400", "drop audio", "error upstream_unavailable", "end 4502"]);
     rig.message(ClientMsg::Text { text: "hello?".into() });
     assert_eq!(rig.said(), [""; 0], "over is over");
 }
@@ -585,7 +585,7 @@ fn twenty_bad_messages_end_the_call() {
     }
     let said = rig.said();
     assert_eq!(said.iter().filter(|w| *w == "error invalid_message").count(), 20);
-    assert_eq!(said[20..], ["error policy_violation", "end 1008"]);
+    assert_eq!(said[20..], ["drop audio", "error policy_violation", "end 1008"]);
 }
 
 #[test]

@@ -1,0 +1,150 @@
+//! Who gets a session. The service answers 101 to everybody and then says no with an `error` event and a close code.
+use serde_json::{Value, json};
+
+use super::{
+    config::{Model, SimConfig},
+    validate::{INVALID_REQUEST, Refusal, shorten},
+};
+
+/// What a client brings along to the upgrade.
+#[derive(Debug, Clone, Default)]
+pub struct Knock {
+    /// Its key, from the header or the subprotocol.
+    pub key: Option<String>,
+    /// `?model=`.
+    pub model: Option<String>,
+    /// `?intent=`.
+    pub intent: Option<String>,
+    /// It asks for the beta shape, by header or subprotocol.
+    pub beta: bool,
+}
+
+/// Why there will be no session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rejected {
+    pub(super) refusal: Refusal,
+    pub(super) close_code: u16,
+}
+
+impl Rejected {
+    fn new(close_code: u16, refusal: Refusal) -> Self {
+        Self { refusal, close_code }
+    }
+
+    /// The close reason: `type.code`, or the type alone.
+    pub(super) fn reason(&self) -> String {
+        match &self.refusal.code {
+            Some(code) => format!("{}.{code}", self.refusal.kind),
+            None => self.refusal.kind.clone().into_owned(),
+        }
+    }
+}
+
+/// Decides like the service does.
+///
+/// # Errors
+/// With the error event and the close code, in the order key, shape, model, credit.
+pub(super) fn admit(config: &SimConfig, knock: &Knock) -> Result<Model, Rejected> {
+    let key = knock.key.as_deref().filter(|key| !key.is_empty()).ok_or_else(no_key)?;
+    if key.starts_with("sk-bad") || config.bad_keys.iter().any(|bad| bad == key) {
+        return Err(bad_key(key));
+    }
+    if knock.beta {
+        let message = "The Realtime Beta API is no longer supported. Please use the GA API: leave out the OpenAI-Beta \
+                       header.";
+        return Err(Rejected::new(4_000, Refusal::new("beta_api_shape_disabled", message)));
+    }
+    if let Some(intent) = knock.intent.as_deref().filter(|intent| *intent != "realtime") {
+        // Transcription sessions have their own door, which this simulator does not have yet.
+        let message = format!("Intent '{}' is not simulated; use ?model= or intent=realtime.", shorten(intent));
+        return Err(Rejected::new(4_000, Refusal::new("invalid_value", message).at("intent")));
+    }
+    let Some(name) = knock.model.as_deref().filter(|model| !model.is_empty()) else {
+        let message = "You must provide a model parameter.";
+        return Err(Rejected::new(4_000, Refusal::new("missing_model", message).at("model")));
+    };
+    if config.retired(name) {
+        let message = format!("The model `{}` does not exist or you do not have access to it.", shorten(name));
+        return Err(Rejected::new(4_004, Refusal::new("model_not_found", message).at("model")));
+    }
+    let Some(model) = config.model(name) else {
+        let message = format!("Model \"{}\" is not supported in realtime mode.", shorten(name));
+        return Err(Rejected::new(4_000, Refusal::new("invalid_model", message).at("model")));
+    };
+    if config.quota_keys.iter().any(|poor| poor == key) || config.quota_models.iter().any(|poor| poor == name) {
+        let message = "You exceeded your current quota, please check your plan and billing details.";
+        let mut refusal = Refusal::new("insufficient_quota", message);
+        refusal.kind = "insufficient_quota".into();
+        return Err(Rejected::new(1_013, refusal));
+    }
+    Ok(model)
+}
+
+fn no_key() -> Rejected {
+    let message = "Missing bearer or basic authentication in header.";
+    Rejected::new(3_000, Refusal { kind: INVALID_REQUEST.into(), code: None, message: message.into(), param: None })
+}
+
+fn bad_key(key: &str) -> Rejected {
+    // The service shows the key's two ends; so must we, for clients to prove that they redact it.
+    let head: String = key.chars().take(6).collect();
+    let tail: String = key.chars().rev().take(4).collect::<Vec<_>>().into_iter().rev().collect();
+    let message = format!("Incorrect API key provided: {head}***{tail}.");
+    Rejected::new(3_000, Refusal::new("invalid_api_key", message))
+}
+
+/// The body of an HTTP error, as the service's REST side writes it.
+pub(super) fn http_error(status: u16) -> Value {
+    let (kind, code, message) = match status {
+        401 => (INVALID_REQUEST, json!("invalid_api_key"), "Incorrect API key provided."),
+        403 => (INVALID_REQUEST, json!("unsupported_country_region_territory"), "Access is not allowed."),
+        404 => (INVALID_REQUEST, Value::Null, "Unknown request URL. Simulated: GET /v1/realtime."),
+        429 => ("requests", json!("rate_limit_exceeded"), "Rate limit reached for requests."),
+        400..=499 => (INVALID_REQUEST, Value::Null, "The request cannot be served."),
+        503 => ("server_error", Value::Null, "The server is overloaded or not ready yet."),
+        _ => ("server_error", Value::Null, "The server had an error while processing your request."),
+    };
+    json!({ "error": { "message": message, "type": kind, "param": null, "code": code } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn knock(key: &str, model: &str) -> Knock {
+        Knock { key: Some(key.into()), model: Some(model.into()), ..Knock::default() }
+    }
+
+    #[test]
+    fn admission_table() {
+        let config = SimConfig { bad_keys: vec!["stolen".into()], ..SimConfig::default() };
+        let good = "gpt-realtime";
+        for (name, knock, code, reason) in [
+            ("no key", Knock { key: None, ..knock("", good) }, 3_000, "invalid_request_error"),
+            ("empty key", knock("", good), 3_000, "invalid_request_error"),
+            ("bad key", knock("sk-bad-1234567", good), 3_000, "invalid_request_error.invalid_api_key"),
+            ("listed key", knock("stolen", good), 3_000, "invalid_request_error.invalid_api_key"),
+            ("beta", Knock { beta: true, ..knock("k", good) }, 4_000, "invalid_request_error.beta_api_shape_disabled"),
+            ("no model", Knock { model: None, ..knock("k", "") }, 4_000, "invalid_request_error.missing_model"),
+            ("text model", knock("k", "gpt-4o-transcribe"), 4_000, "invalid_request_error.invalid_model"),
+            ("retired", knock("k", "gpt-4o-realtime-preview"), 4_004, "invalid_request_error.model_not_found"),
+            ("no credit", knock("sk-no-credit", good), 1_013, "insufficient_quota.insufficient_quota"),
+            (
+                "transcription",
+                Knock { intent: Some("transcription".into()), ..knock("k", "") },
+                4_000,
+                "invalid_request_error.invalid_value",
+            ),
+        ] {
+            let rejected = admit(&config, &knock).unwrap_err();
+            assert_eq!((rejected.close_code, rejected.reason().as_str()), (code, reason), "{name}");
+        }
+        assert_eq!(admit(&config, &knock("ek_123", "gpt-realtime-2.1")).unwrap().context_tokens, 128_000);
+    }
+
+    #[test]
+    fn a_bad_key_is_shown_masked() {
+        let rejected = admit(&SimConfig::default(), &knock("sk-bad-1234567", "gpt-realtime")).unwrap_err();
+        assert_eq!(rejected.refusal.message, "Incorrect API key provided: sk-bad***4567.");
+    }
+}

@@ -1,0 +1,152 @@
+//! What the simulator has seen and done: the truth that tests compare a client's story with.
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde::Serialize;
+
+use crate::audio::Format;
+
+/// Most entries of a log: a soak test must not fill the memory.
+const MAX_LOG: usize = 100_000;
+
+/// Counters since the start.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct SimStats {
+    /// Connection attempts to `/v1/realtime`, refused ones too.
+    pub attempts: u64,
+    /// Attempts refused before the 101, by HTTP status.
+    pub refused: BTreeMap<u16, u64>,
+    /// Sessions that got a `session.created`.
+    pub sessions_opened: u64,
+    /// Sockets that are open now.
+    pub sessions_now: u64,
+    /// Closes by the client, by code; 1006: it went without a goodbye.
+    pub closed_by_client: BTreeMap<u16, u64>,
+    /// Closes of ours, by code; 1006: cut by a fault.
+    pub closed_by_us: BTreeMap<u16, u64>,
+    /// Client events of all kinds.
+    pub client_events: u64,
+    /// `input_audio_buffer.append` events.
+    pub appends: u64,
+    /// Audio bytes in them.
+    pub append_bytes: u64,
+    /// Turns committed, by the client or the detector.
+    pub commits: u64,
+    /// Responses created.
+    pub responses: u64,
+    /// Responses by their final status.
+    pub responses_by_status: BTreeMap<String, u64>,
+    /// Cancels that found a response.
+    pub cancels: u64,
+    /// Truncations that were accepted.
+    pub truncates: Vec<Truncation>,
+    /// Function calls made.
+    pub function_calls: u64,
+    /// Audio deltas sent, and their bytes.
+    pub deltas: u64,
+    /// Audio bytes sent.
+    pub delta_bytes: u64,
+    /// `error` events by code (`null` where there is none).
+    pub errors: BTreeMap<String, u64>,
+    /// Faults that fired, by kind.
+    pub faults: BTreeMap<String, u64>,
+    /// PINGs sent.
+    pub pings: u64,
+    /// PONGs received.
+    pub pongs: u64,
+    /// Tokens of all `response.done`.
+    pub tokens: u64,
+    /// Received audio, when `record_audio` is set.
+    #[serde(skip)]
+    pub recorded: Vec<Recorded>,
+}
+
+/// One accepted truncation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Truncation {
+    /// Number of the session, from 1.
+    pub session: u64,
+    /// The item.
+    pub item_id: String,
+    /// Where it was cut, ms.
+    pub audio_end_ms: u64,
+    /// How long it was before, ms.
+    pub had_ms: u64,
+}
+
+/// Audio that one session has received in one format.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// Number of the session, from 1.
+    pub session: u64,
+    /// Its format.
+    pub format: Format,
+    /// All of it.
+    pub audio: Vec<u8>,
+}
+
+/// The counters of a running simulator.
+#[derive(Debug, Default)]
+pub(super) struct Stats(Mutex<SimStats>);
+
+impl Stats {
+    /// The counters, to be changed.
+    pub(super) fn lock(&self) -> MutexGuard<'_, SimStats> {
+        // Counters are whole at any time: a panic elsewhere does not spoil them.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The counters as they are now.
+    pub(super) fn snapshot(&self) -> SimStats {
+        self.lock().clone()
+    }
+
+    pub(super) fn fault(&self, kind: &str) {
+        *self.lock().faults.entry(kind.to_owned()).or_default() += 1;
+    }
+
+    pub(super) fn error(&self, code: Option<&str>) {
+        *self.lock().errors.entry(code.unwrap_or("null").to_owned()).or_default() += 1;
+    }
+
+    pub(super) fn append(&self, session: u64, format: Format, audio: &[u8], record: bool) {
+        let mut stats = self.lock();
+        stats.appends += 1;
+        stats.append_bytes += audio.len() as u64;
+        if !record {
+            return;
+        }
+        match stats.recorded.iter_mut().rev().find(|r| r.session == session) {
+            Some(recorded) if recorded.format == format => recorded.audio.extend_from_slice(audio),
+            _ => stats.recorded.push(Recorded { session, format, audio: audio.to_vec() }),
+        }
+    }
+
+    pub(super) fn truncation(&self, truncation: Truncation) {
+        let mut stats = self.lock();
+        if stats.truncates.len() < MAX_LOG {
+            stats.truncates.push(truncation);
+        }
+    }
+
+    pub(super) fn response_done(&self, status: &str, tokens: u64) {
+        let mut stats = self.lock();
+        *stats.responses_by_status.entry(status.to_owned()).or_default() += 1;
+        stats.tokens += tokens;
+    }
+
+    pub(super) fn delta(&self, bytes: usize) {
+        let mut stats = self.lock();
+        stats.deltas += 1;
+        stats.delta_bytes += bytes as u64;
+    }
+
+    /// A socket is gone.
+    pub(super) fn closed(&self, by_client: bool, code: u16) {
+        let mut stats = self.lock();
+        let closes = if by_client { &mut stats.closed_by_client } else { &mut stats.closed_by_us };
+        *closes.entry(code).or_default() += 1;
+    }
+}

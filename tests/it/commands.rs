@@ -1,0 +1,221 @@
+//! The commands as a person types them: real processes, real sockets, exit codes, and what they print.
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use voxrelay::audio::decode::decode_file;
+
+fn voxrelay() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_voxrelay"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
+    for name in ["OPENAI_API_KEY", "OPENAI_BASE_URL", "RUST_LOG", "VOXRELAY_TOKEN"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs to the end: exit code, standard output, standard error.
+fn run(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+/// A process that listens.
+struct Listening {
+    child: Child,
+    addr: SocketAddr,
+}
+
+impl Listening {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let addr = line.trim_end().strip_prefix("listening on http://").unwrap_or_else(|| panic!("{line:?}"));
+        let addr = addr.parse().unwrap();
+        Self { child, addr }
+    }
+
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut tcp = TcpStream::connect(self.addr).unwrap();
+        write!(tcp, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.addr).unwrap();
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// Waits for the end: exit code, and what it wrote to standard error.
+    fn end(mut self) -> (i32, String) {
+        let mut text = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        (self.child.wait().unwrap().code().unwrap_or(-1), text)
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn clip(name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "tests/clips", name].iter().collect()
+}
+
+#[test]
+fn say_speaks_a_recording_and_saves_the_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("reply.wav");
+    let (code, stdout, stderr) = run(voxrelay().args(["say", "assets/hello.wav", "--manual", "--out"]).arg(&out));
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    assert!(stdout.contains("speech") && stdout.contains("committed"), "{stdout}");
+    let (said, heard) = (decode_file("assets/hello.wav", 24_000).unwrap(), decode_file(&out, 24_000).unwrap());
+    assert!(heard.samples.len() >= said.samples.len() && heard.samples.len() < said.samples.len() + 2 * 480);
+    assert_eq!(heard.samples[..said.samples.len()], said.samples, "bit for bit");
+}
+
+#[test]
+fn say_reads_telephone_and_opus_recordings() {
+    let dir = tempfile::tempdir().unwrap();
+    for (file, args) in [
+        ("hello_question_telephone_8k_ulaw.wav", &["--format", "mulaw"][..]),
+        ("hello_question_opus.ogg", &["--format", "opus"]),
+    ] {
+        let out = dir.path().join(format!("{file}.reply.wav"));
+        let (code, stdout, stderr) =
+            run(voxrelay().arg("say").arg(clip(file)).args(args).arg("--manual").arg("--out").arg(&out));
+        assert_eq!(code, 0, "{file}: {stdout}{stderr}");
+        let (said, heard) = (decode_file(clip(file), 8_000).unwrap(), decode_file(&out, 8_000).unwrap());
+        let energy = |samples: &[i16]| samples.iter().map(|s| f64::from(*s).powi(2)).sum::<f64>();
+        let ratio = energy(&heard.samples) / energy(&said.samples);
+        assert!((0.7..1.3).contains(&ratio), "{file}: the answer has {ratio:.2} of the question's energy");
+    }
+}
+
+#[test]
+fn say_tells_a_bad_file_from_a_bad_relay() {
+    let dir = tempfile::tempdir().unwrap();
+    let empty = dir.path().join("empty.wav");
+    std::fs::write(&empty, b"").unwrap();
+    let truncated = dir.path().join("cut.wav");
+    std::fs::write(&truncated, &std::fs::read("assets/hello.wav").unwrap()[..60_000]).unwrap();
+    let (code, _, stderr) = run(voxrelay().args(["say", "nowhere.wav"]));
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("nowhere.wav"), "{stderr}");
+    let (code, _, stderr) = run(voxrelay().arg("say").arg(&empty));
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("empty"), "{stderr}");
+    let (code, _, stderr) = run(voxrelay().args(["say", "Cargo.toml"]));
+    assert_eq!(code, 2, "{stderr}");
+    let out = dir.path().join("r.wav");
+    let (code, stdout, stderr) = run(voxrelay().arg("say").arg(&truncated).arg("--manual").arg("--out").arg(&out));
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    assert!(format!("{stdout}{stderr}").contains("before it should"), "a warning: {stdout}{stderr}");
+    let (code, _, stderr) = run(voxrelay().args(["say", "assets/hello.wav", "--format", "mp3"]));
+    assert_eq!(code, 2);
+    assert!(stderr.contains("mp3") && stderr.contains("opus"), "{stderr}");
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (code, _, stderr) =
+        run(voxrelay().args(["say", "assets/hello.wav", "--url", &format!("ws://{nobody}/v1/voice")]));
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains(&nobody.to_string()), "{stderr}");
+}
+
+#[test]
+fn serve_answers_on_the_simulator_and_leaves_in_time() {
+    let relay = Listening::start(voxrelay().args(["serve", "--listen", "127.0.0.1:0"]));
+    assert!(relay.get("/healthz").starts_with("HTTP/1.1 200"));
+    assert!(relay.get("/readyz").ends_with("ready\n"));
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("ws://{}/v1/voice", relay.addr);
+    let (code, stdout, stderr) =
+        run(voxrelay().args(["say", "--text", "hello", "--url", &url, "--out"]).arg(dir.path().join("r.wav")));
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    let metrics = relay.get("/metrics");
+    for line in [
+        "voxrelay_calls_total 1",
+        "voxrelay_calls_ended_total{close=\"1000\"} 1",
+        "voxrelay_replies_total{status=\"completed\"} 1",
+        "voxrelay_first_audio_seconds_count 1",
+        "voxrelay_relay_added_seconds_count 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is missing in {metrics}");
+    }
+    let began = Instant::now();
+    relay.signal("-TERM");
+    let (code, stderr) = relay.end();
+    assert_eq!(code, 0, "{stderr}");
+    assert!(began.elapsed() < Duration::from_secs(5), "nobody was left to wait for");
+    assert!(stderr.contains("embedded simulator"), "{stderr}");
+    assert!(!stderr.contains("hello"), "no word of a call in the log: {stderr}");
+}
+
+#[test]
+fn the_simulator_runs_alone_and_check_dials_it() {
+    let sim = Listening::start(voxrelay().args(["sim", "--listen", "127.0.0.1:0"]));
+    let base = format!("http://{}/v1", sim.addr);
+    let (code, stdout, stderr) =
+        run(voxrelay().args(["check", "--dial"]).env("OPENAI_BASE_URL", &base).env("OPENAI_API_KEY", "sk-secret-1"));
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    assert!(stdout.contains("(redacted)") && !stdout.contains("sk-secret-1"), "{stdout}");
+    assert!(stderr.contains("is up after"), "{stderr}");
+    let (code, _, stderr) =
+        run(voxrelay().args(["check", "--dial"]).env("OPENAI_BASE_URL", &base).env("OPENAI_API_KEY", "sk-bad-1"));
+    assert_eq!(code, 1);
+    assert!(stderr.contains("does not know the API key") && !stderr.contains("sk-bad-1"), "{stderr}");
+    let relay = Listening::start(
+        voxrelay().args(["serve", "--listen", "127.0.0.1:0", "--upstream", &base]).env("OPENAI_API_KEY", "sk-1"),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("ws://{}/v1/voice", relay.addr);
+    let (code, stdout, stderr) =
+        run(voxrelay().args(["say", "--text", "hello", "--url", &url, "--out"]).arg(dir.path().join("r.wav")));
+    assert_eq!(code, 0, "{stdout}{stderr}");
+}
+
+#[test]
+fn broken_configuration_is_refused_with_line_and_field() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("broken.toml");
+    std::fs::write(&file, "[audio]\nchunk_ms = 1\n").unwrap();
+    for command in ["serve", "check"] {
+        let (code, _, stderr) = run(voxrelay().args([command, "--config"]).arg(&file));
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains("broken.toml:2: audio.chunk_ms: found 1; allowed: 20 to 200 ms"), "{stderr}");
+    }
+    let (code, _, stderr) = run(voxrelay().args(["serve", "--config", "nowhere.toml"]));
+    assert_eq!(code, 2);
+    assert!(stderr.contains("nowhere.toml"), "{stderr}");
+    let (code, _, stderr) = run(voxrelay().args(["serve", "--listen", "0.0.0.0:0"]));
+    assert_eq!(code, 2);
+    assert!(stderr.contains("--insecure-open"), "{stderr}");
+    let (code, _, stderr) = run(voxrelay().args(["serve", "--upstream", "http://example.com"]));
+    assert_eq!(code, 2);
+    assert!(stderr.contains("--upstream: upstream.url: found `http://example.com`"), "{stderr}");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (code, _, stderr) = run(voxrelay().args(["serve", "--listen", &taken.local_addr().unwrap().to_string()]));
+    assert_eq!(code, 1);
+    assert!(stderr.contains("cannot listen on"), "{stderr}");
+    let (code, _, stderr) = run(voxrelay().args(["sim", "--listen", "127.0.0.1:0", "--faults", "Cargo.toml"]));
+    assert_eq!(code, 2, "{stderr}");
+}
+
+#[test]
+fn help_names_every_command() {
+    let (code, stdout, _) = run(voxrelay().arg("--help"));
+    assert_eq!(code, 0);
+    for command in ["say", "serve", "sim", "check"] {
+        assert!(stdout.contains(command), "{stdout}");
+        assert_eq!(run(voxrelay().args([command, "--help"])).0, 0);
+    }
+    assert_eq!(run(voxrelay().arg("sing")).0, 2);
+}

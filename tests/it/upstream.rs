@@ -1,0 +1,132 @@
+//! Services that are not there, refuse, stall or vanish: each ends the call with the contract's code and words.
+use std::time::Duration;
+
+use tokio::{net::TcpListener, time::Instant};
+use voxrelay::config::Secret;
+
+use crate::support::{Client, Rig, config};
+
+const NEVER_CREATED: &str = "[[fault]]\nkind = \"no_created\"\n";
+const DIES_IN_A_REPLY: &str = "[[fault]]\nkind = \"die\"\nresponse = 1\nafter_deltas = 3\n";
+const SLOW_TO_OPEN: &str = "[[fault]]\nkind = \"hang\"\nfor_ms = 1_000\n";
+
+fn refuse(status: u16) -> String {
+    format!("[[fault]]\nkind = \"refuse\"\nstatus = {status}\n")
+}
+
+async fn end_of(client: &mut Client) -> (String, u16, String) {
+    let error = client.until("error").await;
+    let (code, close) = client.end().await;
+    assert_eq!(code, None, "one error, then the close");
+    (error["error"]["code"].as_str().unwrap().to_owned(), close, error["error"]["message"].as_str().unwrap().to_owned())
+}
+
+/// A call on a service that is told by its URL.
+async fn call_on(url: &str, change: impl FnOnce(&mut voxrelay::config::Config)) -> (Client, voxrelay::serve::Server) {
+    let mut config = config(url);
+    change(&mut config);
+    let relay = voxrelay::serve::Server::start(config, None).await.unwrap();
+    let client = Client::connect(&format!("ws://{}/v1/voice", relay.addr())).await;
+    (client, relay)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_not_there() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (mut client, _relay) = call_on(&format!("http://{nobody}/v1"), |_| {}).await;
+    client.until("ready").await;
+    let (code, close, message) = end_of(&mut client).await;
+    assert_eq!((code.as_str(), close), ("upstream_unavailable", 4503));
+    assert!(message.contains(&format!("cannot reach the service at {nobody}")), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_takes_the_connection_and_says_nothing() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1", silent.local_addr().unwrap());
+    let (mut client, _relay) = call_on(&url, |c| {
+        c.upstream.session_timeout_ms = 500;
+        c.upstream.attempts = 2;
+    })
+    .await;
+    let (code, close, message) = end_of(&mut client).await;
+    assert_eq!((code.as_str(), close), ("upstream_timeout", 4504));
+    assert!(message.contains("within 500 ms"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_never_created() {
+    let rig = Rig::with(
+        |c| {
+            c.upstream.session_timeout_ms = 500;
+            c.upstream.attempts = 1;
+        },
+        voxrelay::sim::SimConfig::default(),
+        NEVER_CREATED,
+    )
+    .await;
+    let mut client = rig.call("").await;
+    let (code, close, message) = end_of(&mut client).await;
+    assert_eq!((code.as_str(), close), ("upstream_timeout", 4504));
+    assert!(message.contains("session.created"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_models_and_accounts_that_are_refused() {
+    for (key, model, code, part) in [
+        ("sk-bad-key", "gpt-realtime-2.1", "upstream_auth", "it does not know the API key"),
+        ("sk-good", "no-such-model", "upstream_refused", "it does not know the model"),
+    ] {
+        let rig = Rig::configured(|c| {
+            c.upstream.api_key = Some(Secret::new(key));
+            c.upstream.model = model.to_owned();
+        })
+        .await;
+        let mut client = rig.call("").await;
+        let (got, close, message) = end_of(&mut client).await;
+        assert_eq!((got.as_str(), close), (code, 4502), "{message}");
+        assert!(message.contains(part) && !message.contains(key), "{message}");
+        assert_eq!(rig.sim.stats().sessions_opened, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_refusals_are_told_apart_and_some_are_tried_again() {
+    for (status, code, close) in [
+        (401, "upstream_auth", 4502),
+        (403, "upstream_auth", 4502),
+        (429, "rate_limited", 4429),
+        (503, "upstream_unavailable", 4503),
+    ] {
+        let rig = Rig::with(|_| {}, voxrelay::sim::SimConfig::default(), &refuse(status)).await;
+        let mut client = rig.call("").await;
+        let (got, got_close, message) = end_of(&mut client).await;
+        assert_eq!((got.as_str(), got_close), (code, close), "{status}: {message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_vanishes_in_the_middle_of_a_reply() {
+    let rig = Rig::with(|_| {}, voxrelay::sim::SimConfig::default(), DIES_IN_A_REPLY).await;
+    let mut client = rig.call("").await;
+    client.json(r#"{"type":"text","text":"hello"}"#).await;
+    let ended = client.until("reply_ended").await;
+    assert_eq!((ended["status"].as_str(), ended["reason"].as_str()), (Some("failed"), Some("upstream_unavailable")));
+    let (code, close, _) = end_of(&mut client).await;
+    assert_eq!((code.as_str(), close), ("upstream_unavailable", 4502));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_before_the_session_is_up_is_not_lost() {
+    let sim = voxrelay::sim::SimConfig::default();
+    let rig = Rig::with(|_| {}, sim, SLOW_TO_OPEN).await;
+    let mut client = rig.call("turns=manual&pace=fast").await;
+    let began = Instant::now();
+    for _ in 0..50 {
+        client.audio(&[1; 960]).await;
+    }
+    client.json(r#"{"type":"commit"}"#).await;
+    let ended = client.until("reply_ended").await;
+    assert_eq!(ended["audio_ms"], 1_000);
+    assert!(began.elapsed() > Duration::from_millis(800), "the fault did not happen");
+}
