@@ -11,8 +11,8 @@ use crate::{
 
 /// Speech that ends with the recording is announced within this time after it.
 const SETTLE: Duration = Duration::from_millis(1_500);
-/// A service may still be connecting when a short recording is through; its first words come later then.
-const FIRST_SIGN: Duration = Duration::from_secs(8);
+/// The service may still be connecting when a short recording is through, for 10 s at a time; it hears it later then.
+const FIRST_SIGN: Duration = Duration::from_secs(15);
 
 /// What an answer answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -288,10 +288,10 @@ mod tests {
     fn silence_is_no_speech_but_a_slow_start_is_forgiven() {
         let mut talk = Conversation::new(true, WAIT);
         talk.spoken(t(1_000));
-        assert_eq!(talk.verdict(t(8_900)), None);
-        assert_eq!(talk.verdict(t(9_000)), Some(Verdict::NoSpeech));
-        play(&mut talk, &[(3_000, "speech")]);
-        assert_eq!(talk.verdict(t(9_000)), None);
+        assert_eq!(talk.verdict(t(15_900)), None);
+        assert_eq!(talk.verdict(t(16_000)), Some(Verdict::NoSpeech));
+        play(&mut talk, &[(13_000, "speech")]);
+        assert_eq!(talk.verdict(t(16_000)), None);
     }
 
     #[test]

@@ -275,7 +275,7 @@ impl<'a, W: Write> Talk<'a, W> {
         match verdict {
             Some(Verdict::Answered) => Ok(()),
             Some(Verdict::NoSpeech) => {
-                bail!("the service heard no speech in this recording; --manual commits it anyway")
+                bail!("no answer: the service told of no speech in this recording (--manual commits it anyway)")
             }
             Some(Verdict::Failed(why)) => bail!("no answer: {why}"),
             Some(Verdict::Late(quiet)) => bail!("no answer: nothing has come for {} s (--wait)", quiet.as_secs()),
