@@ -482,8 +482,8 @@ impl Driver {
     async fn goodbye(mut self: Box<Self>, end: &End) {
         let report = end.report();
         let reason = report.code.unwrap_or_default();
-        let length = self.began.elapsed();
-        let (bytes_in, bytes_out) = (self.bytes_in, self.bytes_out);
+        let (length, bytes_in, bytes_out) = (self.began.elapsed(), self.bytes_in, self.bytes_out);
+        Fact::CallEnded { close: report.close, length, bytes_in, bytes_out }.record();
         // What was for the loudspeaker is not worth waiting for.
         self.client.drop_binary();
         let service = std::mem::replace(&mut self.service, Service::Gone);
@@ -498,7 +498,6 @@ impl Driver {
             }
         };
         tokio::join!(client, service);
-        Fact::CallEnded { close: report.close, length, bytes_in, bytes_out }.record();
     }
 }
 

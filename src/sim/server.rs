@@ -290,6 +290,10 @@ impl Link {
 
     async fn run(mut self, stop: &CancellationToken) {
         loop {
+            // What is due comes before what comes in: a flood must not hide it.
+            if self.wake_at() <= self.now() && !self.on_time() {
+                return self.world.stats.closed(false, 1_006);
+            }
             let timer = self.began + self.wake_at();
             let event = tokio::select! {
                 biased;
@@ -299,14 +303,8 @@ impl Link {
                     self.session.go_away(now);
                     continue;
                 }
-                // First what the socket can do: a moment that is due is over only once its outputs are written.
                 event = std::future::poll_fn(|cx| self.poll(cx)) => event,
-                () = time::sleep_until(timer) => {
-                    if !self.on_time() {
-                        return self.world.stats.closed(false, 1_006);
-                    }
-                    continue;
-                }
+                () = time::sleep_until(timer) => continue,
             };
             match event {
                 Event::Message(message) => {

@@ -113,10 +113,10 @@ fn a_client_that_does_not_read_is_cut_off() {
     let mut client = Client::new(SimConfig { reply: Reply { speed: 0.0, ..Reply::default() }, ..SimConfig::instant() });
     client.update(json!({ "audio": { "input": { "turn_detection": null } } }));
     // The session is asked for much and never polled.
-    let item = json!({ "type": "message", "role": "user", "content": [{ "type": "input_text", "text": "x".repeat(1 << 20) }] });
+    let item = json!({ "type": "message", "role": "user", "content": [{ "type": "input_text", "text": "x".repeat(1 << 19) }] });
     let create = json!({ "type": "conversation.item.create", "item": item }).to_string();
     let mut most = 0;
-    for _ in 0..200 {
+    for _ in 0..100 {
         client.session.handle(Duration::ZERO, voxrelay::sim::session::Incoming::Text(&create));
         most = most.max(client.session.unsent_bytes());
         client.session.handle(
@@ -125,7 +125,7 @@ fn a_client_that_does_not_read_is_cut_off() {
         );
         most = most.max(client.session.unsent_bytes());
     }
-    assert!(most > 16 << 20 && most < 200 << 20, "{most} bytes");
+    assert!(most > 10 << 20 && most < 200 << 20, "{most} bytes");
 }
 
 /// Events that are nearly right: real types and fields with odd values.
@@ -338,7 +338,7 @@ impl Watch {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 96, ..Config::default() })]
+    #![proptest_config(Config { cases: 64, ..Config::default() })]
 
     #[test]
     fn no_client_can_make_it_panic_or_lie(acts in collection::vec(act(), 1..40), piece in 200usize..9_000) {
@@ -377,6 +377,11 @@ proptest! {
         watch.look(client.heard.drain(..));
         prop_assert!(watch.open.is_empty(), "never done: {:?}", watch.open);
     }
+
+}
+
+proptest! {
+    #![proptest_config(Config { cases: 12, ..Config::default() })]
 
     #[test]
     fn a_turn_does_not_depend_on_how_the_audio_was_cut(piece in 100usize..20_000) {
