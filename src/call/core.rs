@@ -168,6 +168,8 @@ enum About {
 
 /// Commands remembered for their errors; the service answers within a round trip.
 const REMEMBERED: usize = 64;
+/// Kept for a session that is not up yet, bytes: minutes of audio, which the intake does not let come that fast.
+const EARLY_MAX: usize = 16 << 20;
 
 /// A call's decisions.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -183,11 +185,10 @@ pub struct Core {
     up: bool,
     /// What is for the service, while there is no session.
     early: Vec<(u64, Command)>,
+    early_bytes: usize,
     commands: u64,
     sent: VecDeque<(u64, About)>,
     errors: u64,
-    /// The reply that we asked for, and that has not begun, is not wanted any more.
-    unwanted: bool,
     client_seen: At,
     message_seen: At,
     pinged: Option<At>,
@@ -235,10 +236,10 @@ impl Core {
             tools: Tools::default(),
             up: false,
             early: Vec::new(),
+            early_bytes: 0,
             commands: 0,
             sent: VecDeque::new(),
             errors: 0,
-            unwanted: false,
             client_seen: At::ZERO,
             message_seen: At::ZERO,
             pinged: None,
@@ -270,6 +271,9 @@ impl Core {
             Input::FirstAudioLeft => self.playout.first_audio_left(now),
             Input::Drain(length) => self.drain(now, length),
             Input::Tick => {}
+        }
+        if self.early_bytes > EARLY_MAX {
+            self.end(now, End::TooMuchEarly { limit: EARLY_MAX });
         }
         self.tick(now);
         self.send_chunks();
@@ -356,6 +360,7 @@ impl Core {
         if self.up {
             self.out.push_back(Output::Service { number, command });
         } else {
+            self.early_bytes += size(&command);
             self.early.push((number, command));
         }
     }
@@ -387,8 +392,7 @@ impl Core {
     /// The caller takes the turn: what sounds is cut at what was heard, in the order in which it must happen: positions,
     /// local queue, `clear`, cancel, truncate. `service_cancels`: it stops its reply by itself.
     fn barge_in(&mut self, now: At, service_cancels: bool) {
-        if self.slot.busy() && self.slot.active().is_none() && !service_cancels {
-            self.unwanted = true; // it was asked for and has not begun
+        if !service_cancels && self.slot.call_off() {
             self.ask(Command::CancelReply { response: None });
         }
         if !self.playout.active() {
@@ -403,13 +407,17 @@ impl Core {
             self.ask(Command::CancelReply { response: Some(response) });
         }
         for item in found.unheard {
-            self.ask(match item {
-                Unheard::Truncate { item, content_index, audio_end_ms } => {
-                    Command::Truncate { item, content_index, audio_end_ms }
-                }
-                Unheard::Delete { item } => Command::DeleteItem { item },
-            });
+            self.forget(item);
         }
+    }
+
+    fn forget(&mut self, item: Unheard) {
+        self.ask(match item {
+            Unheard::Truncate { item, content_index, audio_end_ms } => {
+                Command::Truncate { item, content_index, audio_end_ms }
+            }
+            Unheard::Delete { item } => Command::DeleteItem { item },
+        });
     }
 
     fn end_replies(&mut self, now: At) {
@@ -449,6 +457,16 @@ impl Core {
         }
         self.out.push_back(Output::End(end));
         self.ended = true;
+    }
+}
+
+/// What a client can make large.
+fn size(command: &Command) -> usize {
+    match command {
+        Command::Append(audio) => audio.len(),
+        Command::UserText { text } => text.len(),
+        Command::ToolOutput { output, .. } => output.len(),
+        _ => 0,
     }
 }
 

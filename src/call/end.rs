@@ -35,6 +35,12 @@ pub enum End {
     /// A message, or a part of one, took too long.
     #[error("a message was begun and not finished within 10 s")]
     HalfMessage,
+    /// Too much was sent while there was no session.
+    #[error("more than {limit} bytes came before the service was there to take them")]
+    TooMuchEarly {
+        /// Allowed, bytes.
+        limit: usize,
+    },
     /// A message was announced that is too large.
     #[error("message of {got} bytes is over the {limit} byte limit")]
     MessageTooLarge {
@@ -114,7 +120,9 @@ impl End {
             Self::Framing => of("", 1002, false),
             Self::Utf8 => of("", 1007, false),
             Self::InvalidAudio(_) => of("invalid_audio", 1003, false),
-            Self::BadMessages | Self::ControlFlood | Self::HalfMessage => of("policy_violation", 1008, false),
+            Self::BadMessages | Self::ControlFlood | Self::HalfMessage | Self::TooMuchEarly { .. } => {
+                of("policy_violation", 1008, false)
+            }
             Self::MessageTooLarge { .. } => of("message_too_large", 1009, true),
             Self::AudioTooFast => of("audio_too_fast", 4429, true),
             Self::Idle(_) | Self::NoPong => of("idle_timeout", 4408, true),
