@@ -201,10 +201,6 @@ impl Driver {
     async fn wait(&mut self, timer: Pin<&mut time::Sleep>) -> Wake {
         let gated = self.read_at.is_some();
         let Self { client, service, drain, stop, unread, .. } = self;
-        if *unread {
-            tokio::task::yield_now().await;
-            return Wake::Ready;
-        }
         let client_ready = future::poll_fn(|cx| {
             if !gated && client.poll_readable(cx).is_ready() {
                 return std::task::Poll::Ready(());
@@ -228,8 +224,9 @@ impl Driver {
             () = stop.cancelled() => Wake::Stop,
             _ = draining => Wake::Drain,
             () = timer => Wake::Timer,
-            () = client_ready => Wake::Ready,
             wake = service_ready => wake,
+            () = client_ready => Wake::Ready,
+            () = tokio::task::yield_now(), if *unread => Wake::Ready,
         }
     }
 
@@ -237,7 +234,8 @@ impl Driver {
         let core = self.core.deadline(self.room()).map(|at| self.began + at);
         let half = self.client.unfinished_since().map(|at| at + HALF_MESSAGE);
         let stalled = self.client.stalled_since().map(|at| at + CLIENT_STALL);
-        let shrink = (!self.shrunk).then_some(self.active_at + SHRINK_AFTER);
+        // Only where the moment has an effect: while a reply plays, buffers are not given back.
+        let shrink = (!self.shrunk && self.core.is_quiet()).then_some(self.active_at + SHRINK_AFTER);
         let service = match &self.service {
             Service::Up(socket) => socket.stalled_since().map(|at| at + SERVICE_STALL),
             _ => None,
