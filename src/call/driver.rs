@@ -59,8 +59,9 @@ const BUSY_BUFFER: usize = 8 << 10;
 const QUIET_BUFFER: usize = 256;
 /// A quiet call gives its buffers back after so long.
 const SHRINK_AFTER: Duration = Duration::from_secs(2);
-/// How long a goodbye may take to be written.
+/// How long a goodbye may take to be written, and to a client that we have just called slow.
 const GOODBYE: Duration = Duration::from_secs(1);
+const SLOW_GOODBYE: Duration = Duration::from_secs(10);
 
 /// Everything that a call needs to run.
 #[derive(Debug)]
@@ -516,7 +517,8 @@ impl Driver {
         let service = std::mem::replace(&mut self.service, Service::Gone);
         let client = async {
             if *end != End::ClientLost {
-                self.client.close(report.close, reason, GOODBYE).await;
+                let patience = if *end == End::SlowConsumer { SLOW_GOODBYE } else { GOODBYE };
+                self.client.close(report.close, reason, patience).await;
             }
         };
         let service = async {
