@@ -1,6 +1,6 @@
 //! What goes wrong, and when: scripted to the turn or the delta, or by seeded chance.
 //!
-//! This file says which fault is due; [`super::session`] and [`super::server`] do the damage. Every firing is counted in
+//! This file says which fault is due; the session and its socket do the damage. Every firing is counted in
 //! the statistics, so that a test can prove that its fault happened.
 //!
 //! # The file

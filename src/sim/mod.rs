@@ -1,4 +1,24 @@
 //! THE SIMULATED MODEL SERVICE: a Realtime server without a model, faithful down to the audio and the faults.
+//!
+//! People test their voice clients against it without a key: `voxrelay sim` listens, any key but `sk-bad...` is good, and
+//! the base URL is `http://127.0.0.1:9000/v1`. It says back what it hears, byte for byte where both formats are the same,
+//! and speaks with a bundled voice where there is nothing to say back. What it follows is what was seen at the live
+//! service in autumn 2026, in the GA shape: event order and fields, error codes and texts, close codes, token counts. A
+//! guess is called a guess where it is made. It knows nothing of the relay: neither its encoders nor its WebSocket.
+//!
+//! | to be tested | how |
+//! |---|---|
+//! | voice turns | speak; the detector finds the turn, the reply is your own voice; `long_turn_pause` clips give two turns |
+//! | push to talk | `turn_detection: null`, commit, `response.create` |
+//! | function calls | give it tools and type `call NAME {"argument": 1}`; or `reply.call_tool` for speech |
+//! | text, greetings | are answered with the bundled voice |
+//! | refused connects | keys `sk-bad...`, `sk-no-credit`; models `gpt-4o-realtime-preview`, `gpt-5`; no model; no key |
+//! | the session cap, delays, limits | [`SimConfig`], as a TOML file |
+//! | everything that goes wrong | [`faults`], as a TOML file |
+//!
+//! Inside, [`session`] is a machine without sockets or clock that can be driven in virtual time; `server` gives it a
+//! socket. Not here yet, with their places kept: REST (`server::router`), transcription and beta sessions
+//! (`admit::admit`), GPT-Live.
 mod admit;
 mod commands;
 pub mod config;

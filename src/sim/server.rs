@@ -234,7 +234,7 @@ async fn serve(shared: &Shared, number: u64, knock: &Knock, tcp: TcpStream, read
     let ws = WebSocketStream::from_partially_read(tcp, read_already, Role::Server, Some(config)).await;
     let unix_now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let world = shared.world.clone();
-    world.stats.lock().sessions_now += 1;
+    let _open = Open::new(world.clone());
     let link = Link {
         session: Session::new(world.clone(), number, knock, unix_now),
         ws,
@@ -248,10 +248,25 @@ async fn serve(shared: &Shared, number: u64, knock: &Knock, tcp: TcpStream, read
         ping_due: false,
         pong_at: Duration::ZERO,
         stopping: None,
-        world: world.clone(),
+        world,
     };
     link.run(&shared.stop).await;
-    world.stats.lock().sessions_now -= 1;
+}
+
+/// Counts an open socket, however it ends.
+struct Open(Arc<World>);
+
+impl Open {
+    fn new(world: Arc<World>) -> Self {
+        world.stats.lock().sessions_now += 1;
+        Self(world)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.stats.lock().sessions_now -= 1;
+    }
 }
 
 /// What a wait ended with.

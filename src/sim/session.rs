@@ -1,7 +1,7 @@
 //! One session of the simulated service, without a socket: client frames go in with their time, [`Output`]s come out.
 //!
-//! Owns no socket, task or clock; [`super::server`] does. The parts: [`super::commands`] carries out what the client
-//! asks, [`super::response`] the replies, [`super::transcribe`] the caller's transcripts, [`super::damage`] the faults.
+//! Owns no socket, task or clock; `server` does. The parts: `commands` carries out what the client asks, `response` the
+//! replies, `transcribe` the caller's transcripts, `damage` the faults.
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;

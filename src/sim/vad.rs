@@ -184,11 +184,13 @@ mod tests {
 
     #[test]
     fn speech_is_found_in_noise() {
-        let (samples, rate) = wav("noisy_question_16k.wav");
-        let heard = run(&samples, rate, HALF_SECOND);
-        let [('b', began), ('e', ended)] = heard[..] else { panic!("{heard:?}") };
-        assert!((200..=400).contains(&began), "began at {began} ms");
-        assert!((4_900..=5_300).contains(&ended), "ended at {ended} ms");
+        let (samples, from) = wav("noisy_question_16k.wav");
+        for rate in [16_000, RATE, 8_000] {
+            let heard = run(&crate::sim::voice::resample(&samples, from, rate), rate, HALF_SECOND);
+            let [('b', began), ('e', ended)] = heard[..] else { panic!("{rate} Hz: {heard:?}") };
+            assert!((200..=400).contains(&began), "{rate} Hz: began at {began} ms");
+            assert!((4_900..=5_300).contains(&ended), "{rate} Hz: ended at {ended} ms");
+        }
     }
 
     #[test]

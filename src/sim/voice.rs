@@ -86,7 +86,7 @@ fn encode(samples: &[i16], format: Format) -> Vec<u8> {
 }
 
 /// The same sound at another rate, by a windowed sinc with one set of taps for every phase.
-fn resample(samples: &[i16], from: u32, to: u32) -> Vec<i16> {
+pub(super) fn resample(samples: &[i16], from: u32, to: u32) -> Vec<i16> {
     if from == to || from == 0 || to == 0 {
         return samples.to_vec();
     }

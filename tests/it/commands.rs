@@ -4,9 +4,10 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use voxrelay::audio::decode::decode_file;
 
 fn voxrelay() -> Command {
@@ -218,4 +219,33 @@ fn help_names_every_command() {
         assert_eq!(run(voxrelay().args([command, "--help"])).0, 0);
     }
     assert_eq!(run(voxrelay().arg("sing")).0, 2);
+}
+
+/// Processor time that a process has used, in ticks of 10 ms.
+#[cfg(target_os = "linux")]
+fn ticks(process: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    // Behind the name, which may hold anything: user and system time are the 12th and 13th field.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11..13].iter().map(|n| n.parse::<u64>().unwrap()).sum()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_that_only_plays_costs_next_to_nothing() {
+    let relay = Listening::start(voxrelay().args(["serve", "--listen", "127.0.0.1:0"]));
+    let mut client = crate::support::Client::connect(&format!("ws://{}/v1/voice?turns=manual", relay.addr)).await;
+    for _ in 0..10 {
+        client.audio(&[1; 48_000]).await;
+    }
+    client.json(r#"{"type":"commit"}"#).await;
+    client.until("reply_started").await;
+    // The service has said everything after a few seconds; the loudspeaker needs ten.
+    let reads = tokio::spawn(async move { client.until("reply_ended").await });
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let before = ticks(relay.child.id());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let used = ticks(relay.child.id()) - before;
+    assert!(used < 50, "{used} of 200 ticks were spent on waiting");
+    assert_eq!(reads.await.unwrap()["status"], "completed");
 }

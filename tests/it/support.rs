@@ -93,11 +93,6 @@ impl Client {
         self.ws.send(Message::binary(bytes.to_vec())).await.unwrap();
     }
 
-    /// The socket underneath, for clients that stop reading.
-    pub(crate) fn tcp(&mut self) -> &mut TcpStream {
-        self.ws.get_mut()
-    }
-
     pub(crate) async fn next(&mut self) -> Got {
         let next = time::timeout(PATIENCE, async {
             loop {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::{self, Instant};
+use voxrelay::sim::SimConfig;
 
 use crate::support::{Client, Got, Raw, Rig};
 
@@ -181,7 +182,10 @@ async fn a_flood_of_pings_ends_its_own_call_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_read_is_ended_and_costs_nobody_else() {
-    let rig = Rig::new().await;
+    // The whole reply is there at once: what is slow is the client alone.
+    let mut sim = SimConfig::default();
+    sim.reply.speed = 1_000.0;
+    let rig = Rig::with(|_| {}, sim, "").await;
     let mut slow = rig.call("turns=manual&pace=fast&out_rate=48000").await;
     slow.until("ready").await;
     // 90 s of reply at 48 kHz are 8.6 MB: more than 4 MiB and what the kernels take. 30 s may come at once.

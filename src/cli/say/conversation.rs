@@ -32,11 +32,23 @@ pub(super) enum Ask {
 pub(super) struct Turn {
     pub(super) reply: String,
     pub(super) ask: Ask,
-    /// When the asking was over; for a greeting, when it began.
+    /// When the asking was over, as far as we know; for a greeting, when it began.
     pub(super) asked_at: Duration,
+    /// Speech: where in our audio the service was sure that it had ended, which is later by the silence that it waits for.
+    pub(super) heard_until: Option<Duration>,
     /// When its first audio was here.
     pub(super) first_audio_at: Option<Duration>,
     pub(super) end: Option<TurnEnd>,
+}
+
+impl Turn {
+    /// From the end of the asking to the first audio, by our own clock. Speech has ended before we are told; how long
+    /// before, the relay knows: the service commits the turn when it is sure.
+    pub(super) fn first_audio(&self) -> Option<Duration> {
+        let committed = self.end.as_ref().and_then(|end| end.latency.committed_ms).filter(|_| self.ask == Ask::Speech);
+        let before = Duration::from_millis(committed.unwrap_or(0));
+        self.first_audio_at.map(|at| at.saturating_sub(self.asked_at) + before)
+    }
 }
 
 /// From `reply_ended`.
@@ -47,6 +59,14 @@ pub(super) struct TurnEnd {
     pub(super) audio_ms: u64,
     pub(super) heard_ms: u64,
     pub(super) latency: Latency,
+}
+
+/// A question without an answer so far.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    ask: Ask,
+    at: Duration,
+    heard_until: Option<Duration>,
 }
 
 /// How it ended.
@@ -85,7 +105,7 @@ pub(super) struct Conversation {
     /// The caller is speaking, as the service hears it.
     speaking: bool,
     heard_speech: bool,
-    asked: Option<(Ask, Duration)>,
+    asked: Option<Asked>,
     spoken_at: Option<Duration>,
     last_sign: Duration,
     refused: Option<(Duration, ErrorBody)>,
@@ -120,7 +140,7 @@ impl Conversation {
 
     /// Something was asked by a message of ours.
     pub(super) fn ask(&mut self, now: Duration, ask: Ask) {
-        self.asked = Some((ask, now));
+        self.asked = Some(Asked { ask, at: now, heard_until: None });
         self.refused = None;
     }
 
@@ -157,14 +177,17 @@ impl Conversation {
             ServerMsg::SpeechStopped { at_ms } => {
                 self.speaking = false;
                 if self.auto {
-                    // The microphone opened with the phone: its audio at `at_ms` was spoken then.
-                    self.ask(Duration::from_millis(*at_ms).min(now), Ask::Speech);
+                    self.ask(now, Ask::Speech);
+                    let heard_until = Some(Duration::from_millis(*at_ms));
+                    self.asked = self.asked.map(|asked| Asked { heard_until, ..asked });
                 }
             }
             ServerMsg::ReplyStarted { reply } => {
-                let (ask, asked_at) = self.asked.take().unwrap_or((Ask::Nobody, now));
+                let nobody = Asked { ask: Ask::Nobody, at: now, heard_until: None };
+                let Asked { ask, at, heard_until } = self.asked.take().unwrap_or(nobody);
                 self.refused = None;
-                self.turns.push(Turn { reply: reply.clone(), ask, asked_at, first_audio_at: None, end: None });
+                let reply = reply.clone();
+                self.turns.push(Turn { reply, ask, asked_at: at, heard_until, first_audio_at: None, end: None });
             }
             ServerMsg::ReplyEnded { reply, status, reason, audio_ms, heard_ms, latency, .. } => {
                 if let Some(turn) = self.turns.iter_mut().rfind(|turn| turn.reply == *reply) {
@@ -242,7 +265,7 @@ mod tests {
             let event = match what.as_bytes()[0] {
                 b'+' => event(&format!(r#"{{"type":"reply_started","reply":"{}"}}"#, &word(0)[1..])),
                 b'-' => event(&format!(
-                    r#"{{"type":"reply_ended","reply":"{}","status":"{}","audio_ms":900,"heard_ms":800,"latency":{{}}}}"#,
+                    r#"{{"type":"reply_ended","reply":"{}","status":"{}","audio_ms":900,"heard_ms":800,"latency":{{"committed_ms":500}}}}"#,
                     &word(0)[1..],
                     word(1)
                 )),
@@ -267,8 +290,9 @@ mod tests {
         assert_eq!(talk.verdict(t(9_170)), None, "r2 has not ended");
         play(&mut talk, &[(8_900, "~r2"), (12_000, "-r2 completed")]);
         assert_eq!(talk.verdict(t(12_000)), Some(Verdict::Answered));
-        let got: Vec<_> = talk.turns().iter().map(|turn| (turn.ask, turn.asked_at, turn.first_audio_at)).collect();
-        assert_eq!(got, [(Ask::Speech, t(3_440), Some(t(4_200))), (Ask::Speech, t(7_980), Some(t(8_900)))]);
+        let got: Vec<_> = talk.turns().iter().map(|turn| (turn.ask, turn.heard_until, turn.first_audio())).collect();
+        // 500 ms from the end of speech to the commit, which is when we were told, and from then on our own clock.
+        assert_eq!(got, [(Ask::Speech, Some(t(3_440)), Some(t(700))), (Ask::Speech, Some(t(7_980)), Some(t(800)))]);
         assert_eq!(talk.turns()[0].end.as_ref().unwrap().status, ReplyStatus::Interrupted);
     }
 

@@ -33,17 +33,13 @@ type Row = (&'static str, fn(&Turn) -> String);
 
 const ROWS: [Row; 11] = [
     ("asked by", |turn| asked_by(turn.ask).to_owned()),
-    ("end of speech", |turn| match turn.ask {
-        Ask::Speech => format!("{:.2} s", turn.asked_at.as_secs_f64()),
-        _ => none(),
-    }),
+    ("end heard at", |turn| turn.heard_until.map_or_else(none, |at| format!("{:.2} s", at.as_secs_f64()))),
     ("committed", |turn| ms(turn, |end| end.latency.committed_ms)),
     ("reply started", |turn| ms(turn, |end| end.latency.reply_started_ms)),
     ("first delta at the relay", |turn| ms(turn, |end| end.latency.first_delta_ms)),
     ("first audio sent to the client", |turn| ms(turn, |end| end.latency.first_audio_ms)),
     ("first audio, measured here", |turn| {
-        let here = turn.first_audio_at.map(|at| at.saturating_sub(turn.asked_at).as_millis());
-        here.map_or_else(none, |here| format!("{here} ms"))
+        turn.first_audio().map_or_else(none, |first| format!("{} ms", first.as_millis()))
     }),
     ("added by the relay", |turn| ms(turn, |end| end.latency.relay_added_ms)),
     ("audio of the reply", |turn| turn.end.as_ref().map_or_else(none, |end| seconds(end.audio_ms))),
@@ -102,6 +98,7 @@ mod tests {
             reply: "r".into(),
             ask,
             asked_at: Duration::from_millis(3_440),
+            heard_until: (ask == Ask::Speech).then_some(Duration::from_millis(3_400)),
             first_audio_at: Some(Duration::from_millis(3_752)),
             end,
         };
@@ -118,12 +115,12 @@ milliseconds count from the end of speech (or the commit, or the text)
 
                                     turn 1      turn 2
 asked by                            speech      commit
-end of speech                       3.44 s           -
+end heard at                        3.40 s           -
 committed                            12 ms           -
 reply started                            -           -
 first delta at the relay                 -           -
 first audio sent to the client      311 ms           -
-first audio, measured here          312 ms      312 ms
+first audio, measured here          324 ms      312 ms
 added by the relay                       -           -
 audio of the reply                  6.17 s           -
 heard of it                         1.20 s           -

@@ -116,7 +116,7 @@ async fn an_interrupted_reply_is_saved_as_far_as_it_was_heard() {
     let fake = Fake::start(async |mut door| {
         door.text(READY).await;
         door.text(r#"{"type":"speech_started","at_ms":0}"#).await;
-        door.text(r#"{"type":"speech_stopped","at_ms":0}"#).await;
+        door.text(r#"{"type":"speech_stopped","at_ms":40}"#).await;
         door.text(r#"{"type":"reply_started","reply":"r1"}"#).await;
         door.binary(&[1; 16_000]).await; // a second
         door.text(r#"{"type":"transcript","role":"assistant","item":"i","reply":"r1","delta":"I was say"}"#).await;
@@ -141,7 +141,7 @@ async fn an_interrupted_reply_is_saved_as_far_as_it_was_heard() {
     assert_eq!(result, Ok(()), "{printed}");
     assert!(printed.contains("sending silence until the last turn is answered"), "{printed}");
     assert!(printed.contains("agent: I was say ..."), "{printed}");
-    assert!(printed.contains("end of speech                       0.00 s      0.18 s"), "{printed}");
+    assert!(printed.contains("end heard at                        0.04 s      0.18 s"), "{printed}");
     assert!(printed.contains(" s, cut from 1.00 s), reply 2 (0.10 s)"), "{printed}");
     let heard = saved(&out);
     let first = heard.iter().filter(|sample| **sample == 0x0101).count();
