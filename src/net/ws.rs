@@ -192,7 +192,9 @@ impl Socket {
                 }
                 Err(error) => return Err(SocketError::from_library(error)),
             };
-            self.unfinished_since = None;
+            if message.is_text() || message.is_binary() {
+                self.unfinished_since = None; // a ping between two fragments finishes nothing
+            }
             return Ok(Some(match message {
                 Message::Text(text) => Frame::Text(text.into()),
                 Message::Binary(bytes) => Frame::Binary(bytes),
