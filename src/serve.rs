@@ -1,5 +1,6 @@
 //! The server: listens, checks at the doors, hands each call to a task of its own, and leaves in good order.
 use std::{
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     sync::{
@@ -51,7 +52,7 @@ use crate::{
 };
 
 /// Read buffer of a client's socket, bytes; grows with the message that is read.
-const READ_BUFFER: usize = 4 << 10;
+const READ_BUFFER: usize = 1 << 10;
 /// What a full server asks a client to wait.
 const FULL_RETRY: Duration = Duration::from_secs(5);
 /// Goodbyes after the last turn may take so long.
@@ -87,6 +88,7 @@ pub enum ServeError {
 #[derive(Debug)]
 struct Shared {
     config: Config,
+    agents: BTreeMap<String, Arc<AgentConfig>>,
     upstream: Upstream,
     slots: Arc<Semaphore>,
     draining: AtomicBool,
@@ -130,6 +132,7 @@ impl Server {
             calls: TaskTracker::new(),
             stop: CancellationToken::new(),
             metrics: metrics.clone(),
+            agents: config.agents.iter().map(|(name, agent)| (name.clone(), Arc::new(agent.clone()))).collect(),
             config,
         });
         let closed = CancellationToken::new();
@@ -277,7 +280,7 @@ fn knock(shared: &Shared, request: &Request) -> Result<(Query, OwnedSemaphorePer
         field: Some(e.field),
         ..Refusal::new(StatusCode::BAD_REQUEST, "invalid_query", e.message)
     })?;
-    if !shared.config.agents.contains_key(&query.agent) {
+    if !shared.agents.contains_key(&query.agent) {
         let message = format!("no agent `{}` is configured", query.agent.chars().take(64).collect::<String>());
         return Err(Refusal { field: Some("agent"), ..Refusal::new(StatusCode::NOT_FOUND, "unknown_agent", message) });
     }
@@ -321,7 +324,7 @@ fn admit(shared: &Arc<Shared>, query: Query, slot: OwnedSemaphorePermit, upgrade
 }
 
 fn call(shared: &Shared, query: Query, id: String, client: Socket) -> Option<Call> {
-    let agent = shared.config.agents.get(&query.agent)?.clone();
+    let agent = shared.agents.get(&query.agent)?.clone();
     let model = agent.model.clone().unwrap_or_else(|| shared.config.upstream.model.clone());
     let plan = plan(&shared.config, &query, &agent, id);
     let setup =

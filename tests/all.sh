@@ -87,7 +87,9 @@ step "tools" tools
 step "format" cargo fmt --check
 step "lints" cargo clippy --locked --all-targets -- -D warnings
 step "tests" tests
-step "documentation" env RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
+# For those who work on it, so links to private parts are meant.
+step "documentation" env RUSTDOCFLAGS="-Dwarnings -Arustdoc::private_intra_doc_links" \
+  cargo doc --locked --no-deps --document-private-items
 step "commands" commands
 step "supply chain" supply_chain
 printf '\n'

@@ -16,7 +16,7 @@ pub struct ServeArgs {
     /// Configuration file (TOML; a commented example is assets/voxrelay.toml)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Base URL of the model service, such as https://api.openai.com/v1 [env: OPENAI_BASE_URL; the key: OPENAI_API_KEY]
+    /// Base URL of the model service, such as `https://api.openai.com/v1` [env: OPENAI_BASE_URL; the key: OPENAI_API_KEY]
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
     /// Serve other machines although nobody is asked for a credential

@@ -18,32 +18,84 @@ use super::track::FrameTracker;
 
 /// TCP as a synchronous, non-blocking stream.
 #[derive(Debug)]
-pub struct Tcp(TcpStream);
+pub struct Tcp {
+    socket: Registration,
+    /// The last read took all there was: the next one need not ask the system again to be told so.
+    drained: bool,
+}
+
+/// Whether the runtime watches the socket. An unwatched one wakes nobody when bytes come: its reader comes by itself.
+#[derive(Debug)]
+enum Registration {
+    Watched(TcpStream),
+    Unwatched(std::net::TcpStream),
+    /// Between the two, and when the runtime would not take it back.
+    Lost,
+}
 
 impl Tcp {
-    /// The socket itself.
-    pub fn socket(&self) -> &TcpStream {
-        &self.0
+    fn new(socket: TcpStream) -> Self {
+        Self { socket: Registration::Watched(socket), drained: false }
     }
+
+    fn watch(&mut self, watch: bool) {
+        self.socket = match std::mem::replace(&mut self.socket, Registration::Lost) {
+            Registration::Watched(socket) if !watch => {
+                socket.into_std().map_or(Registration::Lost, Registration::Unwatched)
+            }
+            Registration::Unwatched(socket) if watch => {
+                TcpStream::from_std(socket).map_or(Registration::Lost, Registration::Watched)
+            }
+            same => same,
+        };
+    }
+
+    fn poll_ready(&self, poll: impl FnOnce(&TcpStream) -> Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+        match &self.socket {
+            Registration::Watched(socket) => poll(socket),
+            Registration::Unwatched(_) => Poll::Pending,
+            Registration::Lost => Poll::Ready(Err(lost())),
+        }
+    }
+}
+
+fn lost() -> io::Error {
+    io::Error::other("the runtime no longer has this socket")
 }
 
 impl Read for Tcp {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        // tokio's poll_read forgets readiness after a short read, which saves the second system call that would only
-        // say "would block"; its try_read does not.
-        let mut into = ReadBuf::new(buf);
-        match Pin::new(&mut self.0).poll_read(&mut Context::from_waker(Waker::noop()), &mut into) {
-            Poll::Ready(done) => done.map(|()| into.filled().len()),
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        if std::mem::take(&mut self.drained) {
+            return Err(io::ErrorKind::WouldBlock.into());
         }
+        let got = match &mut self.socket {
+            // tokio's poll_read forgets readiness after a short read, and try_read does not.
+            Registration::Watched(socket) => {
+                let mut into = ReadBuf::new(buf);
+                match Pin::new(socket).poll_read(&mut Context::from_waker(Waker::noop()), &mut into) {
+                    Poll::Ready(done) => done.map(|()| into.filled().len())?,
+                    Poll::Pending => return Err(io::ErrorKind::WouldBlock.into()),
+                }
+            }
+            Registration::Unwatched(socket) => socket.read(buf)?,
+            Registration::Lost => return Err(lost()),
+        };
+        self.drained = got > 0 && got < buf.len();
+        Ok(got)
     }
 }
 
 impl Write for Tcp {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match Pin::new(&mut self.0).poll_write(&mut Context::from_waker(Waker::noop()), buf) {
-            Poll::Ready(done) => done,
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        match &mut self.socket {
+            Registration::Watched(socket) => {
+                match Pin::new(socket).poll_write(&mut Context::from_waker(Waker::noop()), buf) {
+                    Poll::Ready(done) => done,
+                    Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+                }
+            }
+            Registration::Unwatched(socket) => socket.write(buf),
+            Registration::Lost => Err(lost()),
         }
     }
 
@@ -71,34 +123,43 @@ pub struct Io {
 impl Io {
     /// Plain TCP.
     pub fn plain(tcp: TcpStream) -> Self {
-        Self::new(Stream::Plain(Tcp(tcp)))
+        Self::new(Stream::Plain(Tcp::new(tcp)))
     }
 
     /// TLS whose handshake is done.
     pub fn tls(tcp: TcpStream, session: ClientConnection) -> Self {
-        Self::new(Stream::Tls(Box::new(StreamOwned::new(session, Tcp(tcp)))))
+        Self::new(Stream::Tls(Box::new(StreamOwned::new(session, Tcp::new(tcp)))))
     }
 
     fn new(stream: Stream) -> Self {
         Self { stream, incoming: FrameTracker::default(), written: 0 }
     }
 
-    /// The TCP socket underneath.
-    pub fn tcp(&self) -> &TcpStream {
+    fn tcp(&self) -> &Tcp {
         match &self.stream {
-            Stream::Plain(tcp) => tcp.socket(),
-            Stream::Tls(tls) => tls.sock.socket(),
+            Stream::Plain(tcp) => tcp,
+            Stream::Tls(tls) => &tls.sock,
         }
     }
 
-    /// Ready when a read may give bytes. With TLS, bytes may also wait inside: read until `WouldBlock` before waiting.
-    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp().poll_read_ready(cx)
+    /// Whether the runtime shall wake somebody when this socket becomes readable or writable. Without, reading and writing
+    /// go on working, and cost nothing in between.
+    pub fn watch(&mut self, watch: bool) {
+        match &mut self.stream {
+            Stream::Plain(tcp) => tcp.watch(watch),
+            Stream::Tls(tls) => tls.sock.watch(watch),
+        }
     }
 
-    /// Ready when a write may take bytes.
+    /// Ready when a read may give bytes; never while unwatched. With TLS, bytes may also wait inside: read until
+    /// `WouldBlock` before waiting.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tcp().poll_ready(|tcp| tcp.poll_read_ready(cx))
+    }
+
+    /// Ready when a write may take bytes; never while unwatched.
     pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp().poll_write_ready(cx)
+        self.tcp().poll_ready(|tcp| tcp.poll_write_ready(cx))
     }
 }
 

@@ -171,11 +171,11 @@ impl Socket {
     }
 
     fn ws(&mut self) -> &mut WebSocket<Io> {
-        self.ws.as_mut().expect("only taken inside `shrink`, which puts it back")
+        self.ws.as_mut().expect("only taken inside `resize`, which puts it back")
     }
 
     fn io(&self) -> &Io {
-        self.ws.as_ref().expect("only taken inside `shrink`, which puts it back").get_ref()
+        self.ws.as_ref().expect("only taken inside `resize`, which puts it back").get_ref()
     }
 
     /// The next message, or `None` when there is none at the moment.
@@ -298,7 +298,10 @@ impl Socket {
             self.queued_bytes -= next.len();
             match self.ws().write(next.into_message()) {
                 Ok(()) => {}
-                Err(tungstenite::Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => self.blocked = true,
+                Err(tungstenite::Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.blocked = true;
+                    self.watch(true);
+                }
                 Err(error) => return Err(SocketError::from_library(error)),
             }
         }
@@ -315,7 +318,10 @@ impl Socket {
     fn flush_library(&mut self) -> Result<(), SocketError> {
         match self.ws().flush() {
             Ok(()) => self.blocked = false,
-            Err(tungstenite::Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => self.blocked = true,
+            Err(tungstenite::Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => {
+                self.blocked = true;
+                self.watch(true); // somebody must tell when it takes more
+            }
             Err(error) => return Err(SocketError::from_library(error)),
         }
         Ok(())
@@ -331,16 +337,25 @@ impl Socket {
         if self.blocked { self.io().poll_writable(cx) } else { Poll::Pending }
     }
 
-    /// Gives grown buffers back; does nothing while bytes are under way in either direction.
-    pub fn shrink(&mut self) {
+    /// Whether the runtime wakes this call when bytes come ([`Io::watch`]). A blocked socket is always watched.
+    pub fn watch(&mut self, watch: bool) {
+        let watch = watch || self.blocked;
+        self.ws().get_mut().watch(watch);
+    }
+
+    /// Reads with a buffer of so many bytes from now on, and gives grown ones back; does nothing while bytes are under way
+    /// in either direction, so say it when [`Self::read`] gave `None`. Returns whether it was done.
+    pub fn resize(&mut self, read_buffer: usize) -> bool {
         let idle = self.queued_bytes == 0 && !self.blocked && !self.io().incoming.unfinished();
         if !idle || !self.ws().can_write() {
-            return;
+            return false;
         }
         self.queue.shrink_to_fit();
+        self.config = self.config.read_buffer_size(read_buffer);
         if let Some(ws) = self.ws.take() {
             self.ws = Some(WebSocket::from_raw_socket(ws.into_inner(), self.role, Some(self.config)));
         }
+        true
     }
 
     /// Says goodbye: writes what is queued as far as `patience` allows, the close frame, and takes unread input for up
@@ -351,6 +366,7 @@ impl Socket {
     }
 
     async fn write_out(&mut self, code: u16, reason: &str) -> Result<(), SocketError> {
+        self.watch(true);
         // A close reason holds at most 123 bytes (RFC 6455 section 5.5).
         let reason: String = reason
             .chars()

@@ -485,10 +485,12 @@ fn is_known(kind: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn setup(auto_turns: bool) -> SessionSetup {
-        SessionSetup { agent: AgentConfig::default(), input: Format::PCM_24K, output: Format::MULAW, auto_turns }
+        SessionSetup { agent: Arc::default(), input: Format::PCM_24K, output: Format::MULAW, auto_turns }
     }
 
     /// Written from the API reference, not from the encoder.
@@ -552,12 +554,13 @@ mod tests {
         .unwrap();
         assert_eq!(default, want);
         let mut full = setup(false);
+        let agent = Arc::make_mut(&mut full.agent);
         full.input = Format::ALAW;
-        full.agent.transcription = None;
-        full.agent.noise_reduction = Some(NoiseReduction::FarField);
-        full.agent.speed = Some(1.25);
-        full.agent.max_output_tokens = Some(500);
-        full.agent.tools = vec![crate::config::ToolConfig {
+        agent.transcription = None;
+        agent.noise_reduction = Some(NoiseReduction::FarField);
+        agent.speed = Some(1.25);
+        agent.max_output_tokens = Some(500);
+        agent.tools = vec![crate::config::ToolConfig {
             name: "f".into(),
             description: "d".into(),
             parameters: json!({"type": "object"}),
@@ -578,7 +581,7 @@ mod tests {
             json!([{"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}}])
         );
         let mut semantic = setup(true);
-        semantic.agent.turn_detection = TurnDetection::SemanticVad { eagerness: Eagerness::Low };
+        Arc::make_mut(&mut semantic.agent).turn_detection = TurnDetection::SemanticVad { eagerness: Eagerness::Low };
         assert_eq!(
             session(&semantic)["audio"]["input"]["turn_detection"],
             json!({"type": "semantic_vad", "eagerness": "low", "create_response": true, "interrupt_response": true})

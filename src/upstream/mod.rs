@@ -7,7 +7,7 @@ pub mod ga;
 pub mod open;
 pub mod scan;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct SessionSetup {
     /// The persona.
-    pub agent: AgentConfig,
+    pub agent: Arc<AgentConfig>,
     /// What we append: PCM16 24 kHz or G.711.
     pub input: Format,
     /// What we want back: PCM16 24 kHz or G.711.

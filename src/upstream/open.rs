@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Read buffer of an upstream socket, bytes; grows with the event that is read.
-const READ_BUFFER: usize = 4 << 10;
+const READ_BUFFER: usize = 1 << 10;
 /// How much of a refusal's body is read, bytes.
 const MAX_REFUSAL: usize = 16 << 10;
 /// First pause between tries; doubles, and half of it is chance.

@@ -4,9 +4,10 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use voxrelay::audio::decode::decode_file;
 
 fn voxrelay() -> Command {

@@ -206,10 +206,19 @@ async fn a_client_that_does_not_read_is_ended_and_costs_nobody_else() {
         }
     }
     let mut other = rig.call("").await;
+    while rig.sim.stats().sessions_now < 2 {
+        time::sleep(Duration::from_millis(20)).await;
+    }
     slow.json(r#"{"type":"commit"}"#).await;
-    time::sleep(Duration::from_secs(14)).await;
-    other.json(r#"{"type":"ping","t":1}"#).await;
-    other.until("pong").await;
+    // Its session is given up ten seconds after its 4 MiB were full; meanwhile the other is as well as ever.
+    let began = Instant::now();
+    while rig.sim.stats().sessions_now > 1 {
+        other.json(r#"{"type":"ping","t":1}"#).await;
+        other.until("pong").await;
+        assert!(began.elapsed() < Duration::from_secs(90), "a client that takes nothing is still served");
+        time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(began.elapsed() > Duration::from_secs(9), "it had ten seconds");
     // It reads again, too late: the error overtook the audio, and the close follows.
     assert_eq!(slow.end().await, (Some("slow_consumer".into()), 4508));
 }
