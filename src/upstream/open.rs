@@ -344,11 +344,10 @@ impl Upstream {
                     _ => {}
                 },
                 Frame::Closed { code, reason } => {
-                    let by_reason = || ServiceError {
-                        code: reason.rsplit('.').next().unwrap_or_default().to_owned(),
-                        ..ServiceError::default()
-                    };
-                    return Err(UpstreamError::refused(&refusal.unwrap_or_else(by_reason), code));
+                    return Err(match refusal {
+                        Some(refusal) => UpstreamError::refused(&refusal, code),
+                        None => UpstreamError::closed(code, &reason),
+                    });
                 }
                 Frame::Binary(_) | Frame::Pong => {}
             }
