@@ -55,7 +55,7 @@ impl Default for ServerConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             insecure_open: false,
             max_calls: 4_000,
-            max_connections: 4_096,
+            max_connections: 16_384,
             max_message_bytes: 256 << 10,
             drain_s: 10,
         }
@@ -284,11 +284,23 @@ impl TurnDetection {
         500
     }
 
-    /// The silence that the service waits for before it calls speech ended.
+    /// The silence that the service waits for before it calls speech ended; none where meaning decides.
     pub fn silence(&self) -> Duration {
         match self {
             Self::ServerVad { silence_duration_ms, .. } => Duration::from_millis(u64::from(*silence_duration_ms)),
             Self::SemanticVad { .. } => Duration::ZERO,
+        }
+    }
+
+    /// The silence after which it calls speech ended whatever was said.
+    pub fn longest_silence(&self) -> Duration {
+        match self {
+            Self::ServerVad { .. } => self.silence(),
+            Self::SemanticVad { eagerness } => Duration::from_secs(match eagerness {
+                Eagerness::Low => 8,
+                Eagerness::Auto | Eagerness::Medium => 4,
+                Eagerness::High => 2,
+            }),
         }
     }
 }

@@ -18,7 +18,6 @@ use super::{
     At,
     end::End,
     intake::Intake,
-    ms,
     playout::{Over, Playout, Step, Unheard},
     slot::{Slot, Want},
     tools::Tools,
@@ -48,6 +47,8 @@ pub struct Plan {
     pub auto_turns: bool,
     /// Silence that the service waits for before it calls speech ended.
     pub silence: Duration,
+    /// Silence after which it certainly does.
+    pub ends_speech: Duration,
     /// Said first.
     pub greeting: Option<String>,
     /// Audio gathered for one append.
@@ -213,7 +214,7 @@ enum Stall {
 impl Core {
     /// A call that begins now; `ready` is its first output.
     pub fn new(plan: Plan, resume_window: Duration) -> Self {
-        let turn = Turn::new(plan.upstream_input, plan.chunk, plan.auto_turns, plan.silence);
+        let turn = Turn::new(plan.upstream_input, plan.chunk, plan.auto_turns, plan.silence, plan.ends_speech);
         let playout = Playout::new(plan.upstream_output, plan.lead, plan.batch, plan.max_backlog);
         let ready = ServerMsg::Ready {
             call: plan.call.clone(),
@@ -338,16 +339,14 @@ impl Core {
     }
 
     fn error(&mut self, code: &'static str, message: String, retryable: bool) -> ErrorBody {
-        self.errors += 1;
         self.note(Fact::Refused { code: code.into() });
-        ErrorBody {
-            code: code.to_owned(),
-            message,
-            retryable,
-            retry_after_ms: None,
-            field: None,
-            request_id: format!("{}-{}", self.plan.call, self.errors),
-        }
+        let request_id = self.request_id();
+        ErrorBody { code: code.to_owned(), message, retryable, retry_after_ms: None, field: None, request_id }
+    }
+
+    fn request_id(&mut self) -> String {
+        self.errors += 1;
+        format!("{}-{}", self.plan.call, self.errors)
     }
 
     /// Tells the service, now or as soon as there is a session.
@@ -448,11 +447,10 @@ impl Core {
                 self.reply_ended(over);
             }
         }
-        let report = end.report();
-        if let Some(code) = report.code {
+        let request_id = self.request_id();
+        if let Some(error) = end.error(request_id) {
+            self.note(Fact::Refused { code: error.code.clone().into() });
             self.out.push_back(Output::DropAudio); // the reason shall not wait behind it
-            let error = self.error(code, end.to_string(), report.retryable);
-            let error = ErrorBody { retry_after_ms: report.retry_after.map(ms), ..error };
             self.out.push_back(Output::SendNow(ServerMsg::Error { error }));
         }
         self.out.push_back(Output::End(end));

@@ -98,12 +98,16 @@ pub async fn run(call: Call) -> End {
     let began = Instant::now();
     let mut driver = Box::new(Driver::new(call, began));
     // A panic is our bug, and the client shall hear of it (1011) rather than see its connection vanish.
-    let end = AssertUnwindSafe(driver.drive()).catch_unwind().await.unwrap_or(End::Internal);
+    let end = match AssertUnwindSafe(driver.drive()).catch_unwind().await {
+        Ok(end) => end,
+        Err(_) => driver.broken(),
+    };
     driver.goodbye(&end).await;
     end
 }
 
 struct Driver {
+    id: String,
     core: Core,
     began: Instant,
     client: Socket,
@@ -148,6 +152,7 @@ impl Driver {
         let dialect = upstream.config().dialect;
         let opening: Opening = Box::pin(async move { upstream.open(&model).await });
         Self {
+            id: plan.call.clone(),
             core: Core::new(plan, Duration::ZERO),
             began,
             client,
@@ -505,6 +510,15 @@ impl Driver {
         let until = self.drain.take().and_then(|drain| *drain.borrow());
         let left = until.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
         self.core.handle(self.now(), Input::Drain(left));
+    }
+
+    /// We panicked; the core, which would say why the call ends, is not to be asked any more.
+    fn broken(&mut self) -> End {
+        if let Some(error) = End::Internal.error(format!("{}-0", self.id)) {
+            Fact::Refused { code: error.code.clone().into() }.record();
+            self.tell(&ServerMsg::Error { error }, true);
+        }
+        End::Internal
     }
 
     async fn goodbye(mut self: Box<Self>, end: &End) {

@@ -23,6 +23,7 @@ fn plan() -> Plan {
         upstream_output: Format::PCM_24K,
         auto_turns: true,
         silence: 500 * MS,
+        ends_speech: 500 * MS,
         greeting: None,
         chunk: 100 * MS,
         lead: Some(400 * MS),
