@@ -501,7 +501,7 @@ impl Driver {
     }
 
     fn service_gone(&mut self, error: &UpstreamError) {
-        tracing::warn!(%error, "no upstream session");
+        tracing::warn!(%error, "the service is gone");
         self.service = Service::Gone;
         self.core.handle(self.now(), Input::ServiceGone(End::upstream(error)));
     }

@@ -5,13 +5,16 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Usage, logs, relay::Relay};
-use crate::{config::Config, observe::metrics};
+use crate::{
+    config::{Config, parse_listen},
+    observe::metrics,
+};
 
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_listen)]
     listen: Option<SocketAddr>,
     /// Configuration file (TOML; a commented example is assets/voxrelay.toml)
     #[arg(long, value_name = "FILE")]
@@ -55,7 +58,7 @@ pub fn load(file: Option<&std::path::Path>) -> Result<Config, Usage> {
 /// When it cannot start.
 pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = args.load()?;
-    logs::install(&config.log);
+    logs::install(&config.log)?;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let Relay { server, sim } = Relay::start(config, Some(metrics::install()?)).await?;
     if let Some(sim) = &sim {

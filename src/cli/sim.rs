@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{Usage, logs};
 use crate::{
-    config::LogConfig,
+    config::{LogConfig, parse_listen},
     sim::{Faults, Sim, SimConfig},
 };
 
@@ -14,7 +14,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub struct SimArgs {
     /// Address and port to listen on; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000", value_parser = parse_listen)]
     listen: SocketAddr,
     /// Faults to play, scripted or by chance (TOML; its form is in the documentation of `voxrelay::sim`)
     #[arg(long, value_name = "FILE")]
@@ -29,7 +29,7 @@ pub struct SimArgs {
 /// # Errors
 /// When a file is broken or the address cannot be had.
 pub async fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
-    logs::install(&LogConfig::default());
+    logs::install(&LogConfig::default())?;
     let read =
         |file: &PathBuf| fs::read_to_string(file).map_err(|e| Usage(format!("cannot read `{}`: {e}", file.display())));
     let faults = match &args.faults {
