@@ -118,6 +118,8 @@ pub struct Io {
     pub(super) incoming: FrameTracker,
     /// Bytes written so far.
     pub(super) written: u64,
+    /// A read filled all the room that it was given: there was more than fits.
+    pub(super) crowded: bool,
 }
 
 impl Io {
@@ -132,7 +134,7 @@ impl Io {
     }
 
     fn new(stream: Stream) -> Self {
-        Self { stream, incoming: FrameTracker::default(), written: 0 }
+        Self { stream, incoming: FrameTracker::default(), written: 0, crowded: false }
     }
 
     fn tcp(&self) -> &Tcp {
@@ -169,6 +171,7 @@ impl Read for Io {
             Stream::Plain(tcp) => tcp.read(buf),
             Stream::Tls(tls) => tls.read(buf),
         }?;
+        self.crowded |= got > 0 && got == buf.len();
         self.incoming.feed(buf.get(..got).unwrap_or_default());
         Ok(got)
     }
