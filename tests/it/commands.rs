@@ -241,11 +241,13 @@ async fn a_reply_that_only_plays_costs_next_to_nothing() {
     client.json(r#"{"type":"commit"}"#).await;
     client.until("reply_started").await;
     // The service has said everything after a few seconds; the loudspeaker needs ten.
-    let reads = tokio::spawn(async move { client.until("reply_ended").await });
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    let before = ticks(relay.child.id());
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let used = ticks(relay.child.id()) - before;
+    let waiting = async {
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let before = ticks(relay.child.id());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        ticks(relay.child.id()) - before
+    };
+    let (ended, used) = tokio::join!(client.until("reply_ended"), waiting);
     assert!(used < 50, "{used} of 200 ticks were spent on waiting");
-    assert_eq!(reads.await.unwrap()["status"], "completed");
+    assert_eq!(ended["status"], "completed");
 }
