@@ -441,8 +441,8 @@ impl Core {
     }
 
     fn end(&mut self, now: At, end: End) {
-        if matches!(end, End::Upstream { .. }) {
-            let reason = end.report().code.unwrap_or("upstream_unavailable");
+        if !matches!(end, End::Asked | End::ClientLost) {
+            let reason = end.report().code.unwrap_or("call_ended");
             for over in self.playout.fail_all(now, reason) {
                 self.reply_ended(over);
             }

@@ -6,7 +6,7 @@ pub mod say;
 pub mod serve;
 pub mod sim;
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::{io, net::SocketAddr, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -48,12 +48,15 @@ pub async fn run(cli: Cli) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            // A pipe that was closed must not turn an error into a panic.
-            use std::io::Write as _;
-            let _ = writeln!(std::io::stderr(), "voxrelay: {}", text(&error));
+            tell(io::stderr(), &format!("voxrelay: {}", text(&error)));
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
     }
+}
+
+/// A line for whoever reads it. When nobody does any more (a closed pipe, a full disk), the work goes on.
+fn tell(mut out: impl io::Write, line: &str) {
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
 /// The error and its causes; a cause that the error before it has told already is not said twice.

@@ -153,6 +153,14 @@ impl Io {
         }
     }
 
+    /// Tells the peer that nothing more comes; reading goes on. With TLS nothing is told.
+    pub(super) fn end_writing(&self) {
+        if let Stream::Plain(Tcp { socket: Registration::Watched(socket), .. }) = &self.stream {
+            // A socket that is gone already needs no telling.
+            let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write);
+        }
+    }
+
     /// Ready when a read may give bytes; never while unwatched. With TLS, bytes may also wait inside: read until
     /// `WouldBlock` before waiting.
     pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -368,6 +368,10 @@ impl Socket {
     /// to a second, so that the goodbye is not destroyed by a reset.
     pub async fn close(mut self, code: u16, reason: &str, patience: Duration) {
         let _ = time::timeout(patience, self.write_out(code, reason)).await;
+        if self.role == Role::Server {
+            // Clients wait for the server's end of the connection (RFC 6455 section 7.1.1), browsers with their `onclose`.
+            self.io().end_writing();
+        }
         let _ = time::timeout(DRAIN, self.drain()).await;
     }
 

@@ -117,6 +117,8 @@ fn explain(code: &str, close: Option<u16>) -> String {
         "beta_api_shape_disabled" => "it no longer speaks the beta protocol",
         "session_expired" => "the session reached its longest time",
         "rate_limit_exceeded" => "the rate limit is reached",
+        // What a missing key gets: an error without a code of its own.
+        _ if close == Some(3000) => "it wants an API key, or another one",
         _ => "",
     };
     let close = close.map(|c| format!(", close code {c}")).unwrap_or_default();

@@ -43,6 +43,20 @@ async fn framing_violations_are_closed_with_their_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_close_is_followed_by_the_end_of_the_connection_at_once() {
+    let rig = Rig::new().await;
+    let mut client = rig.call("turns=manual").await;
+    client.until("ready").await;
+    client.audio(&[0; 262_145]).await;
+    client.until("error").await;
+    assert_eq!(client.next().await, Got::Closed(1009));
+    // Clients wait for this; before, it came only when the second of reading on was over.
+    let asked = Instant::now();
+    assert_eq!(client.next().await, Got::Lost);
+    assert!(asked.elapsed() < Duration::from_millis(800), "{:?}", asked.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_large_message_is_refused_by_its_header_and_the_largest_is_taken() {
     let rig = Rig::new().await;
     let mut client = rig.call("turns=manual").await;

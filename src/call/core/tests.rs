@@ -579,6 +579,18 @@ fn a_lost_service_ends_the_reply_and_the_call_with_a_reason() {
 }
 
 #[test]
+fn a_server_that_leaves_says_how_the_open_reply_ended() {
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 400 * MS);
+    rig.pass(100 * MS);
+    rig.said();
+    rig.input(Input::Drain(100 * MS));
+    rig.pass(100 * MS);
+    assert_eq!(rig.said(), ["draining 100", "reply_ended r1 Failed 200/400", "end 1001"]);
+}
+
+#[test]
 fn twenty_bad_messages_end_the_call() {
     let mut rig = Rig::new(plan());
     rig.said();
