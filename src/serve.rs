@@ -308,7 +308,7 @@ fn admit(shared: &Arc<Shared>, query: Query, slot: OwnedSemaphorePermit, upgrade
         async move {
             let limits = SocketLimits { max_message: task.config.server.max_message_bytes, read_buffer: READ_BUFFER };
             match pending.socket(limits).await {
-                Ok(socket) if query.resume => refuse_resume(socket, &id).await,
+                Ok(socket) if query.resume => Box::pin(refuse_resume(socket, &id)).await,
                 Ok(socket) => {
                     let Some(call) = call(&task, query, id, socket) else { return };
                     let end = driver::run(call).await;

@@ -107,7 +107,8 @@ impl Turn {
             self.flush_at = None;
         }
         if !self.chunker.is_empty() {
-            self.flush_at.get_or_insert(now + self.chunk_length);
+            // Later than the next look at the client's socket, which comes when the chunk should be whole.
+            self.flush_at.get_or_insert(now + self.chunk_length * 3 / 2);
         }
     }
 
@@ -272,8 +273,8 @@ mod tests {
         }
         assert_eq!(lengths(&mut turn), [4_800]);
         turn.audio(120 * MS, &FRAME);
-        assert_eq!(turn.deadline(), Some(220 * MS), "a client that stops must not keep what it sent");
-        turn.tick(220 * MS);
+        assert_eq!(turn.deadline(), Some(270 * MS), "a client that stops must not keep what it sent");
+        turn.tick(270 * MS);
         assert_eq!(lengths(&mut turn), [960]);
         turn.audio(420 * MS, &FRAME);
         assert_eq!(lengths(&mut turn), [960], "first after silence again");
@@ -297,7 +298,7 @@ mod tests {
             turn.audio(20 * n * MS, &FRAME);
         }
         assert_eq!(turn.speech_started(200), 200);
-        turn.tick(1_020 * MS);
+        turn.tick(1_070 * MS);
         let _ = lengths(&mut turn);
         assert_eq!(turn.deadline(), Some((980 + 750) * MS));
         turn.tick(1_730 * MS);
