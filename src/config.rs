@@ -36,6 +36,7 @@ pub struct Config {
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
     /// Address and port; port 0 takes a free one.
+    #[serde(deserialize_with = "listen_from")]
     pub listen: SocketAddr,
     /// Listen beyond loopback although nobody is asked for a credential.
     pub insecure_open: bool,
@@ -49,13 +50,38 @@ pub struct ServerConfig {
     pub drain_s: u64,
 }
 
+/// An address to listen on, as people write it.
+///
+/// # Errors
+/// What was found and what is allowed.
+pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| format!("found `{text}`; allowed: an IP address and a port, such as 127.0.0.1:8080 or [::1]:0"))
+}
+
+fn listen_from<'de, D: serde::Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
+    struct Listen;
+    impl serde::de::Visitor<'_> for Listen {
+        type Value = SocketAddr;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an IP address and a port, such as \"127.0.0.1:8080\"")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<SocketAddr, E> {
+            parse_listen(text).map_err(E::custom)
+        }
+    }
+    from.deserialize_str(Listen)
+}
+
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             insecure_open: false,
             max_calls: 4_000,
-            max_connections: 4_096,
+            max_connections: 16_384,
             max_message_bytes: 256 << 10,
             drain_s: 10,
         }
@@ -173,6 +199,17 @@ pub struct LogConfig {
     pub level: String,
 }
 
+/// What [`is_log_level`] takes, for error texts.
+pub const LOG_LEVELS: &str = "off, error, warn, info, debug, trace, or directives such as voxrelay=debug";
+
+/// Whether this is a level or directives. A single other word would be a target's name: nothing would be logged any more.
+pub fn is_log_level(text: &str) -> bool {
+    use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+    let word = text.trim();
+    let level = word.parse::<LevelFilter>().is_ok();
+    (level || word == "voxrelay" || word.contains(['=', '[', ',', ':'])) && EnvFilter::try_new(word).is_ok()
+}
+
 impl Default for LogConfig {
     fn default() -> Self {
         Self { format: LogFormat::Pretty, level: "info".to_owned() }
@@ -284,11 +321,23 @@ impl TurnDetection {
         500
     }
 
-    /// The silence that the service waits for before it calls speech ended.
+    /// The silence that the service waits for before it calls speech ended; none where meaning decides.
     pub fn silence(&self) -> Duration {
         match self {
             Self::ServerVad { silence_duration_ms, .. } => Duration::from_millis(u64::from(*silence_duration_ms)),
             Self::SemanticVad { .. } => Duration::ZERO,
+        }
+    }
+
+    /// The silence after which it calls speech ended whatever was said.
+    pub fn longest_silence(&self) -> Duration {
+        match self {
+            Self::ServerVad { .. } => self.silence(),
+            Self::SemanticVad { eagerness } => Duration::from_secs(match eagerness {
+                Eagerness::Low => 8,
+                Eagerness::Auto | Eagerness::Medium => 4,
+                Eagerness::High => 2,
+            }),
         }
     }
 }
@@ -378,7 +427,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// Not TOML, or an unknown key, or a value of the wrong kind; the text names line and column.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: {}", file.display(), source.to_string().trim_end())]
     Parse {
         /// Which file.
         file: PathBuf,
@@ -432,7 +481,12 @@ impl Config {
         let set = |name: &str| env(name).filter(|value| !value.trim().is_empty());
         config.upstream.url = config.upstream.url.or_else(|| set("OPENAI_BASE_URL"));
         config.upstream.api_key = config.upstream.api_key.or_else(|| set("OPENAI_API_KEY").map(Secret::new));
-        config.check(|key| locate(&source, key).map(|line| format!("{}:{line}", name.display())))?;
+        config.check(|key| match (locate(&source, key), key) {
+            (Some(line), _) => Some(format!("{}:{line}", name.display())),
+            (None, "upstream.url") => Some("OPENAI_BASE_URL".to_owned()),
+            (None, "upstream.api_key") => Some("OPENAI_API_KEY".to_owned()),
+            (None, _) => None,
+        })?;
         Ok(config)
     }
 
@@ -481,12 +535,8 @@ impl Config {
                 );
             }
         }
-        if tracing_subscriber::EnvFilter::try_new(&self.log.level).is_err() {
-            problem(
-                "log.level",
-                format!("`{}`", self.log.level),
-                "error, warn, info, debug, trace, or directives such as voxrelay=debug",
-            );
+        if !is_log_level(&self.log.level) {
+            problem("log.level", format!("`{}`", self.log.level), LOG_LEVELS);
         }
         for (name, agent) in &self.agents {
             agent.check(name, &mut problem);
@@ -676,7 +726,7 @@ mod tests {
         for (source, parts) in [
             ("[audio]\nchunk_ms = 5\n", &["test.toml:2: audio.chunk_ms: found 5; allowed: 20 to 200 ms"][..]),
             ("[audio]\nchunk = 5\n", &["line 2", "unknown field `chunk`", "chunk_ms"]),
-            ("[server]\nlisten = 8080\n", &["line 2"]),
+            ("[server]\nlisten = 8080\n", &["line 2", "an IP address and a port"]),
             ("[server\n", &["line 1"]),
             ("[upstream]\nurl = \"http://example.com/v1\"\n", &["test.toml:2: upstream.url", "https or wss"]),
             (
@@ -695,11 +745,23 @@ mod tests {
             ("[agents.x.turn_detection]\ntype = \"magic\"\n", &["magic", "server_vad"]),
             ("[[agents.x.tools]]\nname = \"two words\"\n", &["test.toml:2: agents.x.tools[0].name: found `two words`"]),
             ("[log]\nlevel = \"a=b=c\"\n", &["test.toml:2: log.level"]),
+            ("[log]\nlevel = \"loud\"\n", &["test.toml:2: log.level: found `loud`; allowed: off, error"]),
+            ("[server]\nlisten = \"localhost\"\n", &["line 2", "found `localhost`; allowed: an IP address and a port"]),
         ] {
             let error = load(source).unwrap_err();
             for part in parts {
                 assert!(error.contains(part), "{source:?} gave {error:?}, without {part:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_value_from_the_environment_is_found_there() {
+        for (variable, value, key) in
+            [("OPENAI_BASE_URL", "nonsense", "upstream.url"), ("OPENAI_API_KEY", "a b", "upstream.api_key")]
+        {
+            let error = Config::load(None, |name| (name == variable).then(|| value.to_owned())).unwrap_err();
+            assert!(error.to_string().starts_with(&format!("{variable}: {key}: found ")), "{error}");
         }
     }
 

@@ -1,7 +1,8 @@
 //! voxrelay: a realtime voice relay.
 //!
 //! A phone, a browser or a desktop program reaches us over one WebSocket with raw audio; we hold an upstream Realtime
-//! session for it, relay the answer's audio back, and keep what the caller really heard and what it cost straight.
+//! session for it, relay the answer's audio back, and keep what the caller really heard and what it cost straight. How to
+//! write a client: [`client::thin`].
 //!
 //! # Words
 //! `call` a client's stay, hello to hang-up · `leg` its client or upstream side · `session` one upstream Realtime
@@ -10,11 +11,28 @@
 //! `agent` a configured persona.
 //!
 //! # The two ways of audio
-//! Microphone: client socket ([`net::ws`]) → client dialect ([`client`]) → audio lane ([`audio`]) → call core ([`call`])
-//! → upstream dialect ([`upstream`]) → upstream socket. A delta takes the same rooms in reverse. One task per call reads
-//! both sockets and never waits for a write; decisions are made in a core that owns no socket, task or clock.
+//! Microphone: client socket ([`net::ws`]) → client dialect ([`client`]) → audio lane ([`audio::lane`]) → call core
+//! ([`call::core`]) → upstream dialect ([`upstream`]) → upstream socket. A delta takes the same rooms in reverse. One task
+//! per call ([`call::driver`]) reads both sockets and never waits for a write; decisions are made in a core that owns no
+//! socket, task or clock. Nothing queues between the stations except in front of the two sockets.
 //!
-//! # Rooms
+//! # Rooms, in the order in which audio passes
+//! | room | what it is |
+//! |---|---|
+//! | [`cli`] | one file per command: serve, say, sim, check |
+//! | [`caller`] | our own client of `voxrelay.v1`: say and the tests use it |
+//! | [`config`] | one struct per section, every default in one place |
+//! | [`serve`] | listen, doors, one task per call, drain |
+//! | [`net`] | one accept loop and one WebSocket for every door and both legs |
+//! | [`client`] | them → us: the thin door, its wire types and its public page |
+//! | [`audio`] | samples, pure: codecs, resampling, lanes, chunks in, paced frames out, recordings |
+//! | [`call`] | decisions: the core, its parts, and the driver |
+//! | [`upstream`] | us → model: one file per dialect, and the opening of sessions |
+//! | [`sim`] | the simulated model service, its habits and its faults |
+//! | [`observe`] | facts (an occurrence knows its log line and its metric), the metrics page |
+//!
+//! Who knows whom: `client`, `audio` and `upstream` do not know each other's insides; `call` knows all three; `serve`
+//! and `cli` stand above; `sim` knows `audio` and `net` only.
 pub mod audio;
 pub mod call;
 pub mod caller;

@@ -34,7 +34,7 @@ use crate::{
     call::{
         core::Plan,
         driver::{self, Call},
-        end::End,
+        end::{End, Report},
         ms,
     },
     client::{
@@ -351,6 +351,7 @@ fn plan(config: &Config, query: &Query, agent: &AgentConfig, call: String) -> Pl
         upstream_output: upstream_format(query.output),
         auto_turns: query.auto_turns,
         silence: agent.turn_detection.silence(),
+        ends_speech: agent.turn_detection.longest_silence(),
         greeting: agent.greeting.clone(),
         chunk: millis(config.audio.chunk_ms),
         lead: query.realtime.then(|| millis(config.audio.out_lead_ms)),
@@ -367,17 +368,11 @@ fn plan(config: &Config, query: &Query, agent: &AgentConfig, call: String) -> Pl
 /// Calls are not kept yet, so no token can be a known one: the answer is the contract's for every unknown token.
 async fn refuse_resume(mut socket: Socket, id: &str) {
     let end = End::ResumeRefused;
-    let report = end.report();
-    let code = report.code.unwrap_or_default();
-    Fact::Refused { code: code.into() }.record();
-    let error = ErrorBody {
-        code: code.to_owned(),
-        message: end.to_string(),
-        retryable: report.retryable,
-        retry_after_ms: None,
-        field: Some("resume".to_owned()),
-        request_id: format!("{id}-1"),
-    };
-    socket.send_text(thin::write(&ServerMsg::Error { error }));
-    socket.close(report.close, code, Duration::from_secs(1)).await;
+    let Report { code, close, .. } = end.report();
+    if let Some(error) = end.error(format!("{id}-1")) {
+        Fact::Refused { code: error.code.clone().into() }.record();
+        let error = ErrorBody { field: Some("resume".to_owned()), ..error };
+        socket.send_text(thin::write(&ServerMsg::Error { error }));
+    }
+    socket.close(close, code.unwrap_or_default(), Duration::from_secs(1)).await;
 }

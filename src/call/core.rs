@@ -18,7 +18,6 @@ use super::{
     At,
     end::End,
     intake::Intake,
-    ms,
     playout::{Over, Playout, Step, Unheard},
     slot::{Slot, Want},
     tools::Tools,
@@ -48,6 +47,8 @@ pub struct Plan {
     pub auto_turns: bool,
     /// Silence that the service waits for before it calls speech ended.
     pub silence: Duration,
+    /// Silence after which it certainly does.
+    pub ends_speech: Duration,
     /// Said first.
     pub greeting: Option<String>,
     /// Audio gathered for one append.
@@ -168,6 +169,8 @@ enum About {
 
 /// Commands remembered for their errors; the service answers within a round trip.
 const REMEMBERED: usize = 64;
+/// Kept for a session that is not up yet, bytes: minutes of audio, which the intake does not let come that fast.
+const EARLY_MAX: usize = 16 << 20;
 
 /// A call's decisions.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -183,11 +186,10 @@ pub struct Core {
     up: bool,
     /// What is for the service, while there is no session.
     early: Vec<(u64, Command)>,
+    early_bytes: usize,
     commands: u64,
     sent: VecDeque<(u64, About)>,
     errors: u64,
-    /// The reply that we asked for, and that has not begun, is not wanted any more.
-    unwanted: bool,
     client_seen: At,
     message_seen: At,
     pinged: Option<At>,
@@ -212,7 +214,7 @@ enum Stall {
 impl Core {
     /// A call that begins now; `ready` is its first output.
     pub fn new(plan: Plan, resume_window: Duration) -> Self {
-        let turn = Turn::new(plan.upstream_input, plan.chunk, plan.auto_turns, plan.silence);
+        let turn = Turn::new(plan.upstream_input, plan.chunk, plan.auto_turns, plan.silence, plan.ends_speech);
         let playout = Playout::new(plan.upstream_output, plan.lead, plan.batch, plan.max_backlog);
         let ready = ServerMsg::Ready {
             call: plan.call.clone(),
@@ -235,10 +237,10 @@ impl Core {
             tools: Tools::default(),
             up: false,
             early: Vec::new(),
+            early_bytes: 0,
             commands: 0,
             sent: VecDeque::new(),
             errors: 0,
-            unwanted: false,
             client_seen: At::ZERO,
             message_seen: At::ZERO,
             pinged: None,
@@ -270,6 +272,9 @@ impl Core {
             Input::FirstAudioLeft => self.playout.first_audio_left(now),
             Input::Drain(length) => self.drain(now, length),
             Input::Tick => {}
+        }
+        if self.early_bytes > EARLY_MAX {
+            self.end(now, End::TooMuchEarly { limit: EARLY_MAX });
         }
         self.tick(now);
         self.send_chunks();
@@ -334,16 +339,14 @@ impl Core {
     }
 
     fn error(&mut self, code: &'static str, message: String, retryable: bool) -> ErrorBody {
-        self.errors += 1;
         self.note(Fact::Refused { code: code.into() });
-        ErrorBody {
-            code: code.to_owned(),
-            message,
-            retryable,
-            retry_after_ms: None,
-            field: None,
-            request_id: format!("{}-{}", self.plan.call, self.errors),
-        }
+        let request_id = self.request_id();
+        ErrorBody { code: code.to_owned(), message, retryable, retry_after_ms: None, field: None, request_id }
+    }
+
+    fn request_id(&mut self) -> String {
+        self.errors += 1;
+        format!("{}-{}", self.plan.call, self.errors)
     }
 
     /// Tells the service, now or as soon as there is a session.
@@ -356,6 +359,7 @@ impl Core {
         if self.up {
             self.out.push_back(Output::Service { number, command });
         } else {
+            self.early_bytes += size(&command);
             self.early.push((number, command));
         }
     }
@@ -387,8 +391,7 @@ impl Core {
     /// The caller takes the turn: what sounds is cut at what was heard, in the order in which it must happen: positions,
     /// local queue, `clear`, cancel, truncate. `service_cancels`: it stops its reply by itself.
     fn barge_in(&mut self, now: At, service_cancels: bool) {
-        if self.slot.busy() && self.slot.active().is_none() && !service_cancels {
-            self.unwanted = true; // it was asked for and has not begun
+        if !service_cancels && self.slot.call_off() {
             self.ask(Command::CancelReply { response: None });
         }
         if !self.playout.active() {
@@ -403,13 +406,17 @@ impl Core {
             self.ask(Command::CancelReply { response: Some(response) });
         }
         for item in found.unheard {
-            self.ask(match item {
-                Unheard::Truncate { item, content_index, audio_end_ms } => {
-                    Command::Truncate { item, content_index, audio_end_ms }
-                }
-                Unheard::Delete { item } => Command::DeleteItem { item },
-            });
+            self.forget(item);
         }
+    }
+
+    fn forget(&mut self, item: Unheard) {
+        self.ask(match item {
+            Unheard::Truncate { item, content_index, audio_end_ms } => {
+                Command::Truncate { item, content_index, audio_end_ms }
+            }
+            Unheard::Delete { item } => Command::DeleteItem { item },
+        });
     }
 
     fn end_replies(&mut self, now: At) {
@@ -434,21 +441,30 @@ impl Core {
     }
 
     fn end(&mut self, now: At, end: End) {
-        if matches!(end, End::Upstream { .. }) {
-            let reason = end.report().code.unwrap_or("upstream_unavailable");
+        if !matches!(end, End::Asked | End::ClientLost) {
+            let reason = end.report().code.unwrap_or("call_ended");
             for over in self.playout.fail_all(now, reason) {
                 self.reply_ended(over);
             }
         }
-        let report = end.report();
-        if let Some(code) = report.code {
+        let request_id = self.request_id();
+        if let Some(error) = end.error(request_id) {
+            self.note(Fact::Refused { code: error.code.clone().into() });
             self.out.push_back(Output::DropAudio); // the reason shall not wait behind it
-            let error = self.error(code, end.to_string(), report.retryable);
-            let error = ErrorBody { retry_after_ms: report.retry_after.map(ms), ..error };
             self.out.push_back(Output::SendNow(ServerMsg::Error { error }));
         }
         self.out.push_back(Output::End(end));
         self.ended = true;
+    }
+}
+
+/// What a client can make large.
+fn size(command: &Command) -> usize {
+    match command {
+        Command::Append(audio) => audio.len(),
+        Command::UserText { text } => text.len(),
+        Command::ToolOutput { output, .. } => output.len(),
+        _ => 0,
     }
 }
 

@@ -54,13 +54,14 @@ const READ_PACE: Duration = Duration::from_millis(20);
 const GRID: Duration = Duration::from_millis(20);
 /// So many looks at a socket without any audio: the client has stopped, and may tell us when it goes on.
 const EMPTY_LOOKS: u32 = 5;
-/// Read buffers while something happens, and while nothing does, bytes. The first holds 100 ms of PCM at 24 kHz.
+/// Read buffers while much comes at once, and while nothing does, bytes. The first holds 100 ms of PCM at 24 kHz.
 const BUSY_BUFFER: usize = 8 << 10;
-const QUIET_BUFFER: usize = 256;
+const QUIET_BUFFER: usize = 512;
 /// A quiet call gives its buffers back after so long.
 const SHRINK_AFTER: Duration = Duration::from_secs(2);
-/// How long a goodbye may take to be written.
+/// How long a goodbye may take to be written, and to a client that we have just called slow.
 const GOODBYE: Duration = Duration::from_secs(1);
+const SLOW_GOODBYE: Duration = Duration::from_secs(10);
 
 /// Everything that a call needs to run.
 #[derive(Debug)]
@@ -97,12 +98,16 @@ pub async fn run(call: Call) -> End {
     let began = Instant::now();
     let mut driver = Box::new(Driver::new(call, began));
     // A panic is our bug, and the client shall hear of it (1011) rather than see its connection vanish.
-    let end = AssertUnwindSafe(driver.drive()).catch_unwind().await.unwrap_or(End::Internal);
+    let end = match AssertUnwindSafe(driver.drive()).catch_unwind().await {
+        Ok(end) => end,
+        Err(_) => driver.broken(),
+    };
     driver.goodbye(&end).await;
     end
 }
 
 struct Driver {
+    id: String,
     core: Core,
     began: Instant,
     client: Socket,
@@ -123,8 +128,6 @@ struct Driver {
     /// When something was last said by either side.
     active_at: Instant,
     shrunk: bool,
-    /// Buffers are to be large again, as soon as nothing is in them.
-    regrow: bool,
     /// Audio that a reply begins with is on its way out.
     first_audio: bool,
     converted: Vec<u8>,
@@ -147,6 +150,7 @@ impl Driver {
         let dialect = upstream.config().dialect;
         let opening: Opening = Box::pin(async move { upstream.open(&model).await });
         Self {
+            id: plan.call.clone(),
             core: Core::new(plan, Duration::ZERO),
             began,
             client,
@@ -163,7 +167,6 @@ impl Driver {
             unread: false,
             active_at: began,
             shrunk: false,
-            regrow: true,
             first_audio: false,
             converted: Vec::new(),
             bytes_in: 0,
@@ -327,10 +330,7 @@ impl Driver {
 
     fn active(&mut self) {
         self.active_at = Instant::now();
-        if self.shrunk {
-            self.shrunk = false;
-            self.regrow = true;
-        }
+        self.shrunk = false;
     }
 
     fn client_audio(&mut self, bytes: &Bytes) {
@@ -463,39 +463,34 @@ impl Driver {
         if self.unread {
             return; // buffers are in use
         }
-        if !self.shrunk && past(Some(self.active_at), SHRINK_AFTER) && self.core.is_quiet() {
-            self.shrink();
-        } else if self.regrow {
-            self.regrow = !self.resize(BUSY_BUFFER);
+        let quiet = !self.shrunk && past(Some(self.active_at), SHRINK_AFTER) && self.core.is_quiet();
+        if quiet {
+            self.shrunk = true;
+            self.core.shrink();
+            self.converted = Vec::new();
         }
-    }
-
-    fn shrink(&mut self) {
-        self.shrunk = true;
-        self.regrow = false;
-        self.core.shrink();
-        self.converted = Vec::new();
-        self.resize(QUIET_BUFFER);
-    }
-
-    fn resize(&mut self, read_buffer: usize) -> bool {
         let service = match &mut self.service {
-            Service::Up(socket) => socket.resize(read_buffer),
-            _ => true,
+            Service::Up(socket) => Some(socket.as_mut()),
+            _ => None,
         };
-        self.client.resize(read_buffer) && service
+        for socket in [&mut self.client].into_iter().chain(service) {
+            if quiet {
+                socket.resize(QUIET_BUFFER);
+            } else if socket.is_crowded(BUSY_BUFFER) {
+                socket.resize(BUSY_BUFFER);
+            }
+        }
     }
 
     fn session_up(&mut self, session: Session) {
         Fact::SessionUp { after: self.began.elapsed() }.record();
         tracing::debug!(session = session.id, expires_at = session.expires_at, "session");
         self.service = Service::Up(Box::new(session.socket));
-        self.regrow = true;
         self.core.handle(self.now(), Input::SessionUp);
     }
 
     fn service_gone(&mut self, error: &UpstreamError) {
-        tracing::warn!(%error, "no upstream session");
+        tracing::warn!(%error, "the service is gone");
         self.service = Service::Gone;
         self.core.handle(self.now(), Input::ServiceGone(End::upstream(error)));
     }
@@ -504,6 +499,15 @@ impl Driver {
         let until = self.drain.take().and_then(|drain| *drain.borrow());
         let left = until.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
         self.core.handle(self.now(), Input::Drain(left));
+    }
+
+    /// We panicked; the core, which would say why the call ends, is not to be asked any more.
+    fn broken(&mut self) -> End {
+        if let Some(error) = End::Internal.error(format!("{}-0", self.id)) {
+            Fact::Refused { code: error.code.clone().into() }.record();
+            self.tell(&ServerMsg::Error { error }, true);
+        }
+        End::Internal
     }
 
     async fn goodbye(mut self: Box<Self>, end: &End) {
@@ -516,7 +520,8 @@ impl Driver {
         let service = std::mem::replace(&mut self.service, Service::Gone);
         let client = async {
             if *end != End::ClientLost {
-                self.client.close(report.close, reason, GOODBYE).await;
+                let patience = if *end == End::SlowConsumer { SLOW_GOODBYE } else { GOODBYE };
+                self.client.close(report.close, reason, patience).await;
             }
         };
         let service = async {

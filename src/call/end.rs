@@ -3,7 +3,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::upstream::open::{UpstreamError, Verdict};
+use super::ms;
+use crate::{
+    client::wire::ErrorBody,
+    upstream::open::{UpstreamError, Verdict},
+};
+
+/// What a client is asked to wait before it comes again, where nobody says more.
+const COME_BACK: Duration = Duration::from_secs(2);
 
 /// Why a call ended. Text is for people and never quotes what came from outside.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -35,6 +42,12 @@ pub enum End {
     /// A message, or a part of one, took too long.
     #[error("a message was begun and not finished within 10 s")]
     HalfMessage,
+    /// Too much was sent while there was no session.
+    #[error("more than {limit} bytes came before the service was there to take them")]
+    TooMuchEarly {
+        /// Allowed, bytes.
+        limit: usize,
+    },
     /// A message was announced that is too large.
     #[error("message of {got} bytes is over the {limit} byte limit")]
     MessageTooLarge {
@@ -100,6 +113,19 @@ impl End {
         Self::Upstream { code: code.to_owned(), close, retryable: transient, retry_after, message: error.to_string() }
     }
 
+    /// What the client is told before the close; `None`: the close code says it all.
+    pub fn error(&self, request_id: String) -> Option<ErrorBody> {
+        let Report { code, retryable, retry_after, .. } = self.report();
+        Some(ErrorBody {
+            code: code?.to_owned(),
+            message: self.to_string(),
+            retryable,
+            retry_after_ms: retry_after.map(ms),
+            field: None,
+            request_id,
+        })
+    }
+
     /// Error code, close code, and whether coming back helps.
     pub fn report(&self) -> Report {
         let of = |code: &'static str, close, retryable| Report {
@@ -114,9 +140,11 @@ impl End {
             Self::Framing => of("", 1002, false),
             Self::Utf8 => of("", 1007, false),
             Self::InvalidAudio(_) => of("invalid_audio", 1003, false),
-            Self::BadMessages | Self::ControlFlood | Self::HalfMessage => of("policy_violation", 1008, false),
+            Self::BadMessages | Self::ControlFlood | Self::HalfMessage | Self::TooMuchEarly { .. } => {
+                of("policy_violation", 1008, false)
+            }
             Self::MessageTooLarge { .. } => of("message_too_large", 1009, true),
-            Self::AudioTooFast => of("audio_too_fast", 4429, true),
+            Self::AudioTooFast => Report { retry_after: Some(COME_BACK), ..of("audio_too_fast", 4429, true) },
             Self::Idle(_) | Self::NoPong => of("idle_timeout", 4408, true),
             Self::MaxTime(_) => of("max_call_time", 4440, false),
             Self::ResumeRefused => of("resume_refused", 4410, false),
@@ -126,7 +154,7 @@ impl End {
                 code: Some(known(code)),
                 close: *close,
                 retryable: *retryable,
-                retry_after: retry_after.or((*close != 4502 && *retryable).then_some(Duration::from_secs(2))),
+                retry_after: retry_after.or(retryable.then_some(COME_BACK)),
             },
         }
     }
@@ -137,4 +165,27 @@ fn known(code: &str) -> &'static str {
     const CODES: [&str; 5] =
         ["upstream_refused", "upstream_timeout", "upstream_auth", "rate_limited", "upstream_unavailable"];
     CODES.into_iter().find(|c| *c == code).unwrap_or("upstream_unavailable")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_may_come_again_is_told_when() {
+        let broken = End::upstream(&UpstreamError::Broken("reset".into()));
+        let refused = End::upstream(&UpstreamError::closed(Some(3000), "invalid_request_error.invalid_api_key"));
+        for (end, code, close, wait) in [
+            (End::AudioTooFast, "audio_too_fast", 4429, Some(2_000)),
+            (broken, "upstream_unavailable", 4502, Some(2_000)),
+            (refused, "upstream_auth", 4502, None),
+            (End::TooMuchEarly { limit: 1 }, "policy_violation", 1008, None),
+            (End::Internal, "internal", 1011, None),
+        ] {
+            let error = end.error("call-1".to_owned()).unwrap();
+            assert_eq!((error.code.as_str(), end.report().close, error.retry_after_ms), (code, close, wait));
+            assert_eq!(error.retryable, close != 1008 && code != "upstream_auth");
+        }
+        assert_eq!(End::Drained.error("call-1".to_owned()), None);
+    }
 }

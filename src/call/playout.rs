@@ -105,6 +105,11 @@ impl Playout {
 
     /// The service began a reply; returns our id for it.
     pub fn begin(&mut self, response: &str, times: Times) -> String {
+        for earlier in self.replies.iter_mut().filter(|r| !r.is_generated()) {
+            // One reply at a time: the word that this one ended is lost.
+            earlier.generated = Some(Generated { status: ReplyStatus::Incomplete, reason: Some("lost".to_owned()) });
+            earlier.sent_all |= earlier.received() == 0;
+        }
         self.begun += 1;
         let id = format!("r{}", self.begun);
         self.replies.push_back(Reply::new(id.clone(), response.to_owned(), times));
@@ -127,8 +132,8 @@ impl Playout {
         let backlog: usize = self.replies.iter().map(Reply::waiting_bytes).sum();
         let most = self.format.bytes(self.max_backlog);
         let Some(reply) = self.replies.iter_mut().find(|r| r.response == response) else { return true };
-        if reply.cut.is_some() {
-            return true; // late: the caller has moved on
+        if reply.cut.is_some() || reply.is_generated() {
+            return true; // late: the caller has moved on, or we have
         }
         reply.times.first_delta.get_or_insert(now);
         let samples = (audio.len() / size) as u64;
@@ -139,11 +144,20 @@ impl Playout {
     /// The service ended a reply.
     pub fn generated(&mut self, response: &str, generated: Generated, usage: Option<Usage>) {
         if let Some(reply) = self.by_response(response) {
-            reply.generated = Some(generated);
-            reply.usage = usage;
+            reply.generated.get_or_insert(generated); // what we stopped ourselves keeps our reason
+            reply.usage = usage.or(reply.usage);
             // A reply without audio, such as a tool call, has nothing to wait for.
             reply.sent_all |= reply.received() == 0;
         }
+    }
+
+    /// We end a reply; returns what to forget of the item that was cut by it.
+    pub fn stop(&mut self, response: &str, generated: Generated) -> Option<Unheard> {
+        self.generated(response, generated, None);
+        let rate = self.format.rate;
+        let item = self.by_response(response)?.items.last()?;
+        let audio_end_ms = item.received * 1_000 / u64::from(rate);
+        Some(Unheard::Truncate { item: item.id.clone(), content_index: item.content_index, audio_end_ms })
     }
 
     /// What may be sent now; ask until `None`.
@@ -264,8 +278,7 @@ impl Playout {
             (None, Some(generated)) => (generated.status, generated.reason),
             (None, None) => (ReplyStatus::Failed, None),
         };
-        let played_out = reply.sent_all && reply.cut.is_none() && now >= self.pacer.plays_at(reply.ends());
-        let heard = if played_out { reply.sent() } else { reply.heard(now, self.pacer.played(now), self.format.rate) };
+        let heard = reply.heard(now, self.pacer.played(now), self.format.rate);
         Over { status, reason, audio_ms: ms(reply.received()), heard_ms: ms(heard), reply }
     }
 
@@ -280,9 +293,12 @@ impl Playout {
         if reply.sent() == 0 {
             return Some(At::ZERO);
         }
-        let end = self.pacer.plays_at(reply.ends());
-        let told_all = reply.heard(At::MAX, 0, self.format.rate) >= reply.sent() || !reply.is_reported();
-        Some(if told_all { end } else { end + REPORT_PATIENCE })
+        let clock = self.pacer.plays_at(reply.ends());
+        Some(match reply.report_ends(self.format.rate) {
+            Some(end) => end,
+            None if reply.is_reported() => clock + REPORT_PATIENCE,
+            None => clock,
+        })
     }
 
     /// When to look again: the next frame, if there is `room` for it, or the end of a reply.
@@ -298,15 +314,12 @@ impl Playout {
 
 /// What to tell the service about each item of a reply that was cut at `heard` samples.
 fn unheard(reply: &Reply, heard: u64, rate: u32) -> Vec<Unheard> {
-    let whole = reply.is_generated() && heard >= reply.received();
-    if whole {
-        return Vec::new(); // truncating what was heard to its end would only delete its transcript
-    }
     let mut items = Vec::new();
     for (index, item) in reply.items.iter().enumerate() {
         let heard = heard.saturating_sub(item.begin).min(item.received);
         // An item is known to be complete when the next one has begun, or the reply is.
         let complete = reply.is_generated() || index + 1 < reply.items.len();
+        // Truncating what was heard to its end would only delete its transcript.
         if heard == 0 {
             items.push(Unheard::Delete { item: item.id.clone() });
         } else if !(complete && heard == item.received) {

@@ -198,6 +198,14 @@ impl Reply {
         self.report.is_some()
     }
 
+    /// When all that was sent will have been heard, by the client's word; `None`: it has not said enough.
+    pub fn report_ends(&self, rate: u32) -> Option<At> {
+        let (samples, at) = self.report?;
+        let left = self.sent.saturating_sub(samples);
+        let left = Duration::from_micros((left * 1_000_000).div_ceil(u64::from(rate)));
+        (left <= REPORT_HOLDS).then(|| at + left)
+    }
+
     /// Heard by now, samples: the client's word, taken forward, else the clock's `played` position.
     pub fn heard(&self, now: At, played: Position, rate: u32) -> u64 {
         if let Some(cut) = self.cut {

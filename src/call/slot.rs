@@ -21,33 +21,68 @@ pub struct Want {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum State {
     Free,
-    /// Requested by us, with the number of our command.
-    Requested(u64, Want),
+    /// Requested by us, not begun.
+    Requested,
     /// Running; the service's id, if we know it.
     Active(Option<String>),
+}
+
+/// What we asked for last.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Request {
+    /// Of our command.
+    number: u64,
+    want: Want,
+    /// The caller has moved on.
+    called_off: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Waiting {
+    want: Want,
+    /// The service's own reply to the caller's speech will answer it, if there is one.
+    covered: bool,
+}
+
+/// What a reply that begins is to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Began {
+    /// It shall be heard.
+    Wanted,
+    /// It was called off before it began; the service knows.
+    CalledOff,
+    /// The caller speaks already; the service stops only what runs when speech begins.
+    Untimely,
 }
 
 /// The conversation's one slot.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Slot {
     state: State,
-    waiting: VecDeque<Want>,
+    /// Kept beyond the beginning of a reply: it may turn out that another one began.
+    request: Option<Request>,
+    waiting: VecDeque<Waiting>,
     /// The service will begin a reply by itself, until then.
     vad_until: Option<At>,
 }
 
 impl Default for Slot {
     fn default() -> Self {
-        Self { state: State::Free, waiting: VecDeque::new(), vad_until: None }
+        Self { state: State::Free, request: None, waiting: VecDeque::new(), vad_until: None }
     }
 }
 
 impl Slot {
     /// Somebody wants a reply. Two plain wishes are one: a reply answers everything said before it.
     pub fn want(&mut self, want: Want) {
-        if want.instructions.is_some() || !self.waiting.iter().any(|w| w.instructions.is_none()) {
-            self.waiting.push_back(want);
+        if want.instructions.is_some() || !self.waiting.iter().any(|w| w.want.instructions.is_none() && !w.covered) {
+            self.waiting.push_back(Waiting { want, covered: false });
         }
+    }
+
+    /// Somebody wants a reply before all others.
+    pub fn want_first(&mut self, want: Want) {
+        self.waiting.push_front(Waiting { want, covered: false });
     }
 
     /// The request that may go out now, as command `number`.
@@ -55,8 +90,12 @@ impl Slot {
         if self.state != State::Free || self.vad_until.is_some() {
             return None;
         }
-        let want = self.waiting.pop_front()?;
-        self.state = State::Requested(number, want.clone());
+        let want = self.waiting.pop_front()?.want;
+        if want.instructions.is_none() {
+            self.waiting.retain(|w| w.want.instructions.is_some());
+        }
+        self.state = State::Requested;
+        self.request = Some(Request { number, want: want.clone(), called_off: false });
         Some(want)
     }
 
@@ -65,29 +104,31 @@ impl Slot {
         self.vad_until = Some(At::MAX);
     }
 
-    /// The caller's turn is over: the service is about to answer.
+    /// The caller's turn is over: the service is about to answer, and with it everything that waits by now.
     pub fn expect_vad(&mut self, now: At) {
         if !matches!(self.state, State::Active(_)) || self.vad_until.is_some() {
             self.vad_until = Some(now + VAD_PATIENCE);
+            self.waiting.iter_mut().for_each(|w| w.covered = true);
         }
     }
 
-    /// A reply began. Returns whether it was requested by us.
-    pub fn created(&mut self, response: &str) -> bool {
-        let ours = matches!(self.state, State::Requested(..)) && self.vad_until.is_none();
-        if !ours {
-            // The service's own reply answers everything that was said before it, ours included.
-            self.waiting.retain(|w| w.instructions.is_some());
+    /// A reply began.
+    pub fn created(&mut self, response: &str) -> Began {
+        let speaking = self.vad_until == Some(At::MAX);
+        let requested =
+            std::mem::replace(&mut self.state, State::Active(Some(response.to_owned()))) == State::Requested;
+        // The service begins none by itself while the caller speaks.
+        if requested && (speaking || self.vad_until.is_none()) {
+            let called_off = self.request.as_ref().is_some_and(|r| r.called_off);
+            return match (called_off, speaking) {
+                (true, _) => Began::CalledOff,
+                (false, true) => Began::Untimely,
+                (false, false) => Began::Wanted,
+            };
         }
-        if let (State::Requested(_, want), false) = (&self.state, ours)
-            && want.instructions.is_some()
-        {
-            let want = want.clone();
-            self.waiting.push_front(want);
-        }
+        self.waiting.retain(|w| !w.covered || w.want.instructions.is_some());
         self.vad_until = None;
-        self.state = State::Active(Some(response.to_owned()));
-        ours
+        Began::Wanted
     }
 
     /// A reply ended.
@@ -98,25 +139,31 @@ impl Slot {
     }
 
     /// Our command `number` was refused. `busy`: another reply runs; ours waits for its end.
-    /// Returns whether it was the request that holds the slot.
+    /// Returns whether it was a request for a reply.
     pub fn refused(&mut self, number: u64, busy: bool) -> bool {
-        let State::Requested(ours, want) = &self.state else { return false };
-        if *ours != number {
-            return false;
+        let Some(request) = self.request.take_if(|r| r.number == number) else { return false };
+        if busy && !request.called_off {
+            self.want_first(request.want);
         }
-        if busy {
-            let want = want.clone();
-            self.waiting.push_front(want);
-            self.state = State::Active(None);
-        } else {
-            self.state = State::Free;
+        if self.state == State::Requested {
+            self.state = if busy { State::Active(None) } else { State::Free };
         }
         true
+    }
+
+    /// The caller has moved on from a reply that has not begun, or that we know nothing of. Returns whether the service
+    /// has to be told.
+    pub fn call_off(&mut self) -> bool {
+        match (&self.state, &mut self.request) {
+            (State::Requested, Some(request)) => !std::mem::replace(&mut request.called_off, true),
+            (state, _) => *state == State::Active(None),
+        }
     }
 
     /// Forgets a reply that will never end.
     pub fn free(&mut self) {
         self.state = State::Free;
+        self.request = None;
     }
 
     /// Forgets what waits: the caller has moved on.
@@ -151,6 +198,7 @@ impl Slot {
     pub fn tick(&mut self, now: At) {
         if self.vad_until.is_some_and(|at| now >= at) {
             self.vad_until = None;
+            self.waiting.iter_mut().for_each(|w| w.covered = false);
         }
     }
 }
@@ -171,13 +219,13 @@ mod tests {
         slot.want(plain());
         slot.want(plain());
         assert_eq!(slot.next(2), None);
-        assert!(slot.created("resp_1"));
+        assert_eq!(slot.created("resp_1"), Began::Wanted);
         assert_eq!(slot.next(2), None);
         slot.done("resp_other");
         assert_eq!(slot.next(2), None, "another reply's end frees nothing");
         slot.done("resp_1");
         assert_eq!(slot.next(2), Some(plain()), "two plain wishes were one");
-        assert!(slot.created("resp_2"));
+        assert_eq!(slot.created("resp_2"), Began::Wanted);
         slot.done("resp_2");
         assert!(slot.idle());
     }
@@ -190,7 +238,7 @@ mod tests {
         slot.want(Want { instructions: Some("greet".into()) });
         assert_eq!(slot.next(1), None, "nobody talks into the caller's speech");
         slot.expect_vad(Duration::from_secs(1));
-        assert!(!slot.created("resp_vad"));
+        assert_eq!(slot.created("resp_vad"), Began::Wanted);
         slot.done("resp_vad");
         assert_eq!(slot.next(2).and_then(|w| w.instructions).as_deref(), Some("greet"));
     }

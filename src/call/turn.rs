@@ -44,6 +44,7 @@ pub struct Turn {
     format: Format,
     auto: bool,
     silence: Duration,
+    ends_speech: Duration,
     chunk_length: Duration,
     chunker: Chunker,
     ready: Vec<Bytes>,
@@ -61,12 +62,14 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Audio of `format` in chunks of `chunk`. `auto`: the service finds the turns, after so much `silence`.
-    pub fn new(format: Format, chunk: Duration, auto: bool, silence: Duration) -> Self {
+    /// Audio of `format` in chunks of `chunk`. `auto`: the service finds the turns, after so much `silence`, and in any
+    /// case after what `ends_speech`.
+    pub fn new(format: Format, chunk: Duration, auto: bool, silence: Duration, ends_speech: Duration) -> Self {
         Self {
             format,
             auto,
             silence,
+            ends_speech,
             chunk_length: chunk,
             chunker: Chunker::new(format, chunk),
             ready: Vec::new(),
@@ -225,7 +228,7 @@ impl Turn {
         }
         if self.breaks_off_at().is_some_and(|at| now >= at) {
             self.inserts += 1;
-            let silence = vec![self.format.silence(); self.format.bytes(self.silence + INSERT_MARGIN)];
+            let silence = vec![self.format.silence(); self.format.bytes(self.ends_speech + INSERT_MARGIN)];
             self.insert(now, &silence);
             self.flush();
         }
@@ -251,7 +254,7 @@ mod tests {
     const FRAME: [u8; 960] = [7; 960];
 
     fn turn(auto: bool) -> Turn {
-        Turn::new(Format::PCM_24K, 100 * MS, auto, 500 * MS)
+        Turn::new(Format::PCM_24K, 100 * MS, auto, 500 * MS, 500 * MS)
     }
 
     fn lengths(turn: &mut Turn) -> Vec<usize> {

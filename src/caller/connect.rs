@@ -100,6 +100,14 @@ pub async fn connect(url: &str, options: &Options) -> Result<Call, ConnectError>
     within(Instant::now() + limit, limit, "waiting for `ready`", Call::ready_on(ws)).await
 }
 
+/// Whether [`connect`] could try `url` at all.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_url(url: &str) -> Result<(), UrlError> {
+    Target::new(url, &Options::default()).map(drop)
+}
+
 async fn within<T>(
     deadline: Instant,
     limit: Duration,

@@ -43,6 +43,9 @@ impl Refusal {
                 }
             }
             None if self.body.is_empty() => {}
+            None if self.status == 404 && self.body.starts_with('<') => {
+                text.push_str(" and a web page: is this a relay's address?")
+            }
             None => text.push_str(&format!(": {}", self.body)),
         }
         if let Some(seconds) = self.retry_after_s {
@@ -250,6 +253,10 @@ mod tests {
             \"message\":\"too many\",\"retryable\":true,\"request_id\":\"r\"}}\r\n0\r\n\r\n";
         for (answer, want) in [
             (page, "the server refused the call: HTTP 503: <h1> come later </h1>; try again in 7 s"),
+            (
+                "HTTP/1.1 404 No\r\n\r\n<!DOCTYPE HTML><html>",
+                "the server refused the call: HTTP 404 and a web page: is this a relay's address?",
+            ),
             (chunked, "the server refused the call: HTTP 429 rate_limited: too many"),
             ("HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n", "the server refused the call: HTTP 401"),
         ] {

@@ -17,7 +17,7 @@ mod socket;
 pub(crate) mod testbed;
 
 pub use call::{Call, CallEnd, Event, Ready, SendError};
-pub use connect::{ConnectError, connect};
+pub use connect::{ConnectError, check_url, connect};
 pub use handshake::Refusal;
 pub use microphone::{FRAME, Microphone, cut};
 pub use options::{Options, Pace, Turns, UrlError};

@@ -1,11 +1,11 @@
 //! `voxrelay check`: is the configuration what you think it is, and does the service answer?
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{io, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 use clap::Args;
 use tokio::time::Instant;
 
-use super::{Usage, serve};
+use super::{Usage, serve, tell};
 use crate::upstream::open::Upstream;
 
 /// Arguments of `check`.
@@ -25,9 +25,9 @@ pub struct CheckArgs {
 /// What is wrong with the configuration, or why there is no session.
 pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let config = serve::load(args.config.as_deref())?;
-    print!("{}", toml::to_string(&config).context("the configuration cannot be printed")?);
+    tell(io::stdout(), toml::to_string(&config).context("the configuration cannot be printed")?.trim_end());
     if config.upstream.url.is_none() && config.upstream.api_key.is_none() {
-        eprintln!("no upstream.url and no key: `serve` will answer with the embedded simulator");
+        tell(io::stderr(), "no upstream.url and no key: `serve` will answer with the embedded simulator");
         if args.dial {
             return Err(
                 Usage("--dial: there is no service to dial; set OPENAI_API_KEY or upstream.url".to_owned()).into()
@@ -39,7 +39,8 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         let upstream = Upstream::new(Arc::new(config.upstream)).map_err(Usage)?;
         let began = Instant::now();
         let session = upstream.open(&model).await?;
-        eprintln!("session {} of model {model} is up after {} ms", session.id, began.elapsed().as_millis());
+        let up = format!("session {} of model {model} is up after {} ms", session.id, began.elapsed().as_millis());
+        tell(io::stderr(), &up);
         session.socket.close(1000, "", std::time::Duration::from_secs(1)).await;
     }
     Ok(ExitCode::SUCCESS)

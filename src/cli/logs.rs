@@ -1,15 +1,62 @@
 //! Log lines: to standard error, for people or as JSON. `RUST_LOG` overrides the configured level.
-use tracing_subscriber::EnvFilter;
+//!
+//! Whatever it says, other people's crates speak at `info` and above only: `tungstenite` prints whole messages at
+//! `trace`, and so what people say, type and are told.
+use std::io::{IsTerminal as _, stderr};
 
-use crate::config::{LogConfig, LogFormat};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, filter::filter_fn, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
+
+use super::Usage;
+use crate::config::{LOG_LEVELS, LogConfig, LogFormat, is_log_level};
 
 /// Logs from now on.
-pub fn install(config: &LogConfig) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&config.level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // A second one in the same process changes nothing.
-    let _ = match config.format {
-        LogFormat::Pretty => builder.with_target(false).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+///
+/// # Errors
+/// When `RUST_LOG` is not a level.
+pub fn install(config: &LogConfig) -> Result<(), Usage> {
+    let filter = filter(std::env::var("RUST_LOG").ok().as_deref(), &config.level)?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(stderr);
+    let lines = match config.format {
+        LogFormat::Pretty => {
+            let colours = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+            lines.with_target(false).with_ansi(colours).boxed()
+        }
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
+    // A second one in the same process changes nothing.
+    let _ = tracing_subscriber::registry().with(filter_fn(may_be_shown)).with(filter).with(lines).try_init();
+    Ok(())
+}
+
+fn filter(rust_log: Option<&str>, configured: &str) -> Result<EnvFilter, Usage> {
+    match rust_log.filter(|level| !level.trim().is_empty()) {
+        Some(level) if is_log_level(level) => Ok(EnvFilter::new(level)),
+        Some(level) => Err(Usage(format!("RUST_LOG: found `{level}`; allowed: {LOG_LEVELS}"))),
+        None => Ok(EnvFilter::new(configured)),
+    }
+}
+
+/// Our own lines hold no audio, transcript, key or typed text; of others we know it from `info` on.
+fn may_be_shown(line: &Metadata<'_>) -> bool {
+    let ours = line.target().strip_prefix("voxrelay").is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
+    ours || *line.level() <= Level::INFO
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_that_means_nothing_is_refused_and_rust_log_goes_first() {
+        assert_eq!(filter(Some("debug"), "info").unwrap().to_string(), "debug");
+        assert_eq!(filter(Some(" "), "info").unwrap().to_string(), "info");
+        assert_eq!(filter(None, "voxrelay=error").unwrap().to_string(), "voxrelay=error");
+        for wrong in ["loud", "a=b=c", "voxrelay=loud"] {
+            let error = filter(Some(wrong), "info").unwrap_err().to_string();
+            assert!(error.contains(wrong) && error.contains("trace"), "{error}");
+        }
+    }
 }

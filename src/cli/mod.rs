@@ -6,7 +6,7 @@ pub mod say;
 pub mod serve;
 pub mod sim;
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::{io, net::SocketAddr, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -48,12 +48,24 @@ pub async fn run(cli: Cli) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            // A pipe that was closed must not turn an error into a panic.
-            use std::io::Write as _;
-            let _ = writeln!(std::io::stderr(), "voxrelay: {error:#}");
+            tell(io::stderr(), &format!("voxrelay: {}", text(&error)));
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
     }
+}
+
+/// A line for whoever reads it. When nobody does any more (a closed pipe, a full disk), the work goes on.
+fn tell(mut out: impl io::Write, line: &str) {
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// The error and its causes; a cause that the error before it has told already is not said twice.
+fn text(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, next| match told.as_str() {
+        "" => next,
+        before if before.contains(&next) => told,
+        before => format!("{before}: {next}"),
+    })
 }
 
 /// Without a URL, the relay and the simulated service are inside of this process: never an account that costs.
@@ -63,11 +75,29 @@ async fn say(args: say::SayArgs) -> anyhow::Result<ExitCode> {
     }
     let mut config = Config::load(None, |_| None)?;
     config.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    config.log.level = "error".to_owned();
-    logs::install(&config.log);
+    config.log.level = "voxrelay=error".to_owned();
+    logs::install(&config.log)?;
     let relay = relay::Relay::start(config, None).await?;
     let url = format!("ws://{}/v1/voice", relay.server.addr());
     let done = say::run(args, &url).await;
     relay.stop().await;
     done
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("file x: {source}")]
+        struct Told {
+            source: io::Error,
+        }
+        let told = anyhow::Error::new(Told { source: io::Error::other("is gone") });
+        assert_eq!(super::text(&told), "file x: is gone");
+        let untold = anyhow::Error::new(io::Error::other("is gone")).context("file x");
+        assert_eq!(super::text(&untold), "file x: is gone");
+    }
 }

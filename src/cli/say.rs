@@ -3,6 +3,7 @@
 //! Stands on [`crate::caller`] alone: what it shows is what any client of the relay would see. The recording is read and
 //! encoded before the call, so nothing but a frame is sent while the clock runs.
 use std::{
+    fs::{self, OpenOptions},
     io::{self, IsTerminal as _, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -16,7 +17,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::Usage;
 use crate::{
     audio::{Codec, Format, decode::decode_file},
-    caller::{self, Options, Pace, Turns},
+    caller::{self, ConnectError, Options, Pace, Turns},
 };
 
 mod codec;
@@ -35,6 +36,7 @@ use talk::Talk;
 /// Sends FILE as a phone would, 20 ms at a time, prints what both sides say, and then a table of where the milliseconds
 /// went. Exit code 0: it was answered; 1: the call failed; 2: the command was wrong.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "voxrelay say [OPTIONS] <FILE>\n       voxrelay say [OPTIONS] --text <TEXT>")]
 #[command(after_help = "Examples:
   voxrelay say assets/hello.wav
   voxrelay say question.mp3 --manual --out answer.wav
@@ -62,7 +64,7 @@ pub struct SayArgs {
     pub format: Codec,
 
     /// Its rate, Hz [default: pcm16 24000, mulaw and alaw 8000, opus 48000]
-    #[arg(long, value_name = "HZ")]
+    #[arg(long, value_name = "HZ", value_parser = rate)]
     pub rate: Option<u32>,
 
     /// How the answer shall come [default: as --format]
@@ -70,7 +72,7 @@ pub struct SayArgs {
     pub out_format: Option<Codec>,
 
     /// Its rate, Hz [default: as --rate where that is possible]
-    #[arg(long, value_name = "HZ")]
+    #[arg(long, value_name = "HZ", value_parser = rate)]
     pub out_rate: Option<u32>,
 
     /// Push-to-talk: the whole recording is one turn, whatever pauses are in it
@@ -102,6 +104,10 @@ fn codecs() -> impl clap::builder::TypedValueParser<Value = Codec> {
     PossibleValuesParser::new(Codec::ALL.map(Codec::name)).try_map(|name| name.parse::<Codec>())
 }
 
+fn rate(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "allowed: 8000, 16000, 24000, 48000, as far as the format has them".to_owned())
+}
+
 fn paces() -> impl clap::builder::TypedValueParser<Value = Pace> {
     let all = [Pace::Realtime, Pace::Fast];
     PossibleValuesParser::new(all.map(Pace::name))
@@ -113,7 +119,8 @@ fn paces() -> impl clap::builder::TypedValueParser<Value = Pace> {
 /// # Errors
 /// [`Usage`] where the arguments or the file can never work; anything else is a call that failed.
 pub async fn run(args: SayArgs, url: &str) -> anyhow::Result<ExitCode> {
-    let plan = Plan::new(&args).map_err(|error| Usage(format!("{error:#}")))?;
+    caller::check_url(url).map_err(|error| Usage(format!("--url: {error}")))?;
+    let plan = Plan::new(&args).map_err(|error| Usage(super::text(&error)))?;
     let stdout = io::stdout();
     // Not locked: a relay in the same process may log to it.
     let live = stdout.is_terminal();
@@ -169,7 +176,10 @@ impl Plan {
     async fn call<W: Write>(self, url: &str, screen: &mut Screen<W>) -> anyhow::Result<()> {
         let shown = url.split('?').next().unwrap_or_default();
         screen.line(&format!("calling {shown}"))?;
-        let call = caller::connect(url, &self.options).await?;
+        let call = caller::connect(url, &self.options).await.map_err(|error| match error {
+            ConnectError::Token => Usage(format!("--token: {error}")).into(),
+            error => anyhow::Error::new(error),
+        })?;
         let ready = call.ready();
         screen.line(&format!(
             "{} with agent {}: sending {}, getting {}, {} turns",
@@ -190,7 +200,15 @@ fn check_out(out: &Path) -> anyhow::Result<()> {
     ensure!(!out.is_dir(), "--out: {} is a folder; a file is wanted", out.display());
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     ensure!(folder.is_dir(), "--out: there is no folder {}", folder.display());
-    Ok(())
+    let mut open = OpenOptions::new();
+    // Neither empties what is there nor leaves an empty file behind.
+    let tried = match open.write(true).open(out) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            open.create_new(true).open(out).and_then(|_| fs::remove_file(out))
+        }
+        tried => tried.map(drop),
+    };
+    tried.with_context(|| format!("--out: {} cannot be written", out.display()))
 }
 
 fn read(file: &Path, format: Format, manual: bool) -> anyhow::Result<What> {

@@ -1,17 +1,20 @@
 //! `voxrelay serve`: the relay, until it is told to leave.
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Usage, logs, relay::Relay};
-use crate::{config::Config, observe::metrics};
+use super::{Usage, logs, relay::Relay, tell};
+use crate::{
+    config::{Config, parse_listen},
+    observe::metrics,
+};
 
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_listen)]
     listen: Option<SocketAddr>,
     /// Configuration file (TOML; a commented example is assets/voxrelay.toml)
     #[arg(long, value_name = "FILE")]
@@ -55,18 +58,21 @@ pub fn load(file: Option<&std::path::Path>) -> Result<Config, Usage> {
 /// When it cannot start.
 pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = args.load()?;
-    logs::install(&config.log);
+    logs::install(&config.log)?;
+    let drain_s = config.server.drain_s;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let Relay { server, sim } = Relay::start(config, Some(metrics::install()?)).await?;
     if let Some(sim) = &sim {
-        eprintln!(
+        let simulated = format!(
             "no upstream and no OPENAI_API_KEY: answering with the embedded simulator at {} (it speaks back what it hears)",
             sim.base_url()
         );
+        tell(io::stderr(), &simulated);
     }
-    println!("listening on http://{}", server.addr());
+    tell(io::stdout(), &format!("listening on http://{}", server.addr()));
     told(&mut term, &mut int).await;
-    eprintln!("leaving: running turns may finish; once more to leave at once");
+    let grace = format!("leaving: calls have {drain_s} s to finish; once more to leave at once");
+    tell(io::stderr(), &grace);
     server.drain(told(&mut term, &mut int)).await;
     if let Some(sim) = sim {
         sim.stop().await;

@@ -1,25 +1,35 @@
 //! `voxrelay sim`: the simulated model service alone.
-use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{fs, io, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{Usage, logs};
+use super::{Usage, logs, tell};
 use crate::{
-    config::LogConfig,
+    config::{LogConfig, parse_listen},
     sim::{Faults, Sim, SimConfig},
 };
 
 /// Arguments of `sim`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "A faults file, every kind and moment of which is in `cargo doc --no-deps --open`, voxrelay::sim::faults:
+  [[fault]]
+  kind = \"die\"       # the connection ends without a close frame
+  session = 1        # in the first session
+  response = 1       # in its first reply
+  after_deltas = 3   # after three pieces of audio
+
+Clients of it: OPENAI_BASE_URL=http://127.0.0.1:9000/v1 OPENAI_API_KEY=any voxrelay serve"
+)]
 pub struct SimArgs {
     /// Address and port to listen on; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000", value_parser = parse_listen)]
     listen: SocketAddr,
-    /// Faults to play, scripted or by chance (TOML; its form is in the documentation of `voxrelay::sim`)
+    /// Faults to play, scripted or by chance (TOML; an example is below)
     #[arg(long, value_name = "FILE")]
     faults: Option<PathBuf>,
-    /// Delays, limits and habits of the service (TOML)
+    /// Delays, limits and habits of the service (TOML; keys and defaults are in the documentation of `voxrelay::sim::SimConfig`)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -29,7 +39,7 @@ pub struct SimArgs {
 /// # Errors
 /// When a file is broken or the address cannot be had.
 pub async fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
-    logs::install(&LogConfig::default());
+    logs::install(&LogConfig::default())?;
     let read =
         |file: &PathBuf| fs::read_to_string(file).map_err(|e| Usage(format!("cannot read `{}`: {e}", file.display())));
     let faults = match &args.faults {
@@ -46,8 +56,9 @@ pub async fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
     let sim = Sim::start(addr, config, faults)
         .await
         .with_context(|| format!("cannot listen on {addr} (choose another address with --listen)"))?;
-    println!("listening on http://{}", sim.addr());
-    eprintln!("base URL: {} (any key but those that begin with sk-bad)", sim.base_url());
+    tell(io::stdout(), &format!("listening on http://{}", sim.addr()));
+    let base = format!("base URL: {} (any key but those that begin with sk-bad)", sim.base_url());
+    tell(io::stderr(), &base);
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         done = tokio::signal::ctrl_c() => done?,

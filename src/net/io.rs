@@ -118,6 +118,8 @@ pub struct Io {
     pub(super) incoming: FrameTracker,
     /// Bytes written so far.
     pub(super) written: u64,
+    /// A read filled all the room that it was given: there was more than fits.
+    pub(super) crowded: bool,
 }
 
 impl Io {
@@ -132,7 +134,7 @@ impl Io {
     }
 
     fn new(stream: Stream) -> Self {
-        Self { stream, incoming: FrameTracker::default(), written: 0 }
+        Self { stream, incoming: FrameTracker::default(), written: 0, crowded: false }
     }
 
     fn tcp(&self) -> &Tcp {
@@ -148,6 +150,14 @@ impl Io {
         match &mut self.stream {
             Stream::Plain(tcp) => tcp.watch(watch),
             Stream::Tls(tls) => tls.sock.watch(watch),
+        }
+    }
+
+    /// Tells the peer that nothing more comes; reading goes on. With TLS nothing is told.
+    pub(super) fn end_writing(&self) {
+        if let Stream::Plain(Tcp { socket: Registration::Watched(socket), .. }) = &self.stream {
+            // A socket that is gone already needs no telling.
+            let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write);
         }
     }
 
@@ -169,6 +179,7 @@ impl Read for Io {
             Stream::Plain(tcp) => tcp.read(buf),
             Stream::Tls(tls) => tls.read(buf),
         }?;
+        self.crowded |= got > 0 && got == buf.len();
         self.incoming.feed(buf.get(..got).unwrap_or_default());
         Ok(got)
     }

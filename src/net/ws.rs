@@ -192,7 +192,9 @@ impl Socket {
                 }
                 Err(error) => return Err(SocketError::from_library(error)),
             };
-            self.unfinished_since = None;
+            if message.is_text() || message.is_binary() {
+                self.unfinished_since = None; // a ping between two fragments finishes nothing
+            }
             return Ok(Some(match message {
                 Message::Text(text) => Frame::Text(text.into()),
                 Message::Binary(bytes) => Frame::Binary(bytes),
@@ -341,25 +343,35 @@ impl Socket {
         self.ws().get_mut().watch(watch);
     }
 
+    /// More came at once than the read buffer holds, and a buffer of so many bytes would be larger.
+    pub fn is_crowded(&self, read_buffer: usize) -> bool {
+        self.io().crowded && self.config.read_buffer_size < read_buffer
+    }
+
     /// Reads with a buffer of so many bytes from now on, and gives grown ones back; does nothing while bytes are under way
-    /// in either direction, so say it when [`Self::read`] gave `None`. Returns whether it was done.
-    pub fn resize(&mut self, read_buffer: usize) -> bool {
+    /// in either direction, so say it when [`Self::read`] gave `None`.
+    pub fn resize(&mut self, read_buffer: usize) {
         let idle = self.queued_bytes == 0 && !self.blocked && !self.io().incoming.unfinished();
         if !idle || !self.ws().can_write() {
-            return false;
+            return;
         }
         self.queue.shrink_to_fit();
         self.config = self.config.read_buffer_size(read_buffer);
         if let Some(ws) = self.ws.take() {
-            self.ws = Some(WebSocket::from_raw_socket(ws.into_inner(), self.role, Some(self.config)));
+            let mut io = ws.into_inner();
+            io.crowded = false;
+            self.ws = Some(WebSocket::from_raw_socket(io, self.role, Some(self.config)));
         }
-        true
     }
 
     /// Says goodbye: writes what is queued as far as `patience` allows, the close frame, and takes unread input for up
     /// to a second, so that the goodbye is not destroyed by a reset.
     pub async fn close(mut self, code: u16, reason: &str, patience: Duration) {
         let _ = time::timeout(patience, self.write_out(code, reason)).await;
+        if self.role == Role::Server {
+            // Clients wait for the server's end of the connection (RFC 6455 section 7.1.1), browsers with their `onclose`.
+            self.io().end_writing();
+        }
         let _ = time::timeout(DRAIN, self.drain()).await;
     }
 

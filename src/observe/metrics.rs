@@ -1,5 +1,5 @@
 //! The metrics page (`GET /metrics`, Prometheus text).
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// Seconds; fine where people hear a difference.
@@ -38,5 +38,8 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         "First delta at the relay to the client's socket"
     );
     describe_histogram!("voxrelay_session_up_seconds", Unit::Seconds, "Dialling to session.created");
+    // What is still nothing is shown as such, so that a new relay's page is not an empty one.
+    counter!("voxrelay_calls_total").absolute(0);
+    gauge!("voxrelay_calls_active").set(0.0);
     Ok(handle)
 }

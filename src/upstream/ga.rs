@@ -9,7 +9,7 @@ use base64::{
     engine::{Simd, general_purpose::PAD},
 };
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::{
@@ -219,23 +219,40 @@ fn from_base64(audio: &str) -> Option<Bytes> {
     Some(out.into())
 }
 
+/// `null` is as good as nothing: a whole event shall not be lost for it.
+fn null_too<'de, D, T>(value: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::deserialize(value).map(Option::unwrap_or_default)
+}
+
 /// All fields that we read of any event.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Incoming {
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "null_too")]
     kind: String,
     session: Option<Session>,
+    #[serde(deserialize_with = "null_too")]
     item_id: String,
+    #[serde(deserialize_with = "null_too")]
     response_id: String,
+    #[serde(deserialize_with = "null_too")]
     content_index: u32,
+    #[serde(deserialize_with = "null_too")]
     audio_start_ms: u64,
+    #[serde(deserialize_with = "null_too")]
     audio_end_ms: u64,
+    #[serde(deserialize_with = "null_too")]
     delta: String,
     transcript: Option<String>,
     text: Option<String>,
+    #[serde(deserialize_with = "null_too")]
     call_id: String,
     name: Option<String>,
+    #[serde(deserialize_with = "null_too")]
     arguments: String,
     item: Option<Item>,
     response: Option<Response>,
@@ -245,6 +262,7 @@ struct Incoming {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Session {
+    #[serde(deserialize_with = "null_too")]
     id: String,
     expires_at: Option<u64>,
 }
@@ -252,7 +270,7 @@ struct Session {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Item {
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "null_too")]
     kind: String,
     call_id: Option<String>,
     name: Option<String>,
@@ -263,7 +281,9 @@ struct Item {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Response {
+    #[serde(deserialize_with = "null_too")]
     id: String,
+    #[serde(deserialize_with = "null_too")]
     status: String,
     status_details: Option<StatusDetails>,
     usage: Option<UsageBody>,
@@ -290,18 +310,26 @@ struct ErrorBody {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct UsageBody {
+    #[serde(deserialize_with = "null_too")]
     total_tokens: u64,
+    #[serde(deserialize_with = "null_too")]
     input_tokens: u64,
+    #[serde(deserialize_with = "null_too")]
     output_tokens: u64,
+    #[serde(deserialize_with = "null_too")]
     input_token_details: Details,
+    #[serde(deserialize_with = "null_too")]
     output_token_details: Details,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Details {
+    #[serde(deserialize_with = "null_too")]
     text_tokens: u64,
+    #[serde(deserialize_with = "null_too")]
     audio_tokens: u64,
+    #[serde(deserialize_with = "null_too")]
     cached_tokens: u64,
 }
 
@@ -781,5 +809,27 @@ mod tests {
             }
             let _ = decode(&text);
         }
+    }
+
+    #[test]
+    fn a_field_that_is_null_is_a_field_that_is_missing() {
+        let event = |text: &str| decode(text.as_bytes());
+        assert!(matches!(
+            event(
+                r#"{"type":"response.done","response":{"id":"r","status":"completed","usage":{"total_tokens":null,
+                "input_token_details":null,"output_tokens":7}}}"#
+            ),
+            Event::ReplyDone { ended: Ended::Completed, usage: Some(Usage { output_tokens: 7, .. }), .. }
+        ));
+        assert!(matches!(
+            event(
+                r#"{"type":"response.output_audio_transcript.done","item_id":"i","response_id":"r","delta":null,"transcript":"hi"}"#
+            ),
+            Event::ReplyText { last: true, .. }
+        ));
+        assert!(matches!(
+            event(r#"{"type":"input_audio_buffer.speech_stopped","item_id":null,"audio_end_ms":120}"#),
+            Event::SpeechStopped { at_ms: 120 }
+        ));
     }
 }

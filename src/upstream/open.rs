@@ -117,6 +117,8 @@ fn explain(code: &str, close: Option<u16>) -> String {
         "beta_api_shape_disabled" => "it no longer speaks the beta protocol",
         "session_expired" => "the session reached its longest time",
         "rate_limit_exceeded" => "the rate limit is reached",
+        // What a missing key gets: an error without a code of its own.
+        _ if close == Some(3000) => "it wants an API key, or another one",
         _ => "",
     };
     let close = close.map(|c| format!(", close code {c}")).unwrap_or_default();
@@ -344,11 +346,10 @@ impl Upstream {
                     _ => {}
                 },
                 Frame::Closed { code, reason } => {
-                    let by_reason = || ServiceError {
-                        code: reason.rsplit('.').next().unwrap_or_default().to_owned(),
-                        ..ServiceError::default()
-                    };
-                    return Err(UpstreamError::refused(&refusal.unwrap_or_else(by_reason), code));
+                    return Err(match refusal {
+                        Some(refusal) => UpstreamError::refused(&refusal, code),
+                        None => UpstreamError::closed(code, &reason),
+                    });
                 }
                 Frame::Binary(_) | Frame::Pong => {}
             }

@@ -161,6 +161,49 @@ fn serve_answers_on_the_simulator_and_leaves_in_time() {
 }
 
 #[test]
+fn at_the_loudest_level_no_word_and_no_key_is_in_the_log() {
+    let loud = |command: &mut Command| {
+        let trace = "trace,tungstenite=trace,tungstenite::protocol=trace,tokio_tungstenite=trace";
+        Listening::start(command.env("RUST_LOG", trace).env("OPENAI_API_KEY", "sk-marked-key"))
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("c.toml");
+    std::fs::write(&config, "[agents.default]\ninstructions = \"marked instructions\"\n").unwrap();
+    let sim = loud(voxrelay().args(["sim", "--listen", "127.0.0.1:0"]));
+    let upstream = format!("http://{}/v1", sim.addr);
+    let relay =
+        loud(voxrelay().args(["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream, "--config"]).arg(&config));
+    let url = format!("ws://{}/v1/voice", relay.addr);
+    let mut say = voxrelay();
+    say.args(["say", "--text", "marked text", "--token", "marked-token", "--url", &url, "--out"]);
+    let (code, stdout, stderr) = run(say.arg(dir.path().join("r.wav")));
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    assert!(stdout.contains("It is sunny"), "{stdout}");
+    for listening in [relay, sim] {
+        listening.signal("-TERM");
+        let (_, log) = listening.end();
+        for word in ["marked", "sunny", "Bearer", "response.output_audio.delta", "\u{1b}["] {
+            assert!(!log.contains(word), "{word:?} is in {log}");
+        }
+    }
+}
+
+#[test]
+fn a_relay_whose_output_nobody_reads_serves_all_the_same() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut child =
+        voxrelay().args(["serve", "--listen", &port]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    let began = Instant::now();
+    while TcpStream::connect(&port).is_err() {
+        assert!(began.elapsed() < Duration::from_secs(20) && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let relay = Listening { child, addr: port.parse().unwrap() };
+    assert!(relay.get("/healthz").ends_with("ok\n"));
+}
+
+#[test]
 fn the_simulator_runs_alone_and_check_dials_it() {
     let sim = Listening::start(voxrelay().args(["sim", "--listen", "127.0.0.1:0"]));
     let base = format!("http://{}/v1", sim.addr);
@@ -241,11 +284,13 @@ async fn a_reply_that_only_plays_costs_next_to_nothing() {
     client.json(r#"{"type":"commit"}"#).await;
     client.until("reply_started").await;
     // The service has said everything after a few seconds; the loudspeaker needs ten.
-    let reads = tokio::spawn(async move { client.until("reply_ended").await });
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    let before = ticks(relay.child.id());
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let used = ticks(relay.child.id()) - before;
+    let waiting = async {
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let before = ticks(relay.child.id());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        ticks(relay.child.id()) - before
+    };
+    let (ended, used) = tokio::join!(client.until("reply_ended"), waiting);
     assert!(used < 50, "{used} of 200 ticks were spent on waiting");
-    assert_eq!(reads.await.unwrap()["status"], "completed");
+    assert_eq!(ended["status"], "completed");
 }

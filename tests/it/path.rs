@@ -3,11 +3,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use voxrelay::audio::{
-    Codec, Format,
-    decode::decode_file,
-    g711::Law,
-    opus::{DEFAULT_BITRATE, Decoder, ENCODER_FRAME, Encoder},
+use voxrelay::{
+    audio::{
+        Codec, Format,
+        decode::decode_file,
+        g711::Law,
+        opus::{DEFAULT_BITRATE, Decoder, ENCODER_FRAME, Encoder},
+    },
+    config::{Eagerness, TurnDetection},
 };
 
 use crate::support::{Client, Got, Rig, clip};
@@ -289,4 +292,21 @@ async fn an_interrupt_truncates_at_what_the_client_played() {
     let ended = client.until("reply_ended").await;
     assert_eq!((ended["status"].as_str(), ended["heard_ms"].as_u64()), (Some("interrupted"), Some(777)));
     assert_eq!(rig.sim.stats().truncates[0].audio_end_ms, 777);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn speech_that_breaks_off_is_answered_however_long_the_service_would_wait() {
+    let patient = TurnDetection::SemanticVad { eagerness: Eagerness::Low };
+    let rig = Rig::configured(|config| {
+        config.agents.get_mut("default").unwrap().turn_detection = patient;
+    })
+    .await;
+    let mut client = rig.call("").await;
+    client.until("ready").await;
+    client.stream(&clip("assets/hello.wav")[..48_000], 960).await;
+    assert!(
+        client.until("speech_stopped").await["at_ms"].as_u64().unwrap() <= 1_000,
+        "inserted silence does not count"
+    );
+    assert_eq!(client.until("reply_ended").await["status"], "completed");
 }

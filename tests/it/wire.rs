@@ -43,6 +43,20 @@ async fn framing_violations_are_closed_with_their_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_close_is_followed_by_the_end_of_the_connection_at_once() {
+    let rig = Rig::new().await;
+    let mut client = rig.call("turns=manual").await;
+    client.until("ready").await;
+    client.audio(&[0; 262_145]).await;
+    client.until("error").await;
+    assert_eq!(client.next().await, Got::Closed(1009));
+    // Clients wait for this; before, it came only when the second of reading on was over.
+    let asked = Instant::now();
+    assert_eq!(client.next().await, Got::Lost);
+    assert!(asked.elapsed() < Duration::from_millis(800), "{:?}", asked.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_large_message_is_refused_by_its_header_and_the_largest_is_taken() {
     let rig = Rig::new().await;
     let mut client = rig.call("turns=manual").await;
@@ -144,14 +158,24 @@ async fn half_a_message_has_ten_seconds_and_a_silent_call_has_more() {
     let mut half_header = Raw::upgraded(rig.relay.addr()).await;
     let mut half_frame = Raw::upgraded(rig.relay.addr()).await;
     let mut fragment = Raw::upgraded(rig.relay.addr()).await;
+    let mut pings = Raw::upgraded(rig.relay.addr()).await;
     let mut silent = Client::connect(&rig.url("")).await;
     half_header.send(&[0x82]).await;
     half_frame.send(&Raw::frame(0x82, &[0; 500])[..100]).await;
     fragment.send(&Raw::frame(0x01, b"{")).await;
-    let ends = tokio::join!(half_header.end(), half_frame.end(), fragment.end());
-    for (errors, close, took) in [ends.0, ends.1, ends.2] {
+    pings.send(&Raw::frame(0x01, b"{")).await;
+    let pings = async {
+        for _ in 0..2 {
+            time::sleep(Duration::from_secs(4)).await;
+            pings.send(&Raw::frame(0x89, b"")).await; // which finishes nothing
+        }
+        let (errors, close, took) = pings.end().await;
+        (errors, close, took + Duration::from_secs(8))
+    };
+    let ends = tokio::join!(half_header.end(), half_frame.end(), fragment.end(), pings);
+    for (errors, close, took) in [ends.0, ends.1, ends.2, ends.3] {
         assert_eq!((errors, close), (vec!["policy_violation".to_owned()], Some(1008)));
-        assert!((9..20).contains(&took.as_secs()), "{took:?}");
+        assert!((9..17).contains(&took.as_secs()), "{took:?}");
     }
     silent.json(r#"{"type":"ping","t":1}"#).await;
     silent.until("pong").await;
@@ -196,10 +220,19 @@ async fn a_client_that_does_not_read_is_ended_and_costs_nobody_else() {
         }
     }
     let mut other = rig.call("").await;
+    while rig.sim.stats().sessions_now < 2 {
+        time::sleep(Duration::from_millis(20)).await;
+    }
     slow.json(r#"{"type":"commit"}"#).await;
-    time::sleep(Duration::from_secs(14)).await;
-    other.json(r#"{"type":"ping","t":1}"#).await;
-    other.until("pong").await;
+    // Its session is given up ten seconds after its 4 MiB were full; meanwhile the other is as well as ever.
+    let began = Instant::now();
+    while rig.sim.stats().sessions_now > 1 {
+        other.json(r#"{"type":"ping","t":1}"#).await;
+        other.until("pong").await;
+        assert!(began.elapsed() < Duration::from_secs(90), "a client that takes nothing is still served");
+        time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(began.elapsed() > Duration::from_secs(9), "it had ten seconds");
     // It reads again, too late: the error overtook the audio, and the close follows.
     assert_eq!(slow.end().await, (Some("slow_consumer".into()), 4508));
 }

@@ -8,7 +8,8 @@ use crate::{
         end::End,
         ms,
         reply::{Generated, Times},
-        slot::Want,
+        slot::{Began, Want},
+        turn::Marks,
     },
     client::wire::{ErrorBody, ReplyStatus, Role, ServerMsg},
     observe::fact::Fact,
@@ -23,10 +24,11 @@ impl Core {
         self.up = true;
         self.service_seen = now;
         let early = std::mem::take(&mut self.early);
+        self.early_bytes = 0;
         self.ask(Command::Configure);
         if let Some(greeting) = self.plan.greeting.clone() {
             let instructions = format!("Greet the caller. Say exactly this, and nothing else: {greeting}");
-            self.slot.want(Want { instructions: Some(instructions) });
+            self.slot.want_first(Want { instructions: Some(instructions) });
             self.ask_for_reply(now);
         }
         for (number, command) in early {
@@ -74,7 +76,7 @@ impl Core {
                     self.slot.want(Want { instructions: None });
                 }
                 let reason = reason.map(|r| plain_code(&r));
-                if ended == Ended::Failed {
+                if ended == Ended::Failed && self.playout.by_response(&response).is_some_and(|r| !r.is_generated()) {
                     self.reply_failed(reason.as_deref(), retry_after);
                 }
                 let status = match ended {
@@ -93,21 +95,28 @@ impl Core {
     }
 
     fn reply_created(&mut self, now: At, response: &str) {
-        let times = Times { turn: self.turn.take_marks(), started: Some(now), ..Times::default() };
-        self.slot.created(response);
-        self.playout.begin(response, times);
-        if std::mem::take(&mut self.unwanted) {
-            self.barge_in(now, true); // the cancel is already on its way
+        if self.playout.by_response(response).is_some() {
+            return; // said twice
+        }
+        let began = self.slot.created(response);
+        let turn = if began == Began::Wanted { self.turn.take_marks() } else { Marks::default() };
+        self.playout.begin(response, Times { turn, started: Some(now), ..Times::default() });
+        match began {
+            Began::Wanted => {}
+            Began::CalledOff => self.barge_in(now, true), // the cancel is already on its way
+            Began::Untimely => self.barge_in(now, false),
         }
     }
 
     fn reply_audio(&mut self, now: At, response: &str, item: &str, content_index: u32, audio: bytes::Bytes) {
-        let fits = self.playout.receive(now, response, item, content_index, audio);
-        let stopped = self.playout.by_response(response).is_none_or(|r| r.is_generated());
-        if !fits && !stopped {
-            let reason = Some("max_backlog".to_owned());
-            self.playout.generated(response, Generated { status: ReplyStatus::Incomplete, reason }, None);
-            self.ask(Command::CancelReply { response: Some(response.to_owned()) });
+        if self.playout.receive(now, response, item, content_index, audio) {
+            return;
+        }
+        let reason = Some("max_backlog".to_owned());
+        let rest = self.playout.stop(response, Generated { status: ReplyStatus::Incomplete, reason });
+        self.ask(Command::CancelReply { response: Some(response.to_owned()) });
+        if let Some(rest) = rest {
+            self.forget(rest);
         }
     }
 
@@ -139,8 +148,9 @@ impl Core {
         let about = at.and_then(|at| self.sent.remove(at)).map(|(_, about)| about);
         let code = plain_code(if error.code.is_empty() { &error.kind } else { &error.code });
         if number.is_some_and(|n| self.slot.refused(n, code == "conversation_already_has_active_response")) {
-            if code != "conversation_already_has_active_response" {
-                self.unwanted = false;
+            if code == "conversation_already_has_active_response" {
+                self.note(Fact::SwallowedError);
+            } else {
                 self.reply_failed(Some(&code), error.retry_after);
             }
             return;
@@ -168,12 +178,12 @@ impl Core {
             }
             // The close that follows says the same and ends the call.
             (_, "session_expired") => {}
-            (about, code) => self.trouble(now, about, code),
+            (about, code) => self.trouble(now, about, code, error.retry_after),
         }
     }
 
     /// An error that no rule covers: told to the client, but not once per chunk.
-    fn trouble(&mut self, now: At, about: Option<About>, code: &str) {
+    fn trouble(&mut self, now: At, about: Option<About>, code: &str, retry_after: Option<Duration>) {
         let what = match about {
             Some(About::Text) => "a typed turn",
             Some(About::ToolOutput) => "a tool's result",
@@ -187,7 +197,8 @@ impl Core {
         self.told_trouble = Some(now);
         let limited = code.contains("rate_limit");
         let kind = if limited { "rate_limited" } else { "upstream_refused" };
-        self.refuse(kind, format!("the service refused {what} ({code})"), None, limited);
+        let error = self.error(kind, format!("the service refused {what} ({code})"), limited);
+        self.say(ServerMsg::Error { error: ErrorBody { retry_after_ms: retry_after.map(ms), ..error } });
     }
 }
 

@@ -23,6 +23,7 @@ fn plan() -> Plan {
         upstream_output: Format::PCM_24K,
         auto_turns: true,
         silence: 500 * MS,
+        ends_speech: 500 * MS,
         greeting: None,
         chunk: 100 * MS,
         lead: Some(400 * MS),
@@ -313,10 +314,11 @@ fn nothing_heard_is_deleted_and_all_heard_is_left_alone() {
     rig.reply_audio("resp_1", "a", 200 * MS);
     rig.done("resp_1", Ended::Completed);
     rig.pass(199 * MS);
-    rig.message(ClientMsg::Played { reply: "r1".into(), ms: 200 });
     rig.said();
+    rig.message(ClientMsg::Played { reply: "r1".into(), ms: 200 });
+    assert_eq!(rig.said(), ["reply_ended r1 Completed 200/200"], "the client's word comes before the clock's");
     rig.event(Event::SpeechStarted { at_ms: 0 });
-    assert_eq!(rig.said(), ["speech_started 0", "drop audio", "clear r1", "reply_ended r1 Interrupted 200/200"]);
+    assert_eq!(rig.said(), ["speech_started 0"]);
 }
 
 #[test]
@@ -559,7 +561,7 @@ fn a_backlog_that_nobody_can_hear_in_time_stops_the_reply() {
     let mut rig = Rig::new(Plan { max_backlog: 5 * SECOND, ..plan() });
     rig.created("resp_1");
     rig.reply_audio("resp_1", "a", 7 * SECOND);
-    assert_eq!(rig.said(), ["reply_started r1", "20 frames", "Cancel resp_1"], "asked once");
+    assert_eq!(rig.said(), ["reply_started r1", "20 frames", "Cancel resp_1", "Truncate a 5800"], "asked once");
 }
 
 #[test]
@@ -574,6 +576,18 @@ fn a_lost_service_ends_the_reply_and_the_call_with_a_reason() {
     assert_eq!(rig.said(), ["reply_ended r1 Failed 100/400", "drop audio", "error upstream_unavailable", "end 4502"]);
     rig.message(ClientMsg::Text { text: "hello?".into() });
     assert_eq!(rig.said(), [""; 0], "over is over");
+}
+
+#[test]
+fn a_server_that_leaves_says_how_the_open_reply_ended() {
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 400 * MS);
+    rig.pass(100 * MS);
+    rig.said();
+    rig.input(Input::Drain(100 * MS));
+    rig.pass(100 * MS);
+    assert_eq!(rig.said(), ["draining 100", "reply_ended r1 Failed 200/400", "end 1001"]);
 }
 
 #[test]
@@ -619,4 +633,226 @@ fn a_reply_with_a_status_of_its_own_keeps_it() {
         _ => None,
     });
     assert_eq!(status, Some(ReplyStatus::Incomplete));
+}
+
+#[test]
+fn giving_up_a_request_never_silences_a_later_reply() {
+    // The request lost the race against a reply that we do not know, and then the caller typed something else.
+    let mut rig = Rig::new(plan());
+    rig.message(ClientMsg::Text { text: "one".into() });
+    let number = rig.last_number("CreateReply");
+    rig.error(number, "conversation_already_has_active_response", "resp_x is running");
+    rig.message(ClientMsg::Text { text: "two".into() });
+    rig.done("resp_x", Ended::Cancelled);
+    assert_eq!(rig.said(), ["UserText one", "CreateReply", "Cancel any", "UserText two", "CreateReply"]);
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 200 * MS);
+    assert_eq!(rig.said(), ["reply_started r1", "10 frames"]);
+
+    // The request was interrupted and never answered.
+    let mut rig = Rig::new(plan());
+    rig.message(ClientMsg::Text { text: "one".into() });
+    rig.message(ClientMsg::Interrupt { reply: None, played_ms: None });
+    rig.pass(10 * SECOND);
+    rig.input(Input::ServicePong);
+    rig.pass(10 * SECOND);
+    rig.message(ClientMsg::Text { text: "two".into() });
+    rig.said();
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 200 * MS);
+    assert_eq!(rig.said(), ["reply_started r1", "10 frames"]);
+}
+
+#[test]
+fn an_interrupted_request_that_lost_the_race_is_not_made_again() {
+    let mut rig = Rig::new(plan());
+    rig.message(ClientMsg::Text { text: "one".into() });
+    let number = rig.last_number("CreateReply");
+    rig.message(ClientMsg::Interrupt { reply: None, played_ms: None });
+    rig.message(ClientMsg::Interrupt { reply: None, played_ms: None });
+    assert_eq!(rig.said(), ["UserText one", "CreateReply", "Cancel any"], "cancelled once");
+    rig.error(number, "conversation_already_has_active_response", "resp_x is running");
+    rig.done("resp_x", Ended::Cancelled);
+    assert_eq!(rig.said(), [""; 0]);
+}
+
+#[test]
+fn the_moments_of_a_turn_belong_to_the_reply_that_answers_it() {
+    let mut rig = Rig::new(plan());
+    rig.message(ClientMsg::Text { text: "one".into() });
+    rig.message(ClientMsg::Text { text: "two".into() });
+    rig.created("resp_1");
+    rig.done("resp_1", Ended::Cancelled);
+    rig.pass(40 * MS);
+    rig.created("resp_2");
+    rig.done("resp_2", Ended::Completed);
+    let ended = rig.log.iter().rev().find_map(|(_, o)| match o {
+        Output::Send(ServerMsg::ReplyEnded { reply, latency, .. }) => Some((reply.as_str(), latency.reply_started_ms)),
+        _ => None,
+    });
+    assert_eq!(ended, Some(("r2", Some(40))));
+}
+
+#[test]
+fn a_reply_that_begins_while_the_caller_speaks_is_stopped() {
+    let mut rig = Rig::new(Plan { greeting: Some("Hello!".into()), ..plan() });
+    rig.speak(200 * MS);
+    rig.event(Event::SpeechStarted { at_ms: 0 }); // on its way while the request was on its own
+    rig.said();
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 200 * MS);
+    rig.done("resp_1", Ended::Cancelled);
+    assert_eq!(
+        rig.said(),
+        ["drop audio", "Cancel resp_1", "reply_started r1", "reply_ended r1 Interrupted 0/0"],
+        "the service stops only what runs when speech begins"
+    );
+    rig.event(Event::SpeechStopped { at_ms: 700 });
+    rig.created("resp_2");
+    rig.done("resp_2", Ended::Completed);
+    rig.pass(4 * SECOND);
+    assert_eq!(
+        rig.said(),
+        ["speech_stopped 700", "reply_started r2", "reply_ended r2 Completed 0/0"],
+        "the greeting was said, as far as the caller wanted to hear it"
+    );
+}
+
+#[test]
+fn text_behind_the_end_of_speech_gets_its_own_answer() {
+    let mut rig = Rig::new(plan());
+    turn(&mut rig);
+    rig.message(ClientMsg::Text { text: "and this".into() });
+    rig.created("resp_1"); // begun before the text came to the service
+    assert_eq!(rig.said(), ["UserText and this", "reply_started r1"]);
+    rig.done("resp_1", Ended::Completed);
+    assert_eq!(rig.said(), ["CreateReply", "reply_ended r1 Completed 0/0"]);
+}
+
+#[test]
+fn a_request_that_lost_against_the_services_own_reply_is_made_after_it() {
+    let mut rig = Rig::new(plan());
+    rig.message(ClientMsg::Text { text: "hi".into() });
+    let number = rig.last_number("CreateReply");
+    rig.created("resp_vad");
+    rig.said();
+    rig.error(number, "conversation_already_has_active_response", "resp_vad is running");
+    assert_eq!(rig.said(), [""; 0]);
+    rig.done("resp_vad", Ended::Completed);
+    assert_eq!(rig.said(), ["CreateReply", "reply_ended r1 Completed 0/0"]);
+}
+
+#[test]
+fn events_that_come_twice_or_never_leave_no_reply_behind() {
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 200 * MS);
+    rig.done("resp_1", Ended::Completed);
+    rig.done("resp_1", Ended::Completed);
+    rig.pass(SECOND);
+    assert_eq!(rig.said(), ["reply_started r1", "10 frames", "tail", "reply_ended r1 Completed 200/200"]);
+    // The end of this one is lost: the next one must not wait for it.
+    rig.created("resp_2");
+    rig.reply_audio("resp_2", "b", 200 * MS);
+    rig.pass(SECOND);
+    rig.created("resp_3");
+    rig.reply_audio("resp_3", "c", 200 * MS);
+    rig.done("resp_3", Ended::Completed);
+    rig.pass(SECOND);
+    assert_eq!(
+        rig.said(),
+        [
+            "reply_started r2",
+            "10 frames",
+            "tail",
+            "reply_started r3",
+            "reply_ended r2 Incomplete 200/200",
+            "10 frames",
+            "tail",
+            "reply_ended r3 Completed 200/200"
+        ]
+    );
+}
+
+#[test]
+fn a_greeting_comes_before_the_answer_to_what_was_said_too_early() {
+    let mut rig = Rig {
+        core: Core::new(Plan { auto_turns: false, greeting: Some("Hello!".into()), ..plan() }, Duration::ZERO),
+        now: At::ZERO,
+        log: Vec::new(),
+        read: 0,
+    };
+    rig.speak(300 * MS);
+    rig.message(ClientMsg::Commit);
+    rig.input(Input::SessionUp);
+    assert_eq!(rig.said(), ["CreateReply with instructions", "Commit"]);
+    rig.created("resp_1");
+    rig.done("resp_1", Ended::Completed);
+    assert_eq!(rig.said(), ["reply_started r1", "CreateReply", "reply_ended r1 Completed 0/0"]);
+}
+
+#[test]
+fn a_reply_that_we_stopped_keeps_our_reason_and_takes_no_more_audio() {
+    let mut rig = Rig::new(Plan { max_backlog: 5 * SECOND, ..plan() });
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 7 * SECOND);
+    assert_eq!(rig.said(), ["reply_started r1", "20 frames", "Cancel resp_1", "Truncate a 5800"]);
+    rig.done("resp_1", Ended::Cancelled);
+    rig.pass(7 * SECOND);
+    assert_eq!(rig.said(), ["270 frames", "tail", "reply_ended r1 Incomplete 5800/5800"]);
+    let reason = rig.log.iter().find_map(|(_, o)| match o {
+        Output::Send(ServerMsg::ReplyEnded { reason, .. }) => reason.as_deref(),
+        _ => None,
+    });
+    assert_eq!(reason, Some("max_backlog"));
+}
+
+#[test]
+fn a_reply_is_over_when_the_client_says_that_it_was_heard() {
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", SECOND);
+    rig.done("resp_1", Ended::Completed);
+    rig.pass(900 * MS);
+    rig.message(ClientMsg::Played { reply: "r1".into(), ms: 600 });
+    rig.said();
+    rig.pass(399 * MS);
+    assert_eq!(rig.said(), [""; 0], "the loudspeaker is 300 ms behind the clock");
+    rig.pass(MS);
+    assert_eq!(rig.said(), ["reply_ended r1 Completed 1000/1000"]);
+
+    // It stopped the loudspeaker and says nothing more.
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 2 * SECOND);
+    rig.done("resp_1", Ended::Completed);
+    rig.pass(500 * MS);
+    rig.message(ClientMsg::Played { reply: "r1".into(), ms: 400 });
+    rig.pass(10 * SECOND);
+    assert_eq!(rig.said().last().map(String::as_str), Some("reply_ended r1 Completed 1400/2000"));
+}
+
+#[test]
+fn a_rate_limit_in_the_middle_of_a_call_is_told_with_its_wait() {
+    let mut rig = Rig::new(plan());
+    rig.event(Event::Error(ServiceError {
+        code: "rate_limit_exceeded".into(),
+        retry_after: Some(1_500 * MS),
+        ..ServiceError::default()
+    }));
+    assert_eq!(rig.said(), ["error rate_limited"]);
+    let told = rig.log.iter().any(|(_, o)| {
+        matches!(o, Output::Send(ServerMsg::Error { error }) if error.retry_after_ms == Some(1_500) && error.retryable)
+    });
+    assert!(told);
+}
+
+#[test]
+fn what_is_kept_for_a_session_that_does_not_come_is_bounded() {
+    let mut rig = Rig { core: Core::new(plan(), Duration::ZERO), now: At::ZERO, log: Vec::new(), read: 0 };
+    for _ in 0..1_000 {
+        rig.message(ClientMsg::Text { text: "x".repeat(64 << 10) });
+    }
+    assert_eq!(rig.said(), ["drop audio", "error policy_violation", "end 1008"]);
 }

@@ -4,7 +4,10 @@
 use std::{io::Write, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use tokio::time::timeout;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
 
 use super::{
     What,
@@ -81,9 +84,10 @@ impl<'a, W: Write> Talk<'a, W> {
         Ok(Self { phone, conversation, ear, out, tape: Vec::new(), words: Vec::new(), screen, manual, length })
     }
 
-    /// Until there is nothing more to wait for. `None`: stopped by Ctrl-C.
+    /// Until there is nothing more to wait for. `None`: stopped by Ctrl-C or SIGTERM.
     pub(super) async fn listen(&mut self) -> anyhow::Result<Option<Verdict>> {
-        let mut stop = Box::pin(tokio::signal::ctrl_c());
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
         loop {
             let now = self.phone.now();
             let playing = self.phone.speaker().queued(now) > Duration::ZERO;
@@ -98,7 +102,8 @@ impl<'a, W: Write> Talk<'a, W> {
             }
             self.status(now)?;
             let step = tokio::select! {
-                _ = &mut stop => return Ok(None),
+                _ = interrupt.recv() => return Ok(None),
+                _ = terminate.recv() => return Ok(None),
                 step = timeout(TICK, self.phone.next()) => step,
             };
             match step {
@@ -283,7 +288,7 @@ impl<'a, W: Write> Talk<'a, W> {
                 bail!("given up {} s after the recording's end (--deadline)", total.as_secs())
             }
             Some(Verdict::Over(end)) => bail!("the call ended before it was answered: {end}"),
-            None => bail!("stopped by Ctrl-C"),
+            None => bail!("stopped by Ctrl-C or SIGTERM"),
         }
     }
 }

@@ -253,6 +253,7 @@ fn bad_arguments_name_what_is_allowed() {
     for (words, wants) in [
         (vec!["f", "--format", "mp3"], vec!["'mp3'", "--format", "pcm16, mulaw, alaw, opus"]),
         (vec!["f", "--pace", "slow"], vec!["'slow'", "--pace", "realtime, fast"]),
+        (vec!["f", "--rate", "fast"], vec!["'fast'", "--rate", "8000, 16000, 24000, 48000"]),
         (vec!["f", "--wait", "0"], vec!["'0'", "--wait", "1..=86400"]),
         (vec![], vec!["<FILE>"]),
         (vec!["f", "--text", "x"], vec!["cannot be used with"]),
