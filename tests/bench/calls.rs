@@ -261,7 +261,12 @@ fn stream(calls: usize, length: Duration, args: &RelayArgs, reply: bool) {
 
     let lost = sent.get("sent").saturating_sub(got.get("bytes"));
     println!("audio sent {} bytes, arrived {}, lost {lost}", sent.get("sent"), got.get("bytes"));
-    println!("frames not where they belong {}, calls closed early {}", got.get("wrong"), sent.get("closed"));
+    println!(
+        "appends {:.1} per call and second; frames not where they belong {}, calls closed early {}",
+        got.get("appends") as f64 / calls as f64 / whole.as_secs_f64(),
+        got.get("wrong"),
+        sent.get("closed")
+    );
     print_usage("relay", used, Some(calls));
     print_usage("service (not counted)", sink_used, None);
     print_usage("callers (not counted)", load_used, None);
