@@ -250,7 +250,9 @@ impl Upstream {
             let verdict = error.verdict();
             let own = RETRY_PAUSE * 2u32.pow(tried.min(8) - 1);
             let pause = own.mul_f64(rand::rng().random_range(0.5..1.0)).max(verdict.retry_after.unwrap_or_default());
-            if !verdict.transient || tried >= self.config.attempts || pause > RETRY_WAIT_MAX {
+            // A caller has waited long enough when the time for a session is over (fault matrix U7).
+            let hung = matches!(error, UpstreamError::Timeout { .. });
+            if hung || !verdict.transient || tried >= self.config.attempts || pause > RETRY_WAIT_MAX {
                 return Err(error);
             }
             tracing::info!(%error, tried, "upstream session failed, trying again");
