@@ -291,6 +291,11 @@ async fn an_interrupt_truncates_at_what_the_client_played() {
     assert_eq!(client.until("clear").await["reply"], reply);
     let ended = client.until("reply_ended").await;
     assert_eq!((ended["status"].as_str(), ended["heard_ms"].as_u64()), (Some("interrupted"), Some(777)));
+    let began = Instant::now();
+    while rig.sim.stats().truncates.is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(10), "the service was never told");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     assert_eq!(rig.sim.stats().truncates[0].audio_end_ms, 777);
 }
 
