@@ -8,6 +8,11 @@ pub fn write(number: u64, out: &mut String) {
     let _ = write!(out, "{PREFIX}{number:x}"); // a String takes everything
 }
 
+/// How long the id of command `number` is, bytes.
+pub fn len(number: u64) -> usize {
+    PREFIX.len() + number.checked_ilog(16).map_or(1, |digits| digits as usize + 1)
+}
+
 /// The number in an id of ours.
 pub fn read(id: &str) -> Option<u64> {
     u64::from_str_radix(id.strip_prefix(PREFIX)?, 16).ok()
@@ -15,10 +20,10 @@ pub fn read(id: &str) -> Option<u64> {
 
 #[test]
 fn ids_come_back() {
-    for number in [0, 1, 0xFFF, u64::MAX] {
+    for number in [0, 1, 15, 16, 0xFFF, 0x1000, u64::MAX] {
         let mut id = String::new();
         write(number, &mut id);
-        assert_eq!(read(&id), Some(number));
+        assert_eq!((read(&id), id.len()), (Some(number), len(number)));
     }
     assert_eq!(read("event_1"), None);
 }

@@ -86,7 +86,9 @@ pub fn encode(command: &Command, setup: &SessionSetup, number: u64) -> Bytes {
 pub fn append(audio: &[u8], number: u64) -> Bytes {
     let encoded = base64::encoded_len(audio.len(), true).unwrap_or(usize::MAX);
     debug_assert!(encoded < MAX_APPEND_ENCODED, "chunks are cut far below the service's limit");
-    let mut out = String::with_capacity(APPEND_HEAD.len() + 24 + APPEND_MIDDLE.len() + encoded + APPEND_TAIL.len());
+    // Exactly, so that the buffer becomes the message without another allocation.
+    let frame = APPEND_HEAD.len() + event_id::len(number) + APPEND_MIDDLE.len() + APPEND_TAIL.len();
+    let mut out = String::with_capacity(frame + encoded);
     out.push_str(APPEND_HEAD);
     event_id::write(number, &mut out);
     out.push_str(APPEND_MIDDLE);
