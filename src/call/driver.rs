@@ -369,8 +369,7 @@ impl Driver {
 
     /// Does what the core says and writes what the sockets take. `Some`: the call is over.
     fn act(&mut self) -> Option<End> {
-        loop {
-            let Some(output) = self.core.poll(self.now(), self.room()) else { break };
+        while let Some(output) = self.core.poll(self.now(), self.room()) {
             match output {
                 Output::Send(message) => self.tell(&message, false),
                 Output::SendNow(message) => self.tell(&message, true),

@@ -12,12 +12,10 @@ use super::{
     reply::{Generated, Reply, Times},
 };
 use crate::{
-    audio::{Format, pace::Pacer},
+    audio::{Format, lane::FRAME, pace::Pacer},
     client::wire::{ReplyStatus, Usage},
 };
 
-/// One message to the client plays so long.
-pub const FRAME: Duration = Duration::from_millis(20);
 /// A client that reports its playback is waited for so long past the clock.
 const REPORT_PATIENCE: Duration = Duration::from_secs(2);
 /// The service's end of a reply that was cut off is waited for so long.

@@ -266,12 +266,10 @@ impl Socket {
         self.queue.insert(at, what);
     }
 
-    /// Forgets binary messages that no socket has taken yet; returns how many.
-    pub fn drop_binary(&mut self) -> usize {
-        let before = self.queue.len();
+    /// Forgets binary messages that no socket has taken yet.
+    pub fn drop_binary(&mut self) {
         self.queue.retain(|q| !matches!(q, Queued::Audio(_)));
         self.queued_bytes = self.queue.iter().map(Queued::len).sum();
-        before - self.queue.len()
     }
 
     /// Payload bytes that no socket has taken yet.
@@ -410,10 +408,9 @@ impl Socket {
     /// Takes raw bytes, since after a framing error there are no frames any more, until the peer hangs up.
     async fn drain(&mut self) {
         let mut sink = [0u8; 2048];
-        let ended = |bytes: &[u8]| bytes.is_empty();
         loop {
             match self.ws().get_mut().read(&mut sink) {
-                Ok(n) if ended(sink.get(..n).unwrap_or_default()) => return,
+                Ok(0) => return,
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     if std::future::poll_fn(|cx| self.io().poll_readable(cx)).await.is_err() {

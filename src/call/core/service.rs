@@ -172,9 +172,11 @@ impl Core {
             (Some(About::Configure), _) => {
                 let param = error.param.as_deref().map(plain_code).map(|p| format!(" at {p}")).unwrap_or_default();
                 let refused = UpstreamError::refused(&error, None);
-                let message = format!("the service refused the agent's configuration ({code}{param})");
-                let End::Upstream { code, close, retryable, retry_after, .. } = End::upstream(&refused) else { return };
-                self.end(now, End::Upstream { code, close, retryable, retry_after, message });
+                let mut end = End::upstream(&refused);
+                if let End::Upstream { message, .. } = &mut end {
+                    *message = format!("the service refused the agent's configuration ({code}{param})");
+                }
+                self.end(now, end);
             }
             // The close that follows says the same and ends the call.
             (_, "session_expired") => {}
