@@ -6,7 +6,7 @@ use clap::Args;
 use tokio::time::Instant;
 
 use super::{Usage, serve, tell};
-use crate::upstream::open::Upstream;
+use crate::upstream::{Wanted, open::Upstream};
 
 /// Arguments of `check`.
 #[derive(Debug, Args)]
@@ -38,7 +38,7 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         let model = config.upstream.model.clone();
         let upstream = Upstream::new(Arc::new(config.upstream)).map_err(Usage)?;
         let began = Instant::now();
-        let session = upstream.open(&model).await?;
+        let session = upstream.open(&Wanted::voice(&model)).await?;
         let up = format!("session {} of model {model} is up after {} ms", session.id, began.elapsed().as_millis());
         tell(io::stderr(), &up);
         session.socket.close(1000, "", std::time::Duration::from_secs(1)).await;

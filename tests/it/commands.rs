@@ -143,7 +143,7 @@ fn serve_answers_on_the_simulator_and_leaves_in_time() {
     assert_eq!(code, 0, "{stdout}{stderr}");
     let metrics = relay.get("/metrics");
     for line in [
-        "voxrelay_calls_total 1",
+        "voxrelay_calls_total{door=\"thin\"} 1",
         "voxrelay_calls_ended_total{close=\"1000\"} 1",
         "voxrelay_replies_total{status=\"completed\"} 1",
         "voxrelay_first_audio_seconds_count 1",

@@ -4,6 +4,8 @@ mod commands;
 #[cfg(test)]
 mod doors;
 #[cfg(test)]
+mod openai;
+#[cfg(test)]
 mod path;
 #[cfg(test)]
 mod support;
