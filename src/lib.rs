@@ -28,6 +28,7 @@
 //! | [`audio`] | samples, pure: codecs, resampling, lanes, chunks in, paced frames out, recordings |
 //! | [`call`] | decisions: the core, its parts, and the driver |
 //! | [`upstream`] | us → model: one file per dialect, and the opening of sessions |
+//! | [`http`] | what is asked for over plain HTTP: the page at `/` |
 //! | [`sim`] | the simulated model service, its habits and its faults |
 //! | [`observe`] | facts (an occurrence knows its log line and its metric), the metrics page |
 //!
@@ -39,6 +40,7 @@ pub mod caller;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod http;
 pub mod net;
 pub mod observe;
 pub mod serve;

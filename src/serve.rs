@@ -43,6 +43,7 @@ use crate::{
         wire::{AudioFormats, ErrorBody, ServerMsg},
     },
     config::{AgentConfig, Config},
+    http::pages,
     net::{
         listen::{self, Upgrade, UpgradeError},
         ws::{Socket, SocketLimits},
@@ -179,6 +180,8 @@ impl Server {
 fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/voice", get(voice))
+        .route("/v1/agents", get(agents))
+        .merge(pages::routes())
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_page))
@@ -192,6 +195,13 @@ async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) 
     } else {
         (StatusCode::OK, "ready\n")
     }
+}
+
+/// `GET /v1/agents`: whom one can call, by name. No more of an agent is public.
+async fn agents(State(shared): State<Arc<Shared>>) -> Response<Body> {
+    let agents: Vec<_> = shared.agents.keys().map(|name| serde_json::json!({"name": name})).collect();
+    let body = serde_json::json!({"agents": agents, "default": "default"});
+    ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
 async fn metrics_page(State(shared): State<Arc<Shared>>) -> Response<Body> {
