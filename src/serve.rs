@@ -256,8 +256,14 @@ fn random_id(kind: &str) -> String {
     format!("{kind}_{:016x}", rand::rng().random::<u64>())
 }
 
-/// `GET /v1/voice`: the thin door.
-async fn voice(State(shared): State<Arc<Shared>>, mut request: Request) -> Response<Body> {
+/// `GET /v1/voice`: the thin door. Pages of any origin may read why they were refused: that is all there is to read.
+async fn voice(state: State<Arc<Shared>>, request: Request) -> Response<Body> {
+    let mut response = thin_door(state, request).await;
+    response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    response
+}
+
+async fn thin_door(State(shared): State<Arc<Shared>>, mut request: Request) -> Response<Body> {
     match knock(&shared, &request) {
         Err(refusal) => refusal.into(),
         Ok((query, slot)) => match Upgrade::from_request(&mut request) {

@@ -11,6 +11,8 @@ import { Turns, parts } from "./turns.js";
 
 /** A press that is shorter than this is a tap: it holds the button until the next one, ms. */
 const TAP = 300;
+/** There is no space bar to speak of. */
+const TOUCH = matchMedia("(hover: none)").matches;
 /** How long "Interrupted" is shown, ms. */
 const INTERRUPTED = 1_500;
 
@@ -114,7 +116,7 @@ async function hear() {
     const on = setup.processing.checked;
     const constraints = { echoCancellation: on, noiseSuppression: on, autoGainControl: on };
     microphone = await Microphone.open({ context: /** @type {AudioContext} */ (context), rate, constraints, onaudio: said });
-    microphone.onlevel = (peak) => level(true, peak);
+    microphone.onlevel = (peak) => level("you", peak);
     microphone.onended = () => {
       microphone?.close();
       microphone = null;
@@ -144,7 +146,7 @@ function listen(call, speaker) {
     reported?.(reply, ms);
     turns.heard(reply, ms);
   };
-  speaker.onlevel = (peak) => level(false, peak);
+  speaker.onlevel = (peak) => level("it", peak);
   speaker.onplaying = (reply) => {
     if (reply !== null && now.playing !== reply) strip.mark("sound");
     now.playing = reply;
@@ -325,11 +327,12 @@ function talkButton() {
 function become(phase) {
   const before = now.phase;
   now.phase = phase;
-  if (phase === "call" && before === "starting") {
-    strip.start();
-    (now.manual ? $("talk") : $("mute")).focus({ preventScroll: true });
-  }
   show();
+  if (phase !== "call" || before !== "starting") return;
+  strip.start();
+  // The button that is needed next; without a microphone that is none.
+  const next = !microphone ? "text" : now.manual ? "talk" : "mute";
+  $(next).focus({ preventScroll: true });
 }
 
 /** What is going on, as a word and a hint. @returns {[mood: string, word: string, hint: string]} */
@@ -343,7 +346,7 @@ function mood() {
   if (now.playing !== null) return ["it", "It speaks", now.manual || !microphone ? "" : "speak to interrupt"];
   if (now.waiting) return ["waiting", "It thinks", ""];
   if (!microphone) return ["listening", "Waiting for text", "there is no microphone"];
-  if (now.manual) return ["listening", "Ready", "hold the button, or the space bar, while you speak"];
+  if (now.manual) return ["listening", "Ready", TOUCH ? "hold the button while you speak" : "hold the button, or the space bar, while you speak"];
   return now.muted ? ["listening", "Muted", "it hears silence"] : ["listening", "Listening", "speak whenever you like"];
 }
 
@@ -383,7 +386,7 @@ function show() {
 /** @param {CallError | null} error @param {string} [label] @param {() => void} [action] */
 function trouble(error, label, action) {
   $("trouble").hidden = error === null;
-  $("trouble-what").textContent = error?.message ?? "";
+  $("trouble-what").textContent = (error?.message ?? "").replace(/`([^`]*)`/g, "“$1”");
   $("trouble-advice").textContent = error?.advice ?? "";
   $("trouble-more").textContent = error?.requestId ? `For whoever runs the server: ${error.requestId}` : "";
   $("trouble-do").hidden = !action;
@@ -392,15 +395,21 @@ function trouble(error, label, action) {
   if (error) $("trouble").scrollIntoView({ block: "nearest" });
 }
 
-let announcedAt = 0;
-/** @param {boolean} you @param {number} peak */
-function level(you, peak) {
-  strip.level(you, peak);
-  const meter = $(you ? "meter-you" : "meter-it");
-  meter.firstElementChild.style.transform = `scaleX(${height(peak).toFixed(3)})`;
-  if (performance.now() - announcedAt < 500) return;
-  announcedAt = performance.now();
-  meter.setAttribute("aria-valuenow", String(Math.round(height(peak) * 100)));
+/** What the meters show, 0 to 1. */
+const shown = { you: 0, it: 0 };
+/** A meter falls to so much of itself with each new peak: steps of words are seen, single samples are not. */
+const FALL = 0.85;
+const announcedAt = { you: 0, it: 0 };
+
+/** @param {"you" | "it"} who @param {number} peak */
+function level(who, peak) {
+  strip.level(who === "you", peak);
+  shown[who] = Math.max(height(peak), shown[who] * FALL);
+  const meter = $(`meter-${who}`);
+  meter.firstElementChild.style.transform = `scaleX(${shown[who].toFixed(3)})`;
+  if (performance.now() - announcedAt[who] < 500) return;
+  announcedAt[who] = performance.now();
+  meter.setAttribute("aria-valuenow", String(Math.round(shown[who] * 100)));
 }
 
 /** @param {import("./turns.js").Turn} turn */
@@ -414,7 +423,7 @@ function showTurn(turn) {
   fresh.id = id;
   if (turn.kind === "turn") {
     if (turn.said !== "none") fresh.append(line("you", "You", yourWords(turn)));
-    for (const reply of turn.replies) fresh.append(line("it", "It", itsWords(reply), times(reply)));
+    for (const reply of turn.replies) fresh.append(line("it", "Agent", itsWords(reply), times(reply)));
   }
   if (old) old.replaceWith(fresh);
   else $("turns").append(fresh);
@@ -443,35 +452,36 @@ function itsWords({ text, status, audioMs, heardMs }) {
   return words;
 }
 
-/** Where the milliseconds went. @param {import("./turns.js").Reply} reply */
+/** Where the milliseconds went: a bar, and the same in numbers. @param {import("./turns.js").Reply} reply */
 function times(reply) {
-  const box = element("div", "times");
   const bar = element("div", "bar");
   bar.setAttribute("aria-hidden", "true");
+  const numbers = element("p", "numbers");
+  const { latency, status, reason, audioMs } = reply;
+  if (latency?.first_audio_ms != null) numbers.append(number("", "first sound after", `${latency.first_audio_ms} ms`));
   for (const { part, ms } of parts(reply)) {
     const piece = element("i", part);
     piece.style.flexGrow = String(Math.max(ms, 1));
     bar.append(piece);
+    if (part === "ahead") continue;
+    const value = part === "heard" || part === "cut" ? seconds(ms) : `${ms} ms`;
+    const of = part === "heard" && status !== "speaking" ? ` of ${seconds(audioMs)}` : "";
+    numbers.append(number(part, PARTS[part], value + of));
   }
-  const numbers = element("div", "numbers");
-  const add = (/** @type {string} */ label, /** @type {string} */ value, alarm = false) => {
-    const number = element("span", alarm ? "alarm" : "", `${label} `);
-    number.append(element("b", "", value));
-    numbers.append(number);
-  };
-  const { latency, status, reason } = reply;
-  if (latency?.first_audio_ms != null) {
-    add("first sound after", `${latency.first_audio_ms} ms`);
-    if (latency.committed_ms != null) add("end of turn", `${latency.committed_ms} ms`);
-    if (latency.relay_added_ms != null) add("added by the relay", `${latency.relay_added_ms} ms`);
-  }
-  if (status === "speaking") {
-    add("heard", seconds(reply.heardMs));
-  } else {
-    add("heard", `${seconds(reply.heardMs)} of ${seconds(reply.audioMs)}`);
-    if (status !== "completed") add(status === "interrupted" ? "cut" : status, reason ?? (status === "interrupted" ? `at ${seconds(reply.heardMs)}` : ""), true);
-  }
+  if (status === "incomplete" || status === "failed") numbers.append(number("alarm", status, reason ?? ""));
+  const box = element("div", "times");
   box.append(bar, numbers);
+  return box;
+}
+
+/** What the parts of a reply's time are called. */
+const PARTS = { wait: "end of turn", model: "model", relay: "relay", heard: "heard", cut: "cut off" };
+
+/** @param {string} key @param {string} label @param {string} value */
+function number(key, label, value) {
+  const box = element("span", key);
+  if (key && key !== "alarm") box.append(element("i", key));
+  box.append(`${label} `, element("b", "", value));
   return box;
 }
 

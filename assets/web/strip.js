@@ -7,6 +7,8 @@
 
 /** Seconds from edge to edge. */
 const SPAN = 12;
+/** Width of one column and the gap after it, px. */
+const COLUMN = 4;
 /** Peaks quieter than this are not seen, dB. */
 const FLOOR = -54;
 
@@ -71,12 +73,19 @@ export class Strip {
     const middle = high / 2;
     paint.fillStyle = colour.line;
     paint.fillRect(0, middle - 0.5, width, 1);
-    const bar = Math.max(1, width / (SPAN * 50) - 0.2);
-    for (const { at, you, peak } of this.#peaks) {
-      const tall = height(peak) * (middle - 3);
-      if (tall < 0.5) continue;
+    // Columns stand at fixed moments, so that they move without changing.
+    const column = (SPAN * 1_000 * COLUMN) / width;
+    for (const you of [true, false]) {
+      /** @type {Map<number, number>} */ const loudest = new Map();
+      for (const { at, you: own, peak } of this.#peaks) {
+        const n = Math.floor(at / column);
+        if (own === you) loudest.set(n, Math.max(peak, loudest.get(n) ?? 0));
+      }
       paint.fillStyle = you ? colour.you : colour.it;
-      paint.fillRect(x(at), you ? middle - tall - 1 : middle + 1, bar, tall);
+      for (const [n, peak] of loudest) {
+        const tall = height(peak) * (middle - 4);
+        if (tall > 0.5) paint.fillRect(x(n * column), you ? middle - tall - 1 : middle + 1, COLUMN - 1, tall);
+      }
     }
     for (const { at, kind } of this.#marks) this.#flag(paint, kind, x(at), middle, colour);
   }

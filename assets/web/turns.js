@@ -166,7 +166,8 @@ export class Turns {
 
 /**
  * Where the milliseconds of a reply went, as parts that follow one another. Parts that did not happen are left out.
- * @param {Reply} reply @returns {{ part: "wait" | "model" | "relay" | "heard" | "cut", ms: number }[]}
+ * @param {Reply} reply `ahead`: has come, and is not heard yet.
+ * @returns {{ part: "wait" | "model" | "relay" | "heard" | "ahead" | "cut", ms: number }[]}
  */
 export function parts({ latency, audioMs, heardMs, status }) {
   const all = [];
@@ -178,6 +179,6 @@ export function parts({ latency, audioMs, heardMs, status }) {
     all.push({ part: /** @type {const} */ ("relay"), ms: relay });
   }
   all.push({ part: /** @type {const} */ ("heard"), ms: heardMs });
-  if (status !== "speaking") all.push({ part: /** @type {const} */ ("cut"), ms: Math.max(0, audioMs - heardMs) });
+  all.push({ part: status === "speaking" ? /** @type {const} */ ("ahead") : /** @type {const} */ ("cut"), ms: Math.max(0, audioMs - heardMs) });
   return all.filter(({ part, ms }) => ms > 0 || part === "relay");
 }

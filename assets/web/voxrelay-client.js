@@ -328,7 +328,7 @@ export class Call {
     // Browsers do not say why an upgrade was refused; a plain GET does.
     const refusal = !wasLive && !said && code === 1006 ? await this.#ask() : null;
     if (this.#state === "ended") return;
-    const error = refusal ?? CallError.ofClose(code, reason, said);
+    const error = refusal ?? (wasLive || said || code !== 1006 ? CallError.ofClose(code, reason, said) : unanswered());
     if (code === 4410 || error.code === "resume_refused") {
       this.#resume = null; // the call is gone: begin a new one
       this.#failed(error, "new");
@@ -623,6 +623,12 @@ function address(options, scheme, resume, got) {
     if (value !== undefined) url.searchParams.set(name, String(value));
   }
   return url.href;
+}
+
+function unanswered() {
+  return new CallError("The server does not answer.", {
+    advice: "Check the network, and whether the server is running.", code: "unreachable", closeCode: 1006, retryable: true,
+  });
 }
 
 /** Milliseconds that never run backwards. */
@@ -1129,7 +1135,14 @@ export async function openAudio(rate) {
   }
   // Where there was no click it stays suspended and the promise open: it begins with the next one.
   await Promise.race([context.resume(), new Promise((resolve) => setTimeout(resolve, 500))]);
-  await context.audioWorklet.addModule(import.meta.url);
+  try {
+    await context.audioWorklet.addModule(import.meta.url);
+  } catch (cause) {
+    void context.close();
+    throw new CallError("The code for the sound cannot be loaded.", {
+      code: "no_worklet", advice: "Check the network, and whether the server is running.", cause,
+    });
+  }
   return context;
 }
 
@@ -1139,6 +1152,7 @@ export class Speaker {
   /** @type {AudioContext} */ #context;
   /** @type {Map<number, (ms: number) => void>} */ #asked = new Map();
   #question = 0;
+  /** @type {Map<string, number>} Positions of the replies that sound. */ #heard = new Map();
   /** Set by a {@link Call}. @type {((reply: string, ms: number) => void) | null} */
   onplayed = null;
   /** Loudest sample since the last, 0 to 1, about 25 times a second. @type {((peak: number) => void) | null} */
@@ -1173,11 +1187,16 @@ export class Speaker {
       this.#question += 1;
       this.#asked.set(this.#question, resolve);
       this.#node.port.postMessage({ clear: reply, question: this.#question });
+      // The audio thread of a page that is put to sleep may not answer.
+      setTimeout(() => resolve(this.#heard.get(reply) ?? 0), 300);
     });
   }
 
   /** Drops everything and forgets all replies. */
-  reset() { this.#node.port.postMessage({ reset: true }); }
+  reset() {
+    this.#heard.clear();
+    this.#node.port.postMessage({ reset: true });
+  }
 
   close() {
     this.#node.port.postMessage({ stop: true });
@@ -1195,7 +1214,10 @@ export class Speaker {
       this.#asked.get(data.question)?.(data.ms);
       this.#asked.delete(data.question);
     } else if ("positions" in data) {
-      for (const { reply, ms } of data.positions) this.onplayed?.(reply, ms);
+      for (const { reply, ms } of data.positions) {
+        this.#heard.set(reply, ms);
+        this.onplayed?.(reply, ms);
+      }
     } else if ("playing" in data) {
       this.onplaying?.(data.playing);
     } else if ("peak" in data) {

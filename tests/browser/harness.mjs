@@ -15,27 +15,36 @@ export const SCRATCH = mkdtempSync(joinPath(tmpdir(), "voxrelay-browser-"));
 export const PICTURES = process.env.PICTURES;
 
 const cases = [];
-export function test(name, run) { cases.push({ name, run }); }
+/** `aside`: it mostly waits, and does so beside the others. */
+export function test(name, run, { aside = false } = {}) { cases.push({ name, run, aside }); }
 
 /** Runs all cases whose name holds one of `only`; prints a line for each. @returns {Promise<number>} How many failed. */
 export async function runAll(only) {
-  let [passed, failed] = [0, 0];
-  for (const { name, run } of cases) {
-    if (only.length > 0 && !only.some((part) => name.includes(part))) continue;
-    const began = Date.now();
-    const cleanup = [];
+  const chosen = cases.filter(({ name }) => only.length === 0 || only.some((part) => name.includes(part)));
+  const aside = chosen.filter((c) => c.aside).map(runOne);
+  const results = [];
+  for (const one of chosen.filter((c) => !c.aside)) results.push(await runOne(one));
+  results.push(...await Promise.all(aside));
+  const passed = results.filter(Boolean).length;
+  console.log(`${passed} passed, ${results.length - passed} failed`);
+  return results.length - passed + (passed === 0 ? 1 : 0);
+}
+
+async function runOne({ name, run }) {
+  const began = Date.now();
+  const cleanup = [];
+  let failure = "";
+  const attempt = async (step, what) => {
     try {
-      await withDeadline(run({ after: (undo) => cleanup.push(undo) }), 60_000);
-      passed += 1;
-      console.log(`ok      ${name} (${((Date.now() - began) / 1000).toFixed(1)} s)`);
+      await withDeadline(Promise.resolve(step()), 60_000, what);
     } catch (error) {
-      failed += 1;
-      console.log(`FAILED  ${name} (${((Date.now() - began) / 1000).toFixed(1)} s)\n${String(error?.stack ?? error).replace(/^/gm, "        ")}`);
+      failure += `\n${String(error?.stack ?? error).replace(/^/gm, "        ")}`;
     }
-    for (const undo of cleanup.reverse()) await Promise.resolve(undo()).catch((error) => console.log(`        afterwards: ${error}`));
-  }
-  console.log(`${passed} passed, ${failed} failed`);
-  return failed + (passed === 0 ? 1 : 0);
+  };
+  await attempt(() => run({ after: (undo) => cleanup.push(undo) }), "the case");
+  for (const undo of cleanup.reverse()) await attempt(undo, "tidying up");
+  console.log(`${failure ? "FAILED" : "ok    "}  ${name} (${((Date.now() - began) / 1000).toFixed(1)} s)${failure}`);
+  return !failure;
 }
 
 export async function withDeadline(promise, ms, what = "the case") {
@@ -139,8 +148,8 @@ const FLAGS = [
  * A browser whose microphone plays `wav` once, from the moment it is opened. `microphone`: "allowed" (the default),
  * "refused", or "none" (no device).
  */
-export async function browser(after, wav, { microphone = "allowed" } = {}) {
-  const args = FLAGS.filter((flag) => microphone !== "none" || !flag.includes("fake-device"));
+export async function browser(after, wav, { microphone = "allowed", args: more = [] } = {}) {
+  const args = [...FLAGS.filter((flag) => microphone !== "none" || !flag.includes("fake-device")), ...more];
   if (microphone === "allowed") args.push("--use-fake-ui-for-media-stream");
   if (microphone === "refused") args.push("--use-fake-ui-for-media-stream=deny");
   if (microphone === "none") args.push("--use-fake-ui-for-media-stream");
@@ -179,7 +188,7 @@ const RECORDER = `registerProcessor("test-recorder", class extends AudioWorkletP
 });`;
 
 /** A page, by way of a {@link line}, with what it sends, gets and plays written down. */
-export async function open(browser, origin, { path = "/", ...options } = {}) {
+export async function open(browser, origin, { path = "/", init, ...options } = {}) {
   const context = await browser.newContext({ viewport: { width: 1000, height: 760 }, ...options });
   const page = await context.newPage();
   page.setDefaultTimeout(20_000);
@@ -200,6 +209,7 @@ export async function open(browser, origin, { path = "/", ...options } = {}) {
       else seen.got.push(payload);
     });
   });
+  if (init) await page.addInitScript(init);
   await page.addInitScript(record);
   if (process.env.VERBOSE) {
     page.on("console", (message) => console.log("        page:", message.text()));

@@ -89,7 +89,7 @@ export function compare(said, played, rate) {
   }
   const loudest = Math.max(...windows.map((w) => w.rms));
   const anchor = windows.find((w) => w.rms === loudest);
-  const lag = bestLag(said, anchor.at, played, -said.length, played.length, size);
+  const lag = bestLag(said, anchor.at, played, -said.length, played.length, size, Math.max(1, Math.round(rate / 12_000)));
   let worst = 1;
   const loud = windows.filter((w) => w.rms > loudest / 5);
   for (const { at } of loud) {
@@ -101,7 +101,7 @@ export function compare(said, played, rate) {
 }
 
 /** The shift in `[least, most]` at which `said` from `at` on is found best; a coarse search first, if asked for. */
-function bestLag(said, at, played, least, most, size, step = 4) {
+function bestLag(said, at, played, least, most, size, step) {
   let best = { lag: 0, value: -2 };
   const look = (from, to, by, length, stride) => {
     for (let lag = from; lag <= to; lag += by) {
@@ -133,14 +133,16 @@ export function playedExactly(want, recorded) {
   let at = recorded.findIndex((s) => s !== 0);
   const first = want.findIndex((s) => s !== 0);
   if (at < 0 || first < 0) return { matched: 0, of: want.length, silence: 0 };
-  let [i, silence] = [first, 0];
+  let [i, silence, pause] = [first, 0, 0];
   while (i < want.length && at < recorded.length) {
     if (want[i] === recorded[at]) {
       i += 1;
       at += 1;
+      silence += pause; // it goes on: that was a pause
+      pause = 0;
     } else if (recorded[at] === 0) {
       at += 1;
-      silence += 1;
+      pause += 1;
     } else {
       break;
     }
