@@ -29,6 +29,7 @@
 //! | [`call`] | decisions: the core, its parts, and the driver |
 //! | [`upstream`] | us → model: one file per dialect, and the opening of sessions |
 //! | [`beta`] | the protocol's former shape and its present one, each said in the other; used at both edges |
+//! | [`http`] | what is asked for over plain HTTP: the page at `/` |
 //! | [`sim`] | the simulated model service, its habits and its faults |
 //! | [`observe`] | facts (an occurrence knows its log line and its metric), the metrics page |
 //!
@@ -44,6 +45,7 @@ pub mod caller;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod http;
 pub mod net;
 pub mod observe;
 pub mod serve;

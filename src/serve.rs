@@ -48,6 +48,7 @@ use crate::{
         wire::{AudioFormats, ErrorBody, ServerMsg},
     },
     config::{AgentConfig, Config},
+    http::pages,
     net::{
         listen::{self, Pending, Upgrade, UpgradeError},
         ws::{Socket, SocketLimits},
@@ -193,6 +194,8 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/realtime", get(realtime::realtime))
         .route("/openai/v1/realtime", get(realtime::realtime))
         .route("/openai/realtime", get(realtime::azure_preview))
+        .route("/v1/agents", get(agents))
+        .merge(pages::routes())
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_page))
@@ -202,6 +205,13 @@ fn router(shared: Arc<Shared>) -> Router {
 
 async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {
     if shared.is_draining() { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ready\n") }
+}
+
+/// `GET /v1/agents`: whom one can call, by name. No more of an agent is public.
+async fn agents(State(shared): State<Arc<Shared>>) -> Response<Body> {
+    let agents: Vec<_> = shared.agents.keys().map(|name| serde_json::json!({"name": name})).collect();
+    let body = serde_json::json!({"agents": agents, "default": "default"});
+    ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
 async fn metrics_page(State(shared): State<Arc<Shared>>) -> Response<Body> {
@@ -258,8 +268,14 @@ fn random_id(kind: &str) -> String {
     format!("{kind}_{:016x}", rand::rng().random::<u64>())
 }
 
-/// `GET /v1/voice`: the thin door.
-async fn voice(State(shared): State<Arc<Shared>>, mut request: Request) -> Response<Body> {
+/// `GET /v1/voice`: the thin door. Pages of any origin may read why they were refused: that is all there is to read.
+async fn voice(state: State<Arc<Shared>>, request: Request) -> Response<Body> {
+    let mut response = thin_door(state, request).await;
+    response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    response
+}
+
+async fn thin_door(State(shared): State<Arc<Shared>>, mut request: Request) -> Response<Body> {
     match knock(&shared, &request) {
         Err(refusal) => refusal.into(),
         Ok((query, slot)) => match Upgrade::from_request(&mut request) {

@@ -90,6 +90,7 @@ step "tests" tests
 step "documentation" env RUSTDOCFLAGS="-Dwarnings -Arustdoc::private_intra_doc_links" \
   cargo doc --locked --no-deps --document-private-items
 step "commands" commands
+step "browser" tests/browser/run.sh
 step "supply chain" supply_chain
 printf '\n'
 grep -E '^test result:' "$scratch/tests"

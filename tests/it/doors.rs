@@ -28,6 +28,7 @@ async fn refusals_come_before_the_upgrade_with_field_and_allowed_values() {
             assert_eq!(body["error"]["field"].as_str().unwrap_or_default(), field, "{query}");
             assert!(body["error"]["message"].as_str().unwrap().contains(part), "{query}: {body}");
             assert!(body["error"]["request_id"].is_string());
+            assert!(text.to_lowercase().contains("access-control-allow-origin: *\r\n"), "pages may read it: {text}");
         }
     }
     let (status, body, _) = get(&rig, "/v1/voice?format=mulaw", "").await;
@@ -79,6 +80,24 @@ async fn an_unknown_resume_token_is_refused_as_the_contract_says() {
     let mut client = rig.call("resume=abc&got=3").await;
     assert_eq!(client.end().await, (Some("resume_refused".into()), 4410));
     assert_eq!(rig.sim.stats().sessions_opened, 0, "nothing happens upstream");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_and_the_agents_names_are_served() {
+    let rig = Rig::configured(|c| {
+        let secretive = c.agents["default"].clone();
+        c.agents.insert("concierge".into(), secretive);
+    })
+    .await;
+    let (status, body, text) = get(&rig, "/v1/agents", "").await;
+    assert_eq!(status, 200, "{text}");
+    assert_eq!(body, serde_json::json!({"agents": [{"name": "concierge"}, {"name": "default"}], "default": "default"}));
+    let (status, _, text) = get(&rig, "/", "").await;
+    assert_eq!(status, 200);
+    assert!(text.to_lowercase().contains("content-security-policy: default-src 'none'"), "{text}");
+    assert_eq!(get(&rig, "/web/voxrelay-client.js", "").await.0, 200);
+    let (status, body, _) = get(&rig, "/web/nothing.js", "").await;
+    assert_eq!((status, body["error"]["code"].as_str()), (404, Some("not_found")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

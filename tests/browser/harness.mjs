@@ -1,0 +1,242 @@
+/**
+ * What the tests stand on: a list of cases, a relay of their own, a browser with a fake microphone, a line that can be cut.
+ */
+import { spawn } from "node:child_process";
+import { mkdtempSync, writeFileSync } from "node:fs";
+import { createServer, request } from "node:http";
+import { createConnection } from "node:net";
+import { tmpdir } from "node:os";
+import { join as joinPath, resolve } from "node:path";
+import { chromium } from "playwright-core";
+
+export const ROOT = resolve(import.meta.dirname, "../..");
+export const SCRATCH = mkdtempSync(joinPath(tmpdir(), "voxrelay-browser-"));
+/** Where screenshots go; nowhere unless asked for. */
+export const PICTURES = process.env.PICTURES;
+
+const cases = [];
+/** `aside`: it mostly waits, and does so beside the others. */
+export function test(name, run, { aside = false } = {}) { cases.push({ name, run, aside }); }
+
+/** Runs all cases whose name holds one of `only`; prints a line for each. @returns {Promise<number>} How many failed. */
+export async function runAll(only) {
+  const chosen = cases.filter(({ name }) => only.length === 0 || only.some((part) => name.includes(part)));
+  const aside = chosen.filter((c) => c.aside).map(runOne);
+  const results = [];
+  for (const one of chosen.filter((c) => !c.aside)) results.push(await runOne(one));
+  results.push(...await Promise.all(aside));
+  const passed = results.filter(Boolean).length;
+  console.log(`${passed} passed, ${results.length - passed} failed`);
+  return results.length - passed + (passed === 0 ? 1 : 0);
+}
+
+async function runOne({ name, run }) {
+  const began = Date.now();
+  const cleanup = [];
+  let failure = "";
+  const attempt = async (step, what) => {
+    try {
+      await withDeadline(Promise.resolve(step()), 60_000, what);
+    } catch (error) {
+      failure += `\n${String(error?.stack ?? error).replace(/^/gm, "        ")}`;
+    }
+  };
+  await attempt(() => run({ after: (undo) => cleanup.push(undo) }), "the case");
+  for (const undo of cleanup.reverse()) await attempt(undo, "tidying up");
+  console.log(`${failure ? "FAILED" : "ok    "}  ${name} (${((Date.now() - began) / 1000).toFixed(1)} s)${failure}`);
+  return !failure;
+}
+
+export async function withDeadline(promise, ms, what = "the case") {
+  let timer;
+  const late = new Promise((_, reject) => { timer = setTimeout(() => reject(new Error(`${what} took longer than ${ms / 1000} s`)), ms); });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Waits until `look` gives something that is true. */
+export async function until(look, what, ms = 20_000) {
+  const end = Date.now() + ms;
+  for (;;) {
+    const found = await look();
+    if (found) return found;
+    if (Date.now() > end) throw new Error(`${what}: not within ${ms / 1000} s`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+/** A relay with its embedded simulator, as its own process. */
+export async function relay(after, config = "", args = []) {
+  const binary = process.env.VOXRELAY ?? joinPath(ROOT, "target/debug/voxrelay");
+  const file = joinPath(SCRATCH, `relay-${Math.random().toString(36).slice(2)}.toml`);
+  writeFileSync(file, config);
+  const env = { PATH: process.env.PATH };
+  const process_ = spawn(binary, ["serve", "--listen", "127.0.0.1:0", "--config", file, ...args], { env, stdio: ["ignore", "pipe", "pipe"] });
+  let [out, log] = ["", ""];
+  process_.stdout.on("data", (data) => { out += data; });
+  process_.stderr.on("data", (data) => { log += data; });
+  const stop = (signal = "SIGKILL") => new Promise((done) => {
+    if (process_.exitCode !== null || process_.signalCode !== null) return done();
+    process_.once("exit", done);
+    process_.kill(signal);
+  });
+  after(() => stop());
+  const origin = await until(() => {
+    if (process_.exitCode !== null) throw new Error(`the relay ended: ${log}`);
+    return /http:\/\/\S+/.exec(out)?.[0];
+  }, "the relay's address");
+  return { origin, host: origin.slice("http://".length), stop, log: () => log };
+}
+
+/**
+ * A line to a relay that can be cut and mended. It adds one file of the tests' own, since a browser takes the code of an
+ * audio thread only from where the page came from.
+ */
+export async function line(after, host) {
+  const [hostname, port] = host.split(":");
+  const sockets = new Set();
+  let whole = true;
+  const keep = (socket) => {
+    sockets.add(socket);
+    socket.on("error", () => {});
+    socket.on("close", () => sockets.delete(socket));
+  };
+  const server = createServer((asked, answer) => {
+    if (asked.url === "/test/recorder.js") return answer.writeHead(200, { "content-type": "text/javascript" }).end(RECORDER);
+    const { method, url: path, headers } = asked;
+    const far = request({ hostname, port, method, path, headers }, (got) => {
+      answer.writeHead(got.statusCode, got.headers);
+      got.pipe(answer);
+    });
+    far.on("error", () => answer.destroy());
+    asked.pipe(far);
+  });
+  server.on("connection", (near) => (whole ? keep(near) : near.destroy()));
+  server.on("upgrade", (asked, near, first) => {
+    const far = createConnection(Number(port), hostname);
+    keep(far);
+    const head = [`GET ${asked.url} HTTP/1.1`];
+    for (let i = 0; i < asked.rawHeaders.length; i += 2) head.push(`${asked.rawHeaders[i]}: ${asked.rawHeaders[i + 1]}`);
+    far.write(`${head.join("\r\n")}\r\n\r\n`);
+    far.write(first);
+    near.pipe(far).pipe(near);
+    near.on("close", () => far.destroy());
+    far.on("close", () => near.destroy());
+  });
+  await new Promise((listening) => server.listen(0, "127.0.0.1", listening));
+  const cut = () => {
+    whole = false;
+    for (const socket of sockets) socket.destroy();
+  };
+  after(() => {
+    cut();
+    server.close();
+  });
+  const address = `127.0.0.1:${server.address().port}`;
+  return { origin: `http://${address}`, cut, mend: () => { whole = true; } };
+}
+
+const FLAGS = [
+  "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+  "--disable-sync", "--autoplay-policy=no-user-gesture-required", "--use-fake-device-for-media-stream",
+];
+
+/**
+ * A browser whose microphone plays `wav` once, from the moment it is opened. `microphone`: "allowed" (the default),
+ * "refused", or "none" (no device).
+ */
+export async function browser(after, wav, { microphone = "allowed", args: more = [] } = {}) {
+  const args = [...FLAGS.filter((flag) => microphone !== "none" || !flag.includes("fake-device")), ...more];
+  if (microphone === "allowed") args.push("--use-fake-ui-for-media-stream");
+  if (microphone === "refused") args.push("--use-fake-ui-for-media-stream=deny");
+  if (microphone === "none") args.push("--use-fake-ui-for-media-stream");
+  if (wav) args.push(`--use-file-for-fake-audio-capture=${wav}%noloop`);
+  const launched = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args, headless: true });
+  after(() => launched.close());
+  return launched;
+}
+
+/** Runs in the page before its own scripts: everything that goes to a loudspeaker is recorded. */
+function record() {
+  const heard = { pieces: [], rate: 0 };
+  Object.assign(globalThis, { heard });
+  const { addModule } = AudioWorklet.prototype;
+  AudioWorklet.prototype.addModule = async function (...args) {
+    await addModule.call(this, "/test/recorder.js");
+    return addModule.apply(this, args);
+  };
+  const { connect } = AudioNode.prototype;
+  AudioNode.prototype.connect = function (to, ...rest) {
+    if (to instanceof AudioDestinationNode) {
+      const recorder = new AudioWorkletNode(this.context, "test-recorder", { numberOfOutputs: 0 });
+      recorder.port.onmessage = ({ data }) => heard.pieces.push(data);
+      heard.rate = this.context.sampleRate;
+      connect.call(this, recorder);
+    }
+    return connect.call(this, to, ...rest);
+  };
+}
+
+const RECORDER = `registerProcessor("test-recorder", class extends AudioWorkletProcessor {
+  process([[samples]]) {
+    if (samples) this.port.postMessage(Int16Array.from(samples, (s) => Math.round(s * 32768)));
+    return true;
+  }
+});`;
+
+/** A page, by way of a {@link line}, with what it sends, gets and plays written down. */
+export async function open(browser, origin, { path = "/", init, ...options } = {}) {
+  const context = await browser.newContext({ viewport: { width: 1000, height: 760 }, ...options });
+  const page = await context.newPage();
+  page.setDefaultTimeout(20_000);
+  const seen = { sent: [], got: [], texts: [], said: [], sockets: 0, problems: [] };
+  page.on("console", (message) => {
+    // A refused upgrade and a lost connection are for the console too; anything else is a fault of the page's.
+    if (message.type() === "error" && !/WebSocket|Failed to load resource|ERR_/.test(message.text())) seen.problems.push(message.text());
+  });
+  page.on("pageerror", (error) => seen.problems.push(String(error.stack ?? error)));
+  page.on("websocket", (socket) => {
+    seen.sockets += 1;
+    socket.on("framesent", ({ payload }) => {
+      if (typeof payload === "string") seen.said.push({ at: Date.now(), ...JSON.parse(payload) });
+      else seen.sent.push(payload);
+    });
+    socket.on("framereceived", ({ payload }) => {
+      if (typeof payload === "string") seen.texts.push({ at: Date.now(), ...JSON.parse(payload) });
+      else seen.got.push(payload);
+    });
+  });
+  if (init) await page.addInitScript(init);
+  await page.addInitScript(record);
+  if (process.env.VERBOSE) {
+    page.on("console", (message) => console.log("        page:", message.text()));
+    page.on("pageerror", (error) => console.log("        page:", error.stack));
+  }
+  await page.goto(origin + path);
+  const played = async () => {
+    const bytes = await page.evaluate(() => {
+      const { pieces } = globalThis.heard;
+      const all = new Int16Array(pieces.reduce((n, p) => n + p.length, 0));
+      let at = 0;
+      for (const piece of pieces) {
+        all.set(piece, at);
+        at += piece.length;
+      }
+      let text = "";
+      const raw = new Uint8Array(all.buffer);
+      for (let i = 0; i < raw.length; i += 8192) text += String.fromCharCode(...raw.subarray(i, i + 8192));
+      return btoa(text);
+    });
+    const raw = Buffer.from(bytes, "base64");
+    return Int16Array.from({ length: raw.length >> 1 }, (_, i) => raw.readInt16LE(i * 2));
+  };
+  const message = (type, n = 1) => until(() => seen.texts.filter((t) => t.type === type)[n - 1], `${type} number ${n}`, 25_000);
+  const mood = (word) => until(async () => (await page.textContent("#mood-word")) === word, `“${word}” on the screen`);
+  const picture = async (name) => {
+    if (PICTURES) await page.screenshot({ path: joinPath(PICTURES, `${name}.png`) });
+  };
+  return { page, seen, played, message, mood, picture };
+}
