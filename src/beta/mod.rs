@@ -31,6 +31,8 @@ const REMEMBERED: usize = 256;
 pub struct BetaClient {
     /// What the client set, which GA does not know any more; shown to it again.
     temperature: Option<Value>,
+    /// The model that it asked for, by the name that it knows.
+    model: Option<String>,
     /// Items that it was told of.
     told: Recent<()>,
 }
@@ -47,6 +49,11 @@ pub struct BetaService {
 }
 
 impl BetaClient {
+    /// A client that asked for `model`: its types may know no newer name, whatever model serves it.
+    pub fn new(model: Option<String>) -> Self {
+        Self { model, ..Self::default() }
+    }
+
     /// What the client says, in GA.
     pub fn up(&mut self, text: Bytes) -> Vec<Bytes> {
         let Some((row, mut event)) = read(&text, client_row) else { return vec![text] };
@@ -88,6 +95,8 @@ impl BetaClient {
                         name = table::transcription(name);
                     } else {
                         session.insert("temperature".into(), self.temperature.clone().unwrap_or(json!(0.8)));
+                        let model = self.model.as_ref().filter(|_| session.contains_key("model"));
+                        model.into_iter().for_each(|model| drop(session.insert("model".into(), json!(model))));
                     }
                 }
             }
@@ -129,7 +138,7 @@ impl BetaService {
                         name = table::transcription(name);
                     }
                     object::session_to_beta(session);
-                    object::leave_out_what_beta_refuses(session);
+                    object::leave_out_what_is_known(session);
                 }
             }
             How::Item => object_of(&mut event, "item").into_iter().for_each(object::item_to_beta),

@@ -17,6 +17,13 @@ const SESSION: [(&str, [&str; 3]); 7] = [
 /// What GA has and the beta's types do not.
 const GA_ONLY: [&str; 6] = ["include", "parallel_tool_calls", "prompt", "reasoning", "truncation", "type"];
 
+/// Finer settings of GA.
+const FINER: [(&str, &[&str]); 3] = [
+    ("turn_detection", &["idle_timeout_ms"]),
+    ("input_audio_noise_reduction", &["strength"]),
+    ("input_audio_transcription", &["languages", "keywords", "delay"]),
+];
+
 /// Whether only the beta has such a field at the top of a session.
 pub(super) fn is_beta_field(name: &str) -> bool {
     ["modalities", "max_response_output_tokens", "temperature"].contains(&name)
@@ -48,24 +55,19 @@ pub(super) fn session_to_beta(session: &mut Object) {
     let include = session.get("include").cloned().filter(|_| transcription);
     GA_ONLY.iter().for_each(|name| drop(session.shift_remove(*name)));
     include.into_iter().for_each(|include| drop(session.insert("include".into(), include)));
+    for (field, finer) in FINER {
+        if let Some(Value::Object(object)) = session.get_mut(field) {
+            finer.iter().for_each(|name| drop(object.shift_remove(*name)));
+        }
+    }
     // Only functions are tools there.
     if let Some(Value::Array(tools)) = session.get_mut("tools") {
         tools.retain(|tool| tool.get("type").is_none_or(|kind| kind == "function"));
     }
 }
 
-/// Finer settings of GA that a service in the shape of the beta would refuse, and the whole update with them.
-pub(super) fn leave_out_what_beta_refuses(session: &mut Object) {
-    for (field, finer) in [
-        ("turn_detection", &["idle_timeout_ms"][..]),
-        ("input_audio_noise_reduction", &["strength"]),
-        ("input_audio_transcription", &["languages", "keywords", "delay"]),
-    ] {
-        if let Some(Value::Object(object)) = session.get_mut(field) {
-            finer.iter().for_each(|name| drop(object.shift_remove(*name)));
-        }
-    }
-    // Refused there: what a session is, is known.
+/// What a service in the shape of the beta would refuse in an update, and the whole update with it: it knows this itself.
+pub(super) fn leave_out_what_is_known(session: &mut Object) {
     ["object", "id", "expires_at", "model"].iter().for_each(|name| drop(session.shift_remove(*name)));
 }
 

@@ -113,6 +113,16 @@ fn a_delta_keeps_every_other_byte() {
 }
 
 #[test]
+fn a_client_sees_the_model_by_the_name_that_it_knows() {
+    let created =
+        r#"{"type":"session.created","event_id":"e","session":{"type":"realtime","model":"gpt-realtime-2.1"}}"#;
+    for (asked, shown) in [(Some("gpt-4o-realtime-preview"), "gpt-4o-realtime-preview"), (None, "gpt-realtime-2.1")] {
+        let told = BetaClient::new(asked.map(str::to_owned)).down(Bytes::from(created));
+        assert_eq!(values(&told)[0]["session"]["model"], shown);
+    }
+}
+
+#[test]
 fn an_item_is_told_once_and_done_once() {
     let mut client = BetaClient::default();
     let added = json!({"type": "conversation.item.added", "event_id": "e", "item": {"id": "i1"}}).to_string();

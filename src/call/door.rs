@@ -44,6 +44,8 @@ pub struct Thin {
 pub struct OpenAi {
     /// A legacy client.
     beta: Option<Box<BetaClient>>,
+    /// The model that the client asked for.
+    asked: Option<String>,
 }
 
 impl Door {
@@ -53,9 +55,13 @@ impl Door {
         Self::Thin(Box::new(Thin { setup, uplink, downlink, gather, converted: Vec::new() }))
     }
 
-    /// An OpenAI client; `beta`: one that asked for the shape of the beta.
-    pub fn openai(beta: bool) -> Self {
-        Self::OpenAi(OpenAi { beta: beta.then(Box::default) })
+    /// An OpenAI client that `asked` for a model; `beta`: one that asked for the shape of the beta.
+    pub fn openai(asked: Option<String>, beta: bool) -> Self {
+        let mut door = OpenAi { beta: None, asked };
+        if beta {
+            door.speak_beta();
+        }
+        Self::OpenAi(door)
     }
 
     /// Its name, for the metrics.
@@ -118,7 +124,7 @@ impl Door {
     /// A message of the service in the client's shape: none, one or more.
     pub fn relay(&mut self, text: Bytes, mut each: impl FnMut(Bytes)) {
         match self {
-            Self::OpenAi(OpenAi { beta: Some(beta) }) => beta.down(text).into_iter().for_each(each),
+            Self::OpenAi(OpenAi { beta: Some(beta), .. }) => beta.down(text).into_iter().for_each(each),
             Self::OpenAi(_) | Self::Thin(_) => each(text),
         }
     }
@@ -197,11 +203,15 @@ impl Thin {
 }
 
 impl OpenAi {
+    fn speak_beta(&mut self) {
+        self.beta = Some(Box::new(BetaClient::new(self.asked.clone())));
+    }
+
     fn text(&mut self, core: &mut Core, now: At, text: Bytes) {
         let said = Said::read(text);
         // Not every legacy client says so at the door.
         if self.beta.is_none() && said.kind == Kind::Configure && beta::is_beta_update(&said.text) {
-            self.beta = Some(Box::default());
+            self.speak_beta();
         }
         match &mut self.beta {
             Some(beta) if !matches!(said.kind, Kind::Append { .. } | Kind::Invalid { .. }) => {

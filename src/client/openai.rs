@@ -214,16 +214,28 @@ pub fn refusal(kind: &str, code: &str, message: &str, param: Option<&str>) -> By
 /// accepted, is nothing that such a client knows.
 pub fn write(message: &ServerMsg) -> Option<Bytes> {
     let ServerMsg::Error { error } = message else { return None };
-    let ErrorBody { code, message, request_id, .. } = error;
-    let error = json!({"type": class(code), "code": code, "message": message, "param": error.field, "event_id": null});
-    Some(json!({"type": "error", "event_id": format!("event_{request_id}"), "error": error}).to_string().into())
+    Some(our_error(class(&error.code), error))
+}
+
+fn our_error(kind: &str, error: &ErrorBody) -> Bytes {
+    let ErrorBody { code, message, field, request_id, .. } = error;
+    let error = json!({"type": kind, "code": code, "message": message, "param": field, "event_id": null});
+    json!({"type": "error", "event_id": format!("event_{request_id}"), "error": error}).to_string().into()
 }
 
 /// Why a call ends, as an `error` event in front of the close; `None`: the close code says it all.
 pub fn end_event(end: &End, request_id: String) -> Option<Bytes> {
     let error = end.error(request_id)?;
     let code = service_code(end).map_or(error.code, str::to_owned);
-    write(&ServerMsg::Error { error: ErrorBody { code, ..error } })
+    Some(our_error(end_class(end, &code), &ErrorBody { code, ..error }))
+}
+
+/// Whose fault an end is: the service's own close codes for bad requests are 3000 and up.
+fn end_class(end: &End, code: &str) -> &'static str {
+    match end {
+        End::Upstream { service: Some(said), .. } if said.close.is_some_and(|close| close >= 3000) => INVALID_REQUEST,
+        _ => class(code),
+    }
 }
 
 /// What the service calls it, where clients know that word.
@@ -240,8 +252,9 @@ fn service_code(end: &End) -> Option<&str> {
 /// Whose fault an error code is.
 fn class(code: &str) -> &'static str {
     match code {
-        "invalid_message" | "invalid_audio" | "message_too_large" | "policy_violation" | "model_not_found"
-        | "invalid_model" | "missing_model" | "upstream_auth" | "session_expired" => INVALID_REQUEST,
+        "invalid_message" | "invalid_audio" | "message_too_large" | "policy_violation" | "session_expired" => {
+            INVALID_REQUEST
+        }
         "insufficient_quota" => "insufficient_quota",
         _ => SERVER_ERROR,
     }
@@ -253,7 +266,7 @@ pub fn close(end: &End) -> (u16, String) {
     let report = end.report();
     let reason = match service_code(end) {
         Some("session_expired") => EXPIRED.to_owned(),
-        Some(code) => format!("{}.{code}", class(code)),
+        Some(code) => format!("{}.{code}", end_class(end, code)),
         None => report.code.unwrap_or_default().to_owned(),
     };
     if let End::Upstream { service: Some(said), .. } = end

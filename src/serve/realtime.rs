@@ -67,6 +67,8 @@ impl From<Refusal> for Response<Body> {
 struct Knock {
     wanted: Wanted,
     agent: Arc<AgentConfig>,
+    /// The model, by the client's own name.
+    asked: Option<String>,
     /// It wants the shape of the beta.
     beta: bool,
 }
@@ -140,10 +142,10 @@ fn knock(
         Refusal::new(StatusCode::NOT_FOUND, "unknown_agent", message).at("agent")
     })?;
     let intent = intent(get("intent"), get("model"))?;
+    let asked = get("model").or(get("deployment"));
     let model = match intent {
         Intent::Transcription => String::new(),
         Intent::Realtime => {
-            let asked = get("model").or(get("deployment"));
             let own = agent.model.as_ref().unwrap_or(&shared.config.upstream.model);
             asked.map_or(Ok(own.clone()), |asked| resolve(&shared.config.openai, own, asked))?
         }
@@ -157,7 +159,7 @@ fn knock(
         return Err(full("This server is going away."));
     }
     let slot = shared.slots.clone().try_acquire_owned().map_err(|_| full("All lines are taken."))?;
-    Ok((Knock { wanted: Wanted { model, intent }, agent, beta }, slot))
+    Ok((Knock { wanted: Wanted { model, intent }, agent, asked: asked.map(str::to_owned), beta }, slot))
 }
 
 fn intent(asked: Option<&str>, model: Option<&str>) -> Result<Intent, Refusal> {
@@ -202,7 +204,7 @@ fn admit(shared: &Arc<Shared>, knock: Knock, slot: OwnedSemaphorePermit, upgrade
     let (response, pending) = upgrade.accept(protocol);
     let task = shared.clone();
     run(shared, slot, pending, shared.config.openai.max_message_bytes, move |id, client| {
-        let Knock { wanted, agent, beta } = knock;
+        let Knock { wanted, agent, asked, beta } = knock;
         let policy = match wanted.intent {
             Intent::Realtime => Policy::new(&agent, &wanted.model),
             // An agent's values are those of a voice session.
@@ -211,7 +213,7 @@ fn admit(shared: &Arc<Shared>, knock: Knock, slot: OwnedSemaphorePermit, upgrade
         Call {
             core: Core::pass_through(life(&task.config, id.clone()), policy),
             id,
-            door: Door::openai(beta),
+            door: Door::openai(asked, beta),
             wanted,
             upstream: task.upstream.clone(),
             client,
