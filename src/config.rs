@@ -52,6 +52,19 @@ pub struct ServerConfig {
     pub max_message_bytes: usize,
     /// How long running turns may go on after SIGTERM, seconds.
     pub drain_s: u64,
+    /// Speak TLS, and nothing else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
+}
+
+/// `[server.tls]`: PEM files, looked at again when they change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The certificate chain, the server's own first.
+    pub cert: PathBuf,
+    /// Its private key, not encrypted.
+    pub key: PathBuf,
 }
 
 /// An address to listen on, as people write it.
@@ -88,6 +101,7 @@ impl Default for ServerConfig {
             max_connections: 16_384,
             max_message_bytes: 256 << 10,
             drain_s: 10,
+            tls: None,
         }
     }
 }
@@ -820,7 +834,7 @@ mod tests {
         let defaults = printed(&load("").unwrap());
         assert_eq!(printed(&load(example).unwrap()), defaults);
         let uncomment = |line: &'static str| match line.strip_prefix("# ") {
-            Some(l) if l.starts_with("[[") || l.contains(" = ") && !l.contains("eagerness") => l,
+            Some(l) if l.starts_with('[') || l.contains(" = ") && !l.contains("eagerness") => l,
             _ => line,
         };
         let uncommented: String = example.lines().map(|line| format!("{}\n", uncomment(line))).collect();

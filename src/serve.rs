@@ -47,10 +47,11 @@ use crate::{
         thin::{self, Query},
         wire::{AudioFormats, ErrorBody, ServerMsg},
     },
-    config::{AgentConfig, Config},
+    config::{AgentConfig, Config, TlsConfig},
     http::pages,
     net::{
         listen::{self, Pending, Upgrade, UpgradeError},
+        tls::{Files, Tls, TlsError},
         ws::{Socket, SocketLimits},
     },
     observe::fact::Fact,
@@ -89,6 +90,9 @@ pub enum ServeError {
     /// The service's address cannot work.
     #[error("upstream.url: {0}")]
     Upstream(String),
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 #[derive(Debug)]
@@ -132,6 +136,8 @@ impl Server {
             return Err(ServeError::Open { addr });
         }
         let upstream = Upstream::new(Arc::new(config.upstream.clone())).map_err(ServeError::Upstream)?;
+        let tls =
+            config.server.tls.clone().map(|TlsConfig { cert, key }| Tls::load(Files { cert, key })).transpose()?;
         let listener = TcpListener::bind(addr).await.map_err(|source| ServeError::Listen { addr, source })?;
         let addr = listener.local_addr().map_err(|source| ServeError::Listen { addr, source })?;
         let (drain, draining) = watch::channel(None);
@@ -150,7 +156,9 @@ impl Server {
         let closed = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let (router, stop, tracker) = (router(shared.clone()), closed.clone(), shared.calls.clone());
-        tasks.spawn(async move { listen::serve(listener, router, max_connections, &tracker, stop).await });
+        let acceptor = tls.as_ref().map(Tls::acceptor);
+        tasks.spawn(async move { listen::serve(listener, acceptor, router, max_connections, &tracker, stop).await });
+        tls.into_iter().for_each(|tls| drop(tasks.spawn(tls.watch())));
         if let Some(metrics) = metrics {
             tasks.spawn(async move {
                 loop {

@@ -3,6 +3,7 @@ pub mod check;
 pub mod logs;
 pub mod relay;
 pub mod say;
+pub mod self_signed;
 pub mod serve;
 pub mod sim;
 

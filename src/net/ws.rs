@@ -371,7 +371,7 @@ impl Socket {
         let _ = time::timeout(patience, self.write_out(code, reason)).await;
         if self.role == Role::Server {
             // Clients wait for the server's end of the connection (RFC 6455 section 7.1.1), browsers with their `onclose`.
-            self.io().end_writing();
+            self.ws().get_mut().end_writing();
         }
         let _ = time::timeout(DRAIN, self.drain()).await;
     }

@@ -97,7 +97,7 @@ impl Sim {
         let most = world.config.max_sessions.saturating_mul(2).min(1 << 20);
         let router = router(shared);
         let (tasks, until) = (tracker.clone(), stop.clone());
-        tracker.spawn(async move { listen::serve(listener, router, most, &tasks, until).await });
+        tracker.spawn(async move { listen::serve(listener, None, router, most, &tasks, until).await });
         Ok(Self { addr, world, tracker, _stop_on_drop: stop.clone().drop_guard(), stop })
     }
 
