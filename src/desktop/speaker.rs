@@ -391,3 +391,253 @@ fn length(count: u64, rate: u32) -> Duration {
 fn ms(length: Duration) -> u64 {
     u64::try_from((length + Duration::from_micros(1)).as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::desktop::tap::{self, Playback};
+
+    const fn t(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// A loudspeaker whose device calls back when it is told to, and is heard `latency` later.
+    struct Rig {
+        speaker: Speaker,
+        playback: Playback,
+        began: Instant,
+        latency: Duration,
+    }
+
+    impl Rig {
+        fn new(rate: u32) -> Self {
+            let (playback, end) = tap::loudspeaker(rate);
+            let mut speaker = Speaker::new(t(100));
+            speaker.attach(end).unwrap();
+            Self { speaker, playback, began: Instant::now(), latency: Duration::ZERO }
+        }
+
+        fn at(&self, ms: u64) -> Instant {
+            self.began + t(ms)
+        }
+
+        /// `samples` of `reply`, all of this value.
+        fn hear(&mut self, ms: u64, reply: &str, samples: usize, value: i16) -> bool {
+            self.speaker.hear(self.at(ms), reply, std::iter::repeat_n(value, samples))
+        }
+
+        /// What the device plays in a callback of so many frames.
+        fn callback(&mut self, ms: u64, frames: usize) -> Vec<i16> {
+            let (mut out, at) = (vec![0; frames], self.at(ms));
+            #[expect(clippy::cast_possible_truncation, reason = "these were 16 bits before")]
+            self.playback.fill(out.iter_mut(), at + self.latency, |frame, sample| *frame = (sample * 32_768.0) as i16);
+            self.speaker.pump(at);
+            out
+        }
+
+        fn position(&self, ms: u64, reply: &str) -> u128 {
+            self.speaker.position(self.at(ms), reply).as_millis()
+        }
+    }
+
+    #[test]
+    fn only_what_the_device_has_taken_is_heard_and_not_before_its_latency() {
+        let mut rig = Rig::new(24_000);
+        rig.latency = t(30);
+        assert!(!rig.speaker.is_sounding(rig.at(0)));
+        rig.hear(0, "r1", 960, 7);
+        assert!(rig.speaker.is_sounding(rig.at(0)));
+        rig.speaker.pump(rig.at(0));
+        assert_eq!(rig.position(500, "r1"), 0, "it waits, however long");
+        assert_eq!(rig.callback(500, 480), [7; 480]);
+        for (ms, want) in [(500, 0), (530, 0), (537, 7), (550, 20), (900, 20)] {
+            assert_eq!(rig.position(ms, "r1"), want, "{ms}");
+        }
+        assert_eq!(rig.speaker.playing(rig.at(540)).map(|reply| &**reply), Some("r1"));
+        // The device was late, and so is what it plays.
+        rig.callback(600, 960);
+        assert_eq!((rig.position(635, "r1"), rig.position(650, "r1"), rig.position(999, "r1")), (25, 40, 40));
+        assert!(rig.speaker.is_sounding(rig.at(649)) && !rig.speaker.is_sounding(rig.at(650)));
+        assert_eq!(rig.position(999, "unknown"), 0);
+    }
+
+    #[test]
+    fn a_clear_stops_at_the_next_callback_and_is_exact() {
+        let mut rig = Rig::new(48_000);
+        rig.latency = t(20);
+        rig.hear(0, "r1", 24_000, 7); // a second
+        rig.speaker.pump(rig.at(0));
+        for ms in [10, 20, 30] {
+            assert!(rig.callback(ms, 480).iter().filter(|sample| **sample != 0).count() > 400);
+        }
+        assert_eq!(rig.position(30, "r1"), 0, "10 ms after the first callback, 20 ms before it is heard");
+        assert!(rig.speaker.clear("r1") && !rig.speaker.clear("r1"));
+        assert!(!rig.hear(31, "r1", 480, 7), "the rest of a cleared reply");
+        assert_eq!(rig.speaker.settled(), None, "a callback may be at work");
+        assert!(rig.hear(32, "r2", 480, 9), "20 ms");
+        rig.speaker.pump(rig.at(35));
+        assert_eq!(rig.speaker.settled(), None);
+        assert_eq!(rig.callback(40, 480), [0; 480]);
+        assert_eq!(rig.speaker.settled(), Some(("r1".into(), 30)));
+        assert_eq!(rig.position(60, "r1"), 30, "what the device had taken is heard");
+        assert!(rig.callback(50, 480).contains(&9), "what comes behind it");
+        assert_eq!((rig.position(90, "r2"), rig.position(90, "r1")), (10, 30));
+        assert_eq!(rig.speaker.underruns(), (0, Duration::ZERO));
+    }
+
+    #[test]
+    fn what_was_never_played_is_settled_at_once() {
+        let mut rig = Rig::new(24_000);
+        rig.hear(0, "r1", 480, 7);
+        assert!(rig.speaker.clear("r1") && rig.speaker.clear("never came"));
+        assert_eq!(rig.speaker.settled(), Some(("r1".into(), 0)));
+        assert_eq!(rig.speaker.settled(), Some(("never came".into(), 0)));
+        assert!(!rig.hear(1, "never came", 480, 7) && !rig.speaker.is_sounding(rig.at(1)));
+    }
+
+    #[test]
+    fn a_device_that_disappears_takes_nothing_with_it() {
+        let mut rig = Rig::new(48_000);
+        rig.hear(0, "r1", 2_400, 7); // 100 ms
+        rig.hear(0, "r2", 480, 9);
+        rig.speaker.pump(rig.at(0));
+        rig.callback(10, 1_440); // 30 ms
+        assert!(rig.speaker.detach().is_some() && rig.speaker.detach().is_none());
+        assert!(!rig.speaker.is_sounding(rig.at(40)), "nothing sounds without a device");
+        rig.hear(50, "r2", 480, 9);
+        rig.speaker.pump(rig.at(60));
+        assert_eq!(rig.position(900, "r1"), 30);
+        let (playback, end) = tap::loudspeaker(24_000);
+        rig.playback = playback;
+        rig.speaker.attach(end).unwrap();
+        rig.speaker.pump(rig.at(1_000));
+        assert_eq!(rig.callback(1_000, 2_640), [vec![7; 1_680], vec![9; 960]].concat());
+        assert_eq!((rig.position(1_110, "r1"), rig.position(1_110, "r2")), (100, 40));
+        assert_eq!(rig.speaker.report(rig.at(1_110)), Some(("r1".into(), 100)));
+    }
+
+    #[test]
+    fn without_a_device_a_clear_is_settled_and_the_queue_has_a_bound() {
+        let mut speaker = Speaker::new(t(100));
+        let now = Instant::now();
+        speaker.hear(now, "r1", std::iter::repeat_n(1, MAX_WAITING + 10));
+        assert_eq!(speaker.kept.len(), MAX_WAITING);
+        assert!(speaker.clear("r1"));
+        assert_eq!((speaker.settled(), speaker.kept.len()), (Some(("r1".into(), 0)), 0));
+    }
+
+    #[test]
+    fn reports_come_every_so_often_and_once_at_the_end() {
+        let mut rig = Rig::new(24_000);
+        rig.hear(0, "r1", 24_000 / 1_000 * 250, 7);
+        rig.speaker.pump(rig.at(0));
+        let mut reports = Vec::new();
+        for ms in (0..400).step_by(10) {
+            rig.callback(ms, 240);
+            while let Some((reply, heard)) = rig.speaker.report(rig.at(ms)) {
+                reports.push((ms, reply.to_string(), heard));
+            }
+        }
+        let want = [(100, 100), (200, 200), (250, 250)].map(|(ms, heard)| (ms, "r1".to_owned(), heard));
+        assert_eq!(reports, want);
+    }
+
+    #[test]
+    fn audio_that_comes_late_is_an_underrun_and_a_new_reply_is_not() {
+        let mut rig = Rig::new(24_000);
+        rig.hear(0, "r1", 240, 7);
+        rig.speaker.pump(rig.at(0));
+        rig.callback(10, 240); // heard until 20
+        rig.hear(35, "r1", 240, 7);
+        assert_eq!(rig.speaker.underruns(), (1, t(15)));
+        rig.speaker.pump(rig.at(35));
+        rig.callback(40, 240);
+        rig.hear(45, "r1", 240, 7); // in time
+        rig.speaker.pump(rig.at(45));
+        rig.callback(50, 240);
+        rig.hear(900, "r2", 240, 7);
+        assert_eq!(rig.speaker.underruns(), (1, t(15)));
+    }
+
+    #[test]
+    fn a_rate_of_no_sound_card_is_refused() {
+        let (_, end) = tap::loudspeaker(1_000);
+        assert!(Speaker::new(t(100)).attach(end).is_err());
+    }
+
+    /// What may happen to a loudspeaker.
+    #[derive(Debug, Clone, Copy)]
+    enum Act {
+        Hear(usize, usize),
+        Callback(usize),
+        Clear(usize),
+        Lose,
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            4 => (0_usize..3, 1_usize..2_000).prop_map(|(reply, len)| Act::Hear(reply, len)),
+            6 => (1_usize..1_500).prop_map(Act::Callback),
+            1 => (0_usize..3).prop_map(Act::Clear),
+            1 => Just(Act::Lose),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens when: of each reply a beginning is played, in order and without a hole, and what is said to have
+        /// been played is what was.
+        #[test]
+        fn a_beginning_of_every_reply_is_played_and_counted(acts in prop::collection::vec(act(), 1..120)) {
+            const NAMES: [&str; 3] = ["a", "b", "c"];
+            let mut rig = Rig::new(24_000);
+            let (mut given, mut played, mut cleared) = ([0_i16; 3], [0_i16; 3], [false; 3]);
+            let mut ms = 0;
+            for act in acts.into_iter().chain([Act::Callback(12_000); 20]) {
+                ms += 10;
+                match act {
+                    Act::Hear(reply, len) if given[reply] < 9_000 - 2_000 => {
+                        // Each sample says whose it is, and the how manieth.
+                        let first = given[reply] + 1;
+                        let last = given[reply] + i16::try_from(len).unwrap();
+                        let values = (first..=last).map(|n| n + 9_000 * i16::try_from(reply).unwrap());
+                        if rig.speaker.hear(rig.at(ms), NAMES[reply], values) {
+                            given[reply] = last;
+                        }
+                        rig.speaker.pump(rig.at(ms));
+                    }
+                    Act::Hear(..) => {}
+                    Act::Callback(frames) => for sample in rig.callback(ms, frames) {
+                        if sample > 0 {
+                            let reply = usize::try_from((sample - 1) / 9_000).unwrap();
+                            prop_assert_eq!(sample - 9_000 * i16::try_from(reply).unwrap(), played[reply] + 1);
+                            played[reply] += 1;
+                        }
+                    },
+                    Act::Clear(reply) => {
+                        cleared[reply] |= given[reply] > 0;
+                        if given[reply] > 0 {
+                            rig.speaker.clear(NAMES[reply]);
+                        }
+                    }
+                    Act::Lose => {
+                        rig.speaker.detach();
+                        let (playback, end) = tap::loudspeaker(24_000);
+                        rig.playback = playback;
+                        rig.speaker.attach(end).unwrap();
+                    }
+                }
+            }
+            for reply in 0..3 {
+                let told = rig.speaker.position(rig.at(ms + 9_000), NAMES[reply]).as_secs_f64() * 24_000.0;
+                prop_assert!((told - f64::from(played[reply])).abs() < 0.01, "{told} {played:?}");
+                prop_assert!(played[reply] == given[reply] || cleared[reply], "{played:?} of {given:?}");
+            }
+            while let Some((reply, told)) = rig.speaker.settled() {
+                let reply = NAMES.iter().position(|name| **name == *reply).unwrap();
+                prop_assert_eq!(told, u64::try_from(played[reply]).unwrap() / 24);
+            }
+        }
+    }
+}

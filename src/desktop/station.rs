@@ -517,3 +517,6 @@ fn first<T>(
     }
     Err(error.unwrap_or(DeviceError::None { side }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,8 @@ mod path;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod talk;
+#[cfg(test)]
 mod upstream;
 #[cfg(test)]
 mod wire;
