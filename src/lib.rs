@@ -19,8 +19,9 @@
 //! # Rooms, in the order in which audio passes
 //! | room | what it is |
 //! |---|---|
-//! | [`cli`] | one file per command: serve, say, sim, check |
-//! | [`caller`] | our own client of `voxrelay.v1`: say and the tests use it |
+//! | [`cli`] | one file per command: serve, say, talk, sim, check |
+//! | [`caller`] | our own client of `voxrelay.v1`: say, talk and the tests use it |
+//! | [`desktop`] | microphone and loudspeaker of this computer on a call: talk |
 //! | [`config`] | one struct per section, every default in one place |
 //! | [`serve`] | listen, doors, one task per call, drain |
 //! | [`net`] | one accept loop and one WebSocket for every door and both legs |
@@ -45,6 +46,7 @@ pub mod caller;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod desktop;
 pub mod http;
 pub mod net;
 pub mod observe;

@@ -257,7 +257,7 @@ fn broken_configuration_is_refused_with_line_and_field() {
 fn help_names_every_command() {
     let (code, stdout, _) = run(voxrelay().arg("--help"));
     assert_eq!(code, 0);
-    for command in ["say", "serve", "sim", "check"] {
+    for command in ["say", "talk", "serve", "sim", "check"] {
         assert!(stdout.contains(command), "{stdout}");
         assert_eq!(run(voxrelay().args([command, "--help"])).0, 0);
     }

@@ -10,6 +10,8 @@ mod path;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod talk;
+#[cfg(test)]
 mod tls;
 #[cfg(test)]
 mod upstream;
