@@ -27,6 +27,7 @@ const now = {
   manual: false,
   muted: false,
   /** The talk button is down. */ talking: false,
+  /** By a tap, until the next one. */ latched: false,
   /** The service hears the caller. */ speaking: false,
   /** A turn waits for its answer. */ waiting: false,
   /** @type {string | null} The reply that is heard. */ playing: null,
@@ -38,6 +39,9 @@ const now = {
 /** @type {Speaker | null} */ let speaker = null;
 /** @type {Microphone | null} */ let microphone = null;
 let rate = 24000;
+let startedAt = 0;
+/** What is said of the last call. */
+let ended = "";
 let turns = new Turns();
 const strip = new Strip($("strip"));
 
@@ -219,6 +223,7 @@ function repair({ attempt, delayMs, resume, error }) {
 function end(error) {
   if (now.phase === "idle" || now.phase === "ended") return;
   turns.broken();
+  ended = now.phase === "starting" ? "There was no call." : `The call has ended, after ${length(performance.now() - startedAt)}.`;
   const ending = call;
   call = null;
   void ending?.close();
@@ -239,7 +244,7 @@ function end(error) {
 function talk() {
   if (!now.manual || now.phase !== "call" || now.talking) return;
   if (!microphone) return;
-  now.talking = true;
+  Object.assign(now, { talking: true, latched: false });
   void interrupt();
   turns.take({ type: "talk_started" });
   show();
@@ -277,21 +282,16 @@ function mute() {
 function talkButton() {
   const button = $("talk");
   let downAt = 0;
-  let latched = false;
   const down = () => {
-    if (latched) return;
+    if (now.talking) return;
     downAt = performance.now();
     talk();
   };
   const up = () => {
-    if (!now.talking) return void (latched = false);
-    if (!latched && performance.now() - downAt < TAP) return void (latched = true);
-    latched = false;
-    void hush(true);
-  };
-  const off = () => {
-    latched = false;
-    void hush(false);
+    if (!now.talking) return;
+    if (now.latched || performance.now() - downAt >= TAP) return void hush(true);
+    now.latched = true;
+    show();
   };
   button.addEventListener("pointerdown", (/** @type {PointerEvent} */ event) => {
     if (event.button !== 0) return;
@@ -299,7 +299,7 @@ function talkButton() {
     down();
   });
   button.addEventListener("pointerup", up);
-  button.addEventListener("pointercancel", off);
+  button.addEventListener("pointercancel", () => void hush(false));
   button.addEventListener("contextmenu", (/** @type {Event} */ event) => event.preventDefault());
   // Screen readers press without a pointer or a key: that is a tap.
   button.addEventListener("click", (/** @type {PointerEvent} */ event) => {
@@ -329,6 +329,7 @@ function become(phase) {
   now.phase = phase;
   show();
   if (phase !== "call" || before !== "starting") return;
+  startedAt = performance.now();
   strip.start();
   // The button that is needed next; without a microphone that is none.
   const next = !microphone ? "text" : now.manual ? "talk" : "mute";
@@ -340,7 +341,7 @@ function mood() {
   if (now.phase === "starting") return ["starting", "Connecting", ""];
   if (now.phase === "reconnecting") return ["reconnecting", "Reconnecting", ""];
   if (now.phase !== "call") return ["ended", "", ""];
-  if (now.talking) return ["you", "You speak", "let go to send"];
+  if (now.talking) return ["you", "You speak", ""];
   if (now.speaking) return ["you", "You speak", ""];
   if (performance.now() - now.interruptedAt < INTERRUPTED) return ["interrupted", "Interrupted", ""];
   if (now.playing !== null) return ["it", "It speaks", now.manual || !microphone ? "" : "speak to interrupt"];
@@ -367,7 +368,7 @@ function show() {
   $("end").textContent = phase === "call" ? "End call" : "Give up";
   $("agreed").hidden = phase !== "call" && phase !== "reconnecting";
   $("repair").hidden = phase !== "reconnecting";
-  document.querySelector("#setup .lead")?.toggleAttribute("hidden", phase === "ended");
+  $("lead").textContent = phase === "ended" ? ended : "Speak, and hear it answer.";
   $("start").textContent = phase === "ended" ? "Call again" : "Start the call";
   // Only what changed: a status is read aloud whenever it is written.
   if ($("mood-word").textContent !== word) $("mood-word").textContent = word;
@@ -375,7 +376,7 @@ function show() {
   $("talk").hidden = !now.manual;
   $("talk").disabled = phase !== "call" || !microphone;
   $("talk").setAttribute("aria-pressed", String(now.talking));
-  $("talk").textContent = now.talking ? "Let go to send" : "Hold to talk";
+  $("talk").textContent = !now.talking ? "Hold to talk" : now.latched ? "Press to send" : "Let go to send";
   $("mute").hidden = now.manual;
   $("mute").disabled = phase !== "call" || !microphone;
   $("mute").setAttribute("aria-pressed", String(now.muted));
@@ -487,6 +488,12 @@ function number(key, label, value) {
 
 /** @param {number} ms */
 function seconds(ms) { return `${(ms / 1000).toFixed(1)} s`; }
+
+/** @param {number} ms */
+function length(ms) {
+  const s = Math.round(ms / 1000);
+  return s < 60 ? `${s} s` : `${Math.floor(s / 60)} min ${s % 60} s`;
+}
 
 /** @param {string} who @param {string} name @param {HTMLElement[]} rest */
 function line(who, name, ...rest) {

@@ -24,6 +24,7 @@ package() {
   return 1
 }
 
+PYTHON_PACKAGES="websockets==15.0.1"
 export VOXRELAY="${VOXRELAY:-${CARGO_TARGET_DIR:-$(cd ../.. && pwd)/target}/debug/voxrelay}"
 [ -x "$VOXRELAY" ] || die "no $VOXRELAY: build it first (cargo build), or say where it is with VOXRELAY"
 package npm npm >/dev/null || die "no npm: install Node.js and npm (Debian: apt-get install npm)"
@@ -37,5 +38,17 @@ if ! cmp -s package-lock.json "$stamp"; then
   npm ci --no-audit --no-fund --loglevel=error
   cp package-lock.json "$stamp"
 fi
+# The examples in Python want one package.
+if [ "$(cat .venv/.installed 2>/dev/null)" != "$PYTHON_PACKAGES" ]; then
+  package python3 python3 >/dev/null || die "no Python: install it (Debian: apt-get install python3 python3-venv)"
+  rm -rf .venv
+  python3 -m venv .venv 2>/dev/null || {
+    package python3-venv >/dev/null || true
+    python3 -m venv .venv || die "Python cannot make a venv: install what it needs (Debian: apt-get install python3-venv)"
+  }
+  .venv/bin/pip install --quiet --disable-pip-version-check $PYTHON_PACKAGES
+  echo "$PYTHON_PACKAGES" >.venv/.installed
+fi
+
 # The package brings its own Node: the client needs 22 or newer, which is newer than many systems have.
 exec node_modules/.bin/node main.mjs "$@"
