@@ -40,11 +40,20 @@ impl Rejected {
     }
 }
 
+/// What kind of session a client gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Admitted {
+    /// It speaks with this model.
+    Voice(Model),
+    /// It writes down what it hears.
+    Transcription,
+}
+
 /// Decides like the service does.
 ///
 /// # Errors
 /// With the error event and the close code, in the order key, shape, model, credit.
-pub(super) fn admit(config: &SimConfig, knock: &Knock) -> Result<Model, Rejected> {
+pub(super) fn admit(config: &SimConfig, knock: &Knock) -> Result<Admitted, Rejected> {
     let key = knock.key.as_deref().filter(|key| !key.is_empty()).ok_or_else(no_key)?;
     if key.starts_with("sk-bad") || config.bad_keys.iter().any(|bad| bad == key) {
         return Err(bad_key(key));
@@ -54,10 +63,17 @@ pub(super) fn admit(config: &SimConfig, knock: &Knock) -> Result<Model, Rejected
                        header.";
         return Err(Rejected::new(4_000, Refusal::new("beta_api_shape_disabled", message)));
     }
-    if let Some(intent) = knock.intent.as_deref().filter(|intent| *intent != "realtime") {
-        // Transcription sessions have their own door, which this simulator does not have yet.
-        let message = format!("Intent '{}' is not simulated; use ?model= or intent=realtime.", shorten(intent));
-        return Err(Rejected::new(4_000, Refusal::new("invalid_value", message).at("intent")));
+    match (knock.intent.as_deref(), knock.model.as_deref()) {
+        (None | Some("realtime"), _) => {}
+        (Some("transcription"), None) => return Ok(Admitted::Transcription),
+        (Some("transcription"), Some(_)) => {
+            let message = "You must not provide a model parameter for transcription sessions.";
+            return Err(Rejected::new(4_000, Refusal::new("invalid_model", message).at("model")));
+        }
+        (Some(intent), _) => {
+            let refusal = Refusal::choice("intent", intent, &["realtime", "transcription"]);
+            return Err(Rejected::new(4_000, refusal));
+        }
     }
     let Some(name) = knock.model.as_deref().filter(|model| !model.is_empty()) else {
         let message = "You must provide a model parameter.";
@@ -77,7 +93,7 @@ pub(super) fn admit(config: &SimConfig, knock: &Knock) -> Result<Model, Rejected
         refusal.kind = "insufficient_quota".into();
         return Err(Rejected::new(1_013, refusal));
     }
-    Ok(model)
+    Ok(Admitted::Voice(model))
 }
 
 fn no_key() -> Rejected {
@@ -130,8 +146,14 @@ mod tests {
             ("retired", knock("k", "gpt-4o-realtime-preview"), 4_004, "invalid_request_error.model_not_found"),
             ("no credit", knock("sk-no-credit", good), 1_013, "insufficient_quota.insufficient_quota"),
             (
-                "transcription",
-                Knock { intent: Some("transcription".into()), ..knock("k", "") },
+                "transcription with a model",
+                Knock { intent: Some("transcription".into()), ..knock("k", "gpt-4o-transcribe") },
+                4_000,
+                "invalid_request_error.invalid_model",
+            ),
+            (
+                "another intent",
+                Knock { intent: Some("singing".into()), ..knock("k", "") },
                 4_000,
                 "invalid_request_error.invalid_value",
             ),
@@ -139,7 +161,10 @@ mod tests {
             let rejected = admit(&config, &knock).unwrap_err();
             assert_eq!((rejected.close_code, rejected.reason().as_str()), (code, reason), "{name}");
         }
-        assert_eq!(admit(&config, &knock("ek_123", "gpt-realtime-2.1")).unwrap().context_tokens, 128_000);
+        let Ok(Admitted::Voice(model)) = admit(&config, &knock("ek_123", "gpt-realtime-2.1")) else { panic!() };
+        assert_eq!(model.context_tokens, 128_000);
+        let transcription = Knock { intent: Some("transcription".into()), model: None, ..knock("k", "") };
+        assert_eq!(admit(&config, &transcription), Ok(Admitted::Transcription));
     }
 
     #[test]

@@ -218,6 +218,11 @@ impl Session {
     }
 
     fn response_create(&mut self, f: &Fields<'_>, event_id: Option<&str>) -> Result<(), Refusal> {
+        if self.settings.only_writes {
+            // The live service's code for it is not known.
+            let message = "The event 'response.create' is not supported in transcription sessions.";
+            return Err(Refusal::new("invalid_value", message).at("type"));
+        }
         let mut request = Request::of_turn(&self.settings);
         if let Some(f) = f.object("response", &RESPONSE_FIELDS)? {
             request.settings.override_for_response(&f, self.conversation.has_spoken)?;

@@ -136,6 +136,11 @@ impl Model {
         Self { name: name.to_owned(), context_tokens, max_output_tokens, reasoning }
     }
 
+    /// What a session has that speaks with none.
+    pub(super) fn none() -> Self {
+        Self::new("", 0, 0, false)
+    }
+
     /// The voice models in use in November 2026 (model pages of the service, read 2026-11-21).
     fn known() -> Vec<Self> {
         let two = ["gpt-realtime-2.1", "gpt-realtime-2.1-mini", "gpt-realtime-2"];

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 pub use super::outbox::Output;
 use super::{
-    admit::{self, Knock, Rejected},
+    admit::{self, Admitted, Knock, Rejected},
     config::{Model, SimConfig},
     conversation::{Clip, Conversation, Item, Place},
     damage::Damage,
@@ -124,13 +124,11 @@ impl Session {
     /// `number` counts connection attempts from 1; `unix_now` is for `expires_at`, seconds. Time begins at zero.
     pub fn new(world: Arc<World>, number: u64, knock: &Knock, unix_now: u64) -> Self {
         let admitted = admit::admit(&world.config, knock);
-        let model = admitted.clone().unwrap_or_else(|_| Model {
-            name: String::new(),
-            context_tokens: 0,
-            max_output_tokens: 0,
-            reasoning: false,
-        });
-        let settings = Settings::new(model, world.config.instructions.clone());
+        let settings = match &admitted {
+            Ok(Admitted::Voice(model)) => Settings::new(model.clone(), world.config.instructions.clone()),
+            Ok(Admitted::Transcription) => Settings::transcription(),
+            Err(_) => Settings::new(Model::none(), String::new()),
+        };
         let mut dice = Dice::new(world.config.seed, number);
         let mut session = Self {
             number,
