@@ -275,6 +275,7 @@ pub fn close(end: &End) -> (u16, String) {
         return (close, reason);
     }
     match report.close {
+        _ if report.code == Some("upstream_auth") => (3000, reason),
         4401 | 4403 => (3000, reason),
         4402 | 4429 | 4503 | 4508 => (1013, reason),
         4408 | 4440 => (1001, reason),
@@ -363,6 +364,15 @@ mod tests {
             (service("invalid_api_key", Some(3000)), 3000, "invalid_request_error.upstream_auth"),
             (service("session_expired", Some(1001)), 1001, EXPIRED),
             (service("", Some(1006)), 1011, "upstream_refused"),
+            (
+                End::upstream(&UpstreamError::Http {
+                    status: axum::http::StatusCode::UNAUTHORIZED,
+                    code: None,
+                    retry_after: None,
+                }),
+                3000,
+                "upstream_auth",
+            ),
             (End::upstream(&UpstreamError::Broken("x".into())), 1011, "upstream_unavailable"),
             (
                 End::upstream(&UpstreamError::Timeout { stage: "answer", after: Duration::ZERO }),

@@ -2,7 +2,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    config::{Model, SimConfig},
+    config::{Model, Shape, SimConfig},
     validate::{INVALID_REQUEST, Refusal, shorten},
 };
 
@@ -17,6 +17,8 @@ pub struct Knock {
     pub intent: Option<String>,
     /// It asks for the beta shape, by header or subprotocol.
     pub beta: bool,
+    /// It came by the path of Azure's preview, which has that shape.
+    pub preview: bool,
 }
 
 /// Why there will be no session.
@@ -58,7 +60,7 @@ pub(super) fn admit(config: &SimConfig, knock: &Knock) -> Result<Admitted, Rejec
     if key.starts_with("sk-bad") || config.bad_keys.iter().any(|bad| bad == key) {
         return Err(bad_key(key));
     }
-    if knock.beta {
+    if knock.beta && !knock.preview && config.shape == Shape::Ga {
         let message = "The Realtime Beta API is no longer supported. Please use the GA API: leave out the OpenAI-Beta \
                        header.";
         return Err(Rejected::new(4_000, Refusal::new("beta_api_shape_disabled", message)));
@@ -107,6 +109,20 @@ fn bad_key(key: &str) -> Rejected {
     let tail: String = key.chars().rev().take(4).collect::<Vec<_>>().into_iter().rev().collect();
     let message = format!("Incorrect API key provided: {head}***{tail}.");
     Rejected::new(3_000, Refusal::new("invalid_api_key", message))
+}
+
+/// What Azure says at the upgrade, where OpenAI says it after (learn.microsoft.com Q&A 12820829; the misspelling is theirs).
+pub(super) fn azure_error(rejected: &Rejected) -> (u16, Value) {
+    match rejected.close_code {
+        3_000 => {
+            let message = "Access denied due to invalid subscription key or wrong API endpoint.";
+            (401, json!({ "error": { "code": "401", "message": message } }))
+        }
+        _ => {
+            let message = "The realtime operation does not work with the specified model.";
+            (400, json!({ "error": { "code": "OpperationNotSupported", "message": message } }))
+        }
+    }
 }
 
 /// The body of an HTTP error, as the service's REST side writes it.

@@ -234,6 +234,13 @@ impl Settings {
         settings
     }
 
+    /// The session's PCM is taken to be of this rate, whatever it is called.
+    pub(super) fn hear_pcm_at(&mut self, rate: u32) {
+        if self.input_format.codec == Codec::Pcm16 {
+            self.input_format.rate = rate;
+        }
+    }
+
     /// Whether transcripts come with log probabilities.
     pub(super) fn logprobs(&self) -> bool {
         self.include.iter().any(|i| i == LOGPROBS)

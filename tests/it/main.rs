@@ -8,6 +8,8 @@ mod openai;
 #[cfg(test)]
 mod path;
 #[cfg(test)]
+mod shapes;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod talk;
