@@ -3,6 +3,10 @@
 //!
 //! The session inside speaks GA; this is its mouth and ear. Written from the protocol reference by hand and not with the
 //! relay's own translation, so that a mistake there does not meet itself here.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "reading a JSON value by a name it lacks gives null, and only objects that were made or seen here are written to"
+)]
 use serde_json::{Map, Value, json};
 
 use super::validate::{Refusal, shorten};
