@@ -13,6 +13,8 @@ use std::{
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::audio::Codec;
+
 /// The whole file. An empty one is valid.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -21,6 +23,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// The model service.
     pub upstream: UpstreamConfig,
+    /// The door for OpenAI's own protocol.
+    pub openai: OpenAiConfig,
     /// How audio is cut and paced.
     pub audio: AudioConfig,
     /// What a call may do.
@@ -48,6 +52,19 @@ pub struct ServerConfig {
     pub max_message_bytes: usize,
     /// How long running turns may go on after SIGTERM, seconds.
     pub drain_s: u64,
+    /// Speak TLS, and nothing else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
+}
+
+/// `[server.tls]`: PEM files, looked at again when they change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The certificate chain, the server's own first.
+    pub cert: PathBuf,
+    /// Its private key, not encrypted.
+    pub key: PathBuf,
 }
 
 /// An address to listen on, as people write it.
@@ -84,6 +101,7 @@ impl Default for ServerConfig {
             max_connections: 16_384,
             max_message_bytes: 256 << 10,
             drain_s: 10,
+            tls: None,
         }
     }
 }
@@ -95,6 +113,10 @@ pub enum Dialect {
     /// OpenAI Realtime, generally available shape.
     #[default]
     Ga,
+    /// A compatible server in the shape of the beta of 2024-25.
+    Beta,
+    /// Azure OpenAI.
+    Azure,
 }
 
 /// `[upstream]`
@@ -109,6 +131,11 @@ pub struct UpstreamConfig {
     pub api_key: Option<Secret>,
     /// The protocol spoken there.
     pub dialect: Dialect,
+    /// Azure: speak to the preview of this version instead of the generally available API.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_version: Option<String>,
+    /// Rate at which the service takes PCM, Hz; only servers with `dialect = "beta"` have another than 24,000.
+    pub input_rate: u32,
     /// Model, where an agent names none.
     pub model: String,
     /// Sent as `OpenAI-Organization`.
@@ -135,6 +162,8 @@ impl Default for UpstreamConfig {
             url: None,
             api_key: None,
             dialect: Dialect::Ga,
+            api_version: None,
+            input_rate: 24_000,
             model: "gpt-realtime-2.1".to_owned(),
             organization: None,
             project: None,
@@ -145,6 +174,46 @@ impl Default for UpstreamConfig {
             max_message_bytes: 16 << 20,
         }
     }
+}
+
+/// `[openai]`: the door `/v1/realtime`, where clients bring OpenAI's protocol with them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OpenAiConfig {
+    /// The agent whose policy rules calls that name none (`?agent=`).
+    pub agent: String,
+    /// What a client's `?model=` means here.
+    pub models: BTreeMap<String, String>,
+    /// What becomes of names that are not in `models`.
+    pub other_models: OtherModels,
+    /// Largest client message, bytes: the service's own longest append is 20,971,520 characters of base64.
+    pub max_message_bytes: usize,
+}
+
+impl Default for OpenAiConfig {
+    fn default() -> Self {
+        // Legacy clients still ask for models that ended on 2026-05-07.
+        let models = [
+            ("gpt-4o-realtime-preview", "gpt-realtime-2.1"),
+            ("gpt-4o-mini-realtime-preview", "gpt-realtime-2.1-mini"),
+        ];
+        Self {
+            agent: "default".to_owned(),
+            models: models.map(|(from, to)| (from.to_owned(), to.to_owned())).into(),
+            other_models: OtherModels::Pass,
+            max_message_bytes: 21_037_056,
+        }
+    }
+}
+
+/// What becomes of a model's name that no entry of `openai.models` translates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OtherModels {
+    /// The service is asked for it.
+    Pass,
+    /// It is refused at the door.
+    Refuse,
 }
 
 /// `[audio]`
@@ -256,6 +325,8 @@ pub struct AgentConfig {
     pub turn_detection: TurnDetection,
     /// Tools that the client answers.
     pub tools: Vec<ToolConfig>,
+    /// What of this a client at `/v1/realtime` may change.
+    pub policy: PolicyConfig,
 }
 
 impl Default for AgentConfig {
@@ -272,8 +343,37 @@ impl Default for AgentConfig {
             noise_reduction: None,
             turn_detection: TurnDetection::default(),
             tools: Vec::new(),
+            policy: PolicyConfig::default(),
         }
     }
+}
+
+/// `[agents.NAME.policy]`: what becomes of an agent's settings where the client owns the conversation (`/v1/realtime`).
+/// At `/v1/voice` all of them are in force.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyConfig {
+    /// `instructions`
+    pub instructions: Rule,
+    /// `tools`
+    pub tools: Rule,
+    /// `voice`
+    pub voice: Rule,
+    /// `max_output_tokens`; in force, a client may ask for less.
+    pub max_output_tokens: Rule,
+}
+
+/// Who decides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rule {
+    /// The client; the agent's value is not used.
+    #[default]
+    Allow,
+    /// The agent, until the client says something else.
+    Default,
+    /// The agent.
+    Force,
 }
 
 /// The service's noise filters.
@@ -538,13 +638,31 @@ impl Config {
         if !is_log_level(&self.log.level) {
             problem("log.level", format!("`{}`", self.log.level), LOG_LEVELS);
         }
+        if !self.agents.contains_key(&self.openai.agent) {
+            problem("openai.agent", format!("`{}`", self.openai.agent), "the name of a configured agent");
+        }
+        if let Some((name, _)) = self.openai.models.iter().find(|(from, to)| from.is_empty() || to.is_empty()) {
+            problem(&format!("openai.models.{name}"), "an empty name".to_owned(), "names of models");
+        }
+        let rates = if self.upstream.dialect == Dialect::Beta { Codec::Pcm16.rates() } else { &[24_000] };
+        if !rates.contains(&self.upstream.input_rate) {
+            let allowed = "24000, or with dialect = \"beta\" also 8000, 16000 and 48000";
+            problem("upstream.input_rate", self.upstream.input_rate.to_string(), allowed);
+        }
+        match (&self.upstream.api_version, self.upstream.dialect) {
+            (Some(version), dialect) if dialect != Dialect::Azure || version.is_empty() => {
+                let allowed = "a version such as 2025-04-01-preview, with dialect = \"azure\"";
+                problem("upstream.api_version", format!("`{version}`"), allowed);
+            }
+            _ => {}
+        }
         for (name, agent) in &self.agents {
             agent.check(name, &mut problem);
         }
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Values { problems }) }
     }
 
-    fn ranges(&self) -> [(&'static str, u64, u64, u64, &'static str); 16] {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64, &'static str); 17] {
         let (server, upstream, audio, call) = (&self.server, &self.upstream, &self.audio, &self.call);
         [
             ("server.max_calls", server.max_calls as u64, 1, 1_000_000, "calls"),
@@ -555,6 +673,7 @@ impl Config {
             ("upstream.session_timeout_ms", upstream.session_timeout_ms, 100, 120_000, "ms"),
             ("upstream.attempts", u64::from(upstream.attempts), 1, 10, "tries"),
             ("upstream.max_message_bytes", upstream.max_message_bytes as u64, 64 << 10, 64 << 20, "bytes"),
+            ("openai.max_message_bytes", self.openai.max_message_bytes as u64, 64 << 10, 64 << 20, "bytes"),
             ("audio.chunk_ms", audio.chunk_ms, 20, 200, "ms"),
             ("audio.out_lead_ms", audio.out_lead_ms, 40, 10_000, "ms"),
             ("audio.out_batch_ms", audio.out_batch_ms, 20, 1_000, "ms"),
@@ -579,6 +698,10 @@ impl AgentConfig {
         }
         if let Some(speed) = self.speed.filter(|s| !(0.25..=1.5).contains(s)) {
             problem(&key("speed"), speed.to_string(), "0.25 to 1.5");
+        }
+        if self.policy.max_output_tokens != Rule::Allow && self.max_output_tokens.is_none() {
+            let found = "a rule for a limit that is not set".to_owned();
+            problem(&key("policy.max_output_tokens"), found, "allow, or agents.NAME.max_output_tokens set");
         }
         if let Some(tokens) = self.max_output_tokens.filter(|t| !(1..=32_000).contains(t)) {
             problem(&key("max_output_tokens"), tokens.to_string(), "1 to 32000 tokens");
@@ -711,7 +834,7 @@ mod tests {
         let defaults = printed(&load("").unwrap());
         assert_eq!(printed(&load(example).unwrap()), defaults);
         let uncomment = |line: &'static str| match line.strip_prefix("# ") {
-            Some(l) if l.starts_with("[[") || l.contains(" = ") && !l.contains("eagerness") => l,
+            Some(l) if l.starts_with('[') || l.contains(" = ") && !l.contains("eagerness") => l,
             _ => line,
         };
         let uncommented: String = example.lines().map(|line| format!("{}\n", uncomment(line))).collect();
@@ -744,6 +867,22 @@ mod tests {
             ),
             ("[agents.x.turn_detection]\ntype = \"magic\"\n", &["magic", "server_vad"]),
             ("[[agents.x.tools]]\nname = \"two words\"\n", &["test.toml:2: agents.x.tools[0].name: found `two words`"]),
+            (
+                "[upstream]\ndialect = \"azure\"\ninput_rate = 16000\n",
+                &["test.toml:3: upstream.input_rate: found 16000; allowed: 24000, or with dialect"],
+            ),
+            (
+                "[upstream]\napi_version = \"2025-04-01-preview\"\n",
+                &["test.toml:2: upstream.api_version: found `2025-04-01-preview`", "dialect = \"azure\""],
+            ),
+            ("[upstream]\ndialect = \"morse\"\n", &["line 2", "morse", "`ga`, `beta`, `azure`"]),
+            ("[openai]\nagent = \"nobody\"\n", &["test.toml:2: openai.agent: found `nobody`; allowed: the name of a"]),
+            ("[openai.models]\na = \"\"\n", &["test.toml:2: openai.models.a: found an empty name"]),
+            ("[agents.x.policy]\nvoice = \"maybe\"\n", &["line 2", "maybe", "`allow`, `default`, `force`"]),
+            (
+                "[agents.x.policy]\nmax_output_tokens = \"force\"\n",
+                &["test.toml:2: agents.x.policy.max_output_tokens: found a rule for a limit that is not set"],
+            ),
             ("[log]\nlevel = \"a=b=c\"\n", &["test.toml:2: log.level"]),
             ("[log]\nlevel = \"loud\"\n", &["test.toml:2: log.level: found `loud`; allowed: off, error"]),
             ("[server]\nlisten = \"localhost\"\n", &["line 2", "found `localhost`; allowed: an IP address and a port"]),

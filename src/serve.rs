@@ -1,4 +1,8 @@
 //! The server: listens, checks at the doors, hands each call to a task of its own, and leaves in good order.
+//!
+//! Here stands the thin door; [`realtime`] is OpenAI's.
+mod realtime;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -30,9 +34,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
 use crate::{
-    audio::lane::upstream_format,
+    audio::lane::{upstream_format, upstream_input},
     call::{
-        core::Plan,
+        core::{Core, Life, Plan},
+        door::Door,
         driver::{self, Call},
         end::{End, Report},
         ms,
@@ -42,14 +47,15 @@ use crate::{
         thin::{self, Query},
         wire::{AudioFormats, ErrorBody, ServerMsg},
     },
-    config::{AgentConfig, Config},
+    config::{AgentConfig, Config, TlsConfig},
     http::pages,
     net::{
-        listen::{self, Upgrade, UpgradeError},
+        listen::{self, Pending, Upgrade, UpgradeError},
+        tls::{Files, Tls, TlsError},
         ws::{Socket, SocketLimits},
     },
     observe::fact::Fact,
-    upstream::{SessionSetup, open::Upstream},
+    upstream::{SessionSetup, Wanted, open::Upstream},
 };
 
 /// Read buffer of a client's socket, bytes; grows with the message that is read.
@@ -84,6 +90,9 @@ pub enum ServeError {
     /// The service's address cannot work.
     #[error("upstream.url: {0}")]
     Upstream(String),
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 #[derive(Debug)]
@@ -97,6 +106,12 @@ struct Shared {
     calls: TaskTracker,
     stop: CancellationToken,
     metrics: Option<PrometheusHandle>,
+}
+
+impl Shared {
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
 }
 
 /// A running server.
@@ -121,6 +136,8 @@ impl Server {
             return Err(ServeError::Open { addr });
         }
         let upstream = Upstream::new(Arc::new(config.upstream.clone())).map_err(ServeError::Upstream)?;
+        let tls =
+            config.server.tls.clone().map(|TlsConfig { cert, key }| Tls::load(Files { cert, key })).transpose()?;
         let listener = TcpListener::bind(addr).await.map_err(|source| ServeError::Listen { addr, source })?;
         let addr = listener.local_addr().map_err(|source| ServeError::Listen { addr, source })?;
         let (drain, draining) = watch::channel(None);
@@ -139,7 +156,9 @@ impl Server {
         let closed = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let (router, stop, tracker) = (router(shared.clone()), closed.clone(), shared.calls.clone());
-        tasks.spawn(async move { listen::serve(listener, router, max_connections, &tracker, stop).await });
+        let acceptor = tls.as_ref().map(Tls::acceptor);
+        tasks.spawn(async move { listen::serve(listener, acceptor, router, max_connections, &tracker, stop).await });
+        tls.into_iter().for_each(|tls| drop(tasks.spawn(tls.watch())));
         if let Some(metrics) = metrics {
             tasks.spawn(async move {
                 loop {
@@ -180,6 +199,9 @@ impl Server {
 fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/voice", get(voice))
+        .route("/v1/realtime", get(realtime::realtime))
+        .route("/openai/v1/realtime", get(realtime::realtime))
+        .route("/openai/realtime", get(realtime::azure_preview))
         .route("/v1/agents", get(agents))
         .merge(pages::routes())
         .route("/healthz", get(|| async { "ok\n" }))
@@ -190,11 +212,7 @@ fn router(shared: Arc<Shared>) -> Router {
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {
-    if shared.draining.load(Ordering::Acquire) {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
-    } else {
-        (StatusCode::OK, "ready\n")
-    }
+    if shared.is_draining() { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ready\n") }
 }
 
 /// `GET /v1/agents`: whom one can call, by name. No more of an agent is public.
@@ -212,8 +230,10 @@ async fn metrics_page(State(shared): State<Arc<Shared>>) -> Response<Body> {
 }
 
 async fn nowhere(request: Request) -> Response<Body> {
-    let message =
-        format!("nothing at `{}`; calls are at /v1/voice", request.uri().path().chars().take(80).collect::<String>());
+    let message = format!(
+        "nothing at `{}`; calls are at /v1/voice and /v1/realtime",
+        request.uri().path().chars().take(80).collect::<String>()
+    );
     Refusal::new(StatusCode::NOT_FOUND, "not_found", message).into()
 }
 
@@ -304,7 +324,7 @@ fn knock(shared: &Shared, request: &Request) -> Result<(Query, OwnedSemaphorePer
         retry_after: Some(FULL_RETRY),
         ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message.to_owned())
     };
-    if shared.draining.load(Ordering::Acquire) {
+    if shared.is_draining() {
         return Err(full("this server is going away"));
     }
     let slot = shared.slots.clone().try_acquire_owned().map_err(|_| full("all lines are taken"))?;
@@ -316,54 +336,88 @@ fn admit(shared: &Arc<Shared>, query: Query, slot: OwnedSemaphorePermit, upgrade
     // A list that was offered must be answered from, and a token in it must never be echoed.
     let protocol = upgrade.protocols().iter().any(|p| p == thin::PROTOCOL).then_some(thin::PROTOCOL);
     let (response, pending) = upgrade.accept(protocol);
-    let id = random_id("call");
-    let span = tracing::info_span!("call", id);
-    let shared = shared.clone();
+    let max_message = shared.config.server.max_message_bytes;
+    if query.resume {
+        spawn(shared, slot, pending, max_message, |id, socket| async move { refuse_resume(socket, &id).await });
+        return response;
+    }
     let task = shared.clone();
-    shared.calls.spawn(
-        async move {
-            let limits = SocketLimits { max_message: task.config.server.max_message_bytes, read_buffer: READ_BUFFER };
-            match pending.socket(limits).await {
-                Ok(socket) if query.resume => Box::pin(refuse_resume(socket, &id)).await,
-                Ok(socket) => {
-                    let Some(call) = call(&task, query, id, socket) else { return };
-                    let end = driver::run(call).await;
-                    tracing::debug!(%end, "end");
-                }
-                Err(error) => tracing::debug!(%error, "upgrade failed"),
-            }
-            drop(slot);
-        }
-        .instrument(span),
-    );
+    let agent = task.agents.get(&query.agent).cloned().unwrap_or_default();
+    run(shared, slot, pending, max_message, move |id, client| call(&task, &query, agent, id, client));
     response
 }
 
-fn call(shared: &Shared, query: Query, id: String, client: Socket) -> Option<Call> {
-    let agent = shared.agents.get(&query.agent)?.clone();
-    let model = agent.model.clone().unwrap_or_else(|| shared.config.upstream.model.clone());
-    let plan = plan(&shared.config, &query, &agent, id);
-    let setup =
-        SessionSetup { input: plan.upstream_input, output: plan.upstream_output, auto_turns: query.auto_turns, agent };
-    Some(Call {
-        plan,
-        setup,
-        model,
-        upstream: shared.upstream.clone(),
-        client,
-        gather: shared.config.audio.gather,
-        drain: shared.drain.clone(),
-        stop: shared.stop.clone(),
-    })
+/// Runs a call, made of its id and its client's socket, to its end.
+fn run(
+    shared: &Shared,
+    slot: OwnedSemaphorePermit,
+    pending: Pending,
+    max_message: usize,
+    call: impl FnOnce(String, Socket) -> Call + Send + 'static,
+) {
+    spawn(shared, slot, pending, max_message, |id, socket| async move {
+        let end = driver::run(call(id, socket)).await;
+        tracing::debug!(%end, "end");
+    });
 }
 
-fn plan(config: &Config, query: &Query, agent: &AgentConfig, call: String) -> Plan {
+/// Does something with an upgraded socket in a task of its own, which has an id and takes a line until it ends.
+fn spawn<F: Future<Output = ()> + Send>(
+    shared: &Shared,
+    slot: OwnedSemaphorePermit,
+    pending: Pending,
+    max_message: usize,
+    work: impl FnOnce(String, Socket) -> F + Send + 'static,
+) {
+    let id = random_id("call");
+    let span = tracing::info_span!("call", id);
+    let task = async move {
+        let limits = SocketLimits { max_message, read_buffer: READ_BUFFER };
+        match pending.socket(limits).await {
+            Ok(socket) => Box::pin(work(id, socket)).await,
+            Err(error) => tracing::debug!(%error, "upgrade failed"),
+        }
+        drop(slot);
+    };
+    shared.calls.spawn(task.instrument(span));
+}
+
+fn call(shared: &Shared, query: &Query, agent: Arc<AgentConfig>, id: String, client: Socket) -> Call {
+    let config = &shared.config;
+    let model = agent.model.as_ref().unwrap_or(&config.upstream.model);
+    let wanted = Wanted::voice(model);
+    let plan = plan(config, query, &agent);
+    let audio = plan.audio;
+    let setup =
+        SessionSetup { input: plan.upstream_input, output: plan.upstream_output, auto_turns: query.auto_turns, agent };
+    Call {
+        core: Core::owner(life(config, id.clone()), plan, Duration::ZERO),
+        id,
+        door: Door::thin(setup, audio, config.audio.gather),
+        wanted,
+        upstream: shared.upstream.clone(),
+        client,
+        drain: shared.drain.clone(),
+        stop: shared.stop.clone(),
+    }
+}
+
+fn life(config: &Config, call: String) -> Life {
+    let config = &config.call;
+    Life {
+        call,
+        max: Duration::from_secs(config.max_s),
+        idle: (config.idle_s > 0).then(|| Duration::from_secs(config.idle_s)),
+        stall: Duration::from_secs(config.stall_s),
+    }
+}
+
+fn plan(config: &Config, query: &Query, agent: &AgentConfig) -> Plan {
     let millis = Duration::from_millis;
     Plan {
-        call,
         agent: query.agent.clone(),
         audio: AudioFormats { input: query.input, output: query.output },
-        upstream_input: upstream_format(query.input),
+        upstream_input: upstream_input(query.input, config.upstream.input_rate),
         upstream_output: upstream_format(query.output),
         auto_turns: query.auto_turns,
         silence: agent.turn_detection.silence(),
@@ -372,10 +426,7 @@ fn plan(config: &Config, query: &Query, agent: &AgentConfig, call: String) -> Pl
         chunk: millis(config.audio.chunk_ms),
         lead: query.realtime.then(|| millis(config.audio.out_lead_ms)),
         batch: millis(config.audio.out_batch_ms),
-        max: Duration::from_secs(config.call.max_s),
-        idle: (config.call.idle_s > 0).then(|| Duration::from_secs(config.call.idle_s)),
         tool_timeout: Duration::from_secs(config.call.tool_timeout_s),
-        stall: Duration::from_secs(config.call.stall_s),
         max_backlog: Duration::from_secs(config.call.max_backlog_s),
         max_message_bytes: config.server.max_message_bytes,
     }

@@ -22,6 +22,14 @@ pub fn upstream_format(client: Format) -> Format {
     }
 }
 
+/// The same where a service takes PCM at `rate` (compatible servers, not OpenAI's).
+pub fn upstream_input(client: Format, rate: u32) -> Format {
+    match upstream_format(client) {
+        Format { codec: Codec::Pcm16, .. } => Format { codec: Codec::Pcm16, rate },
+        law => law,
+    }
+}
+
 /// Audio that a lane cannot carry. Of the sender's making, but for [`Rate`](Self::Rate).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AudioError {
@@ -47,6 +55,8 @@ pub enum AudioError {
 #[derive(Debug)]
 pub struct Uplink {
     client: Format,
+    /// Of the service's PCM, Hz.
+    rate: u32,
     /// Half a sample, whose other half comes with the next message.
     odd: Option<u8>,
     /// Client samples taken so far: durations are differences of sums, so no rounding piles up.
@@ -62,17 +72,22 @@ enum Inward {
 }
 
 impl Uplink {
-    /// The lane of a client that sends `client`.
+    /// The lane of a client that sends `client`, to a service that takes its [usual format](upstream_format).
     pub fn new(client: Format) -> Self {
-        Self { client, odd: None, taken: 0, work: None }
+        Self::towards(client, Format::PCM_24K.rate)
+    }
+
+    /// The lane of a client that sends `client`, to a service that takes PCM at `rate`.
+    pub fn towards(client: Format, rate: u32) -> Self {
+        Self { client, rate, odd: None, taken: 0, work: None }
     }
 
     /// Bytes come out as they went in. A caller may go round the lane then, but must itself keep PCM in whole samples.
     pub fn passthrough(&self) -> bool {
-        self.client == upstream_format(self.client)
+        self.client == upstream_input(self.client, self.rate)
     }
 
-    /// Takes one message, appends what it makes to `out` in the [upstream format](upstream_format), and returns how long
+    /// Takes one message, appends what it makes to `out` in the upstream format, and returns how long
     /// the client's audio in it plays. PCM may be cut anywhere, also within a sample; an Opus message is one packet.
     ///
     /// # Errors
@@ -81,9 +96,9 @@ impl Uplink {
         if self.passthrough() {
             return Ok(self.copy(message, out));
         }
-        let client = self.client;
+        let (client, rate) = (self.client, self.rate);
         let mut samples = Vec::new();
-        let played = match made(&mut self.work, || Inward::new(client))? {
+        let played = match made(&mut self.work, || Inward::new(client, rate))? {
             Inward::Opus(decoder) => decoder.decode(message, &mut samples)?,
             Inward::Rate(resampler) => {
                 let (joined, whole) = join(&mut self.odd, message);
@@ -144,10 +159,10 @@ impl Uplink {
 }
 
 impl Inward {
-    fn new(client: Format) -> Result<Self, AudioError> {
+    fn new(client: Format, rate: u32) -> Result<Self, AudioError> {
         Ok(match client.codec {
-            Codec::Opus => Self::Opus(Decoder::new(Format::PCM_24K.rate)?),
-            Codec::Pcm16 | Codec::Mulaw | Codec::Alaw => Self::Rate(Resampler::new(client.rate, Format::PCM_24K.rate)?),
+            Codec::Opus => Self::Opus(Decoder::new(rate)?),
+            Codec::Pcm16 | Codec::Mulaw | Codec::Alaw => Self::Rate(Resampler::new(client.rate, rate)?),
         })
     }
 }

@@ -10,6 +10,6 @@ pub mod opus;
 pub mod pace;
 pub mod resample;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use format::{Codec, Format};

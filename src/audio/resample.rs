@@ -1,4 +1,4 @@
-//! Changes the rate of a live stream: 8, 16, 24 and 48 kHz, mono, 16 bit, cut anywhere.
+//! Changes the rate of a live stream: 8, 16, 24 and 48 kHz, mono, 16 bit, cut anywhere; for sound cards also theirs.
 //!
 //! Stands inside a [lane](super::lane), one per direction and for the whole call; never made anew per chunk. A polyphase
 //! FIR: Kaiser window, 52 periods of the lower rate long, flat to 0.86 of its Nyquist frequency, closed from 1.095 on.
@@ -9,7 +9,11 @@
 //! Why not rubato's `Fft`, which reaches the same quality: measured with 20 ms chunks it holds 20 to 62 KB per direction
 //! (an idle call may have 24 KiB), delays by 10 ms (this: 1.1 to 3.3) and takes only whole chunks. Both cost 2 to 8 us
 //! for 20 ms (rubato 5.0.1, 2 cores, 2026-11). Recordings go through rubato: there, sharp filters are all that counts.
-use std::{f64::consts::PI, sync::OnceLock, time::Duration};
+use std::{
+    f64::consts::PI,
+    sync::{Mutex, OnceLock},
+    time::Duration,
+};
 
 /// Rates in Hz between which a [`Resampler`] can be had.
 pub const RATES: [u32; 4] = [8_000, 16_000, 24_000, 48_000];
@@ -41,6 +45,16 @@ pub struct RateError {
     pub to: u32,
 }
 
+/// Rates between which no sound card's stream can be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("cannot resample from {from} Hz to {to} Hz; the usual rates of 8000 to 192000 Hz are possible")]
+pub struct DeviceRateError {
+    /// Asked for as input, Hz.
+    pub from: u32,
+    /// Asked for as output, Hz.
+    pub to: u32,
+}
+
 impl Resampler {
     /// A resampler from `from_hz` to `to_hz`. Equal rates are allowed: samples are copied, without delay.
     ///
@@ -52,16 +66,27 @@ impl Resampler {
             return Err(error);
         }
         if from_hz == to_hz {
-            return Ok(Self { filter: None, history: Box::default(), next: 0, used: false, delay: Duration::ZERO });
+            return Ok(Self::with(None, from_hz, to_hz));
         }
         let filter = Filter::shared(from_hz, to_hz).ok_or(error)?;
-        Ok(Self {
-            filter: Some(filter),
-            history: vec![0; filter.look_back()].into(),
-            next: 0,
-            used: false,
-            delay: delay(from_hz, to_hz),
-        })
+        Ok(Self::with(Some(filter), from_hz, to_hz))
+    }
+
+    /// One to or from the rate of a sound card: 44100 Hz and whatever else there is.
+    ///
+    /// # Errors
+    /// When a rate is 0 or more than 8 times the other, or both have next to nothing in common.
+    pub fn for_device(from_hz: u32, to_hz: u32) -> Result<Self, DeviceRateError> {
+        if from_hz == to_hz && from_hz > 0 {
+            return Ok(Self::with(None, from_hz, to_hz));
+        }
+        let filter = Filter::of_device(from_hz, to_hz).ok_or(DeviceRateError { from: from_hz, to: to_hz })?;
+        Ok(Self::with(Some(filter), from_hz, to_hz))
+    }
+
+    fn with(filter: Option<&'static Filter>, from_hz: u32, to_hz: u32) -> Self {
+        let history = filter.map_or_else(Box::default, |filter| vec![0; filter.look_back()].into());
+        Self { filter, history, next: 0, used: false, delay: delay(from_hz, to_hz) }
     }
 
     /// By how much the sound is late: half the filter's length.
@@ -114,8 +139,10 @@ pub fn delay(from_hz: u32, to_hz: u32) -> Duration {
 
 /// Half the filter's length in samples of the lower rate: the delay. Even, so that it is whole at both rates of each pair.
 const HALF: usize = 26;
-/// The highest ratio of two rates.
-const MAX_RATIO: usize = 6;
+/// The highest ratio of two rates: a sound card at 192 kHz.
+const MAX_RATIO: usize = 8;
+/// Most phases of a filter for a sound card; 11025 and 24000 Hz need 320.
+const MAX_PHASES: usize = 640;
 /// Input samples at a time; bounds the stack.
 const BLOCK: usize = 480;
 /// Coefficients are dotted in groups of this many, which the compiler turns into vector instructions; 16 and 32 are slower.
@@ -150,6 +177,28 @@ impl Filter {
         Some(filter.get_or_init(|| Self::design(up, down)))
     }
 
+    /// The same for any ratio that is not absurd. Few are ever asked for: a computer has a handful of sound cards.
+    fn of_device(from_hz: u32, to_hz: u32) -> Option<&'static Self> {
+        static MADE: Mutex<Vec<&'static Filter>> = Mutex::new(Vec::new());
+        let (from, to) = (from_hz as usize, to_hz as usize);
+        let common = greatest_common_divisor(from, to);
+        let (up, down) = (to.checked_div(common)?, from.checked_div(common)?);
+        let (low, high) = (up.min(down), up.max(down));
+        if low == 0 || high > low * MAX_RATIO || high > MAX_PHASES {
+            return None;
+        }
+        if let Some(filter) = Self::shared(from_hz, to_hz) {
+            return Some(filter);
+        }
+        let mut made = MADE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = made.iter().copied().find(|filter| (filter.up, filter.down) == (up, down));
+        Some(known.unwrap_or_else(|| {
+            let filter: &'static Self = Box::leak(Box::new(Self::design(up, down)));
+            made.push(filter);
+            filter
+        }))
+    }
+
     /// Windowed sinc at the common rate, cut into `up` phases.
     fn design(up: usize, down: usize) -> Self {
         let ratio = up.max(down);
@@ -180,7 +229,7 @@ impl Filter {
 
     /// Zeros that push the last input through: the delay, in input samples.
     fn tail(&self) -> usize {
-        HALF * self.up.max(self.down) / self.up
+        (HALF * self.up.max(self.down)).div_ceil(self.up)
     }
 
     /// Appends all outputs that lie within `block`, which follows `history`; `next` as in [`Resampler`], and the new one.
@@ -203,6 +252,13 @@ impl Filter {
         }
         (at - block.len()) * self.up + phase
     }
+}
+
+fn greatest_common_divisor(mut a: usize, mut b: usize) -> usize {
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a
 }
 
 /// Keeps the newest samples of `history` followed by `block`.
@@ -458,6 +514,39 @@ mod tests {
             "cannot resample from 44100 Hz to 24000 Hz; possible are 8000, 16000, 24000 and 48000"
         );
         assert!(Resampler::new(8_000, 0).is_err());
+    }
+
+    #[test]
+    fn the_rates_of_sound_cards_are_as_clean() {
+        const DEVICES: [u32; 8] = [11_025, 22_050, 32_000, 44_100, 48_000, 88_200, 96_000, 192_000];
+        for (from, to) in DEVICES.into_iter().flat_map(|device| [(device, 24_000), (24_000, device)]) {
+            let mut resampler = Resampler::for_device(from, to).unwrap();
+            let (input, mut out) = (tone(997.0, from, from as usize / 2, LOUD), Vec::new());
+            input.chunks(from as usize / 100).for_each(|piece| resampler.push(piece, &mut out));
+            assert_eq!(out.len(), (input.len() * to as usize).div_ceil(from as usize), "{from} to {to}");
+            let (amplitude, left) = fit(&middle_half(&out), 997.0, to);
+            let thd_n = db(left * 2_f64.sqrt() / amplitude);
+            assert!(thd_n <= -85.0 && db(amplitude / LOUD).abs() < 0.1, "{from} to {to} Hz: THD+N {thd_n:.1} dB");
+            // Above 1.1 of the lower Nyquist frequency nothing may come down.
+            if from * 10 > to * 13 {
+                let mut out = Vec::new();
+                resampler.reset();
+                resampler.push(&tone(f64::from(to) * 0.6, from, from as usize / 5, LOUD), &mut out);
+                let alias = db(rms(&middle_half(&out)));
+                assert!(alias <= -75.0, "{from} to {to} Hz: alias {alias:.1} dB");
+            }
+            let mut tail = Vec::new();
+            assert!(resampler.flush(&mut tail) && !tail.is_empty());
+        }
+    }
+
+    #[test]
+    fn rates_of_no_sound_card_are_refused() {
+        for (from, to) in [(0, 24_000), (24_000, 0), (0, 0), (384_000, 24_000), (24_000, 2_999), (44_101, 24_000)] {
+            let error = Resampler::for_device(from, to).unwrap_err().to_string();
+            assert!(error.contains(&format!("from {from} Hz to {to} Hz")), "{error}");
+        }
+        assert_eq!(Resampler::for_device(44_100, 44_100).unwrap().delay(), Duration::ZERO);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! Owns no socket, task or clock, and sees bytes plus a duration, never samples. Time is the time since the call began, so
 //! that a call can be written down and continued. One part, one file: [`client`] what the client says, [`service`] what
-//! the service says, [`clock`] what time brings.
+//! the service says, [`clock`] what time brings, and [`pass`] both sides where the client owns the conversation.
 mod client;
 mod clock;
+mod pass;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -14,27 +15,43 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use self::pass::Pass;
 use super::{
     At,
     end::End,
     intake::Intake,
     playout::{Over, Playout, Step, Unheard},
+    policy::Policy,
     slot::{Slot, Want},
     tools::Tools,
     turn::Turn,
 };
 use crate::{
     audio::Format,
-    client::wire::{AudioFormats, ClientMsg, ErrorBody, Limits, ServerMsg},
+    client::{
+        openai::{self, Said},
+        wire::{AudioFormats, ClientMsg, ErrorBody, Limits, ServerMsg},
+    },
     observe::fact::Fact,
     upstream::{Command, Event},
 };
 
-/// What was agreed at the door, and what the configuration allows.
+/// A call's own life, whoever owns its conversation.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Plan {
+pub struct Life {
     /// The call's id.
     pub call: String,
+    /// Longest call.
+    pub max: Duration,
+    /// Longest time without a message; none: for ever.
+    pub idle: Option<Duration>,
+    /// A reply without an event for so long is stalled.
+    pub stall: Duration,
+}
+
+/// What was agreed at a door where the relay owns the conversation, and what the configuration allows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plan {
     /// The agent's name.
     pub agent: String,
     /// What the client sends and gets.
@@ -57,18 +74,34 @@ pub struct Plan {
     pub lead: Option<Duration>,
     /// How much to send at one go.
     pub batch: Duration,
-    /// Longest call.
-    pub max: Duration,
-    /// Longest time without a message; none: for ever.
-    pub idle: Option<Duration>,
     /// How long a client may take for a tool.
     pub tool_timeout: Duration,
-    /// A reply without an event for so long is stalled.
-    pub stall: Duration,
     /// Longest backlog of reply audio.
     pub max_backlog: Duration,
     /// Largest client message, bytes.
     pub max_message_bytes: usize,
+}
+
+impl Plan {
+    /// Where the client owns the conversation, nothing was agreed.
+    fn none() -> Self {
+        Self {
+            agent: String::new(),
+            audio: AudioFormats { input: Format::PCM_24K, output: Format::PCM_24K },
+            upstream_input: Format::PCM_24K,
+            upstream_output: Format::PCM_24K,
+            auto_turns: false,
+            silence: Duration::ZERO,
+            ends_speech: Duration::ZERO,
+            greeting: None,
+            chunk: Duration::from_millis(100),
+            lead: None,
+            batch: Duration::from_millis(100),
+            tool_timeout: Duration::ZERO,
+            max_backlog: Duration::ZERO,
+            max_message_bytes: 0,
+        }
+    }
 }
 
 /// What happened.
@@ -96,6 +129,10 @@ pub enum Input<'a> {
     },
     /// A text message of a type that we do not know.
     Ignored,
+    /// Pass-through: an event of the client.
+    Said(Said),
+    /// Pass-through: a binary message of the client.
+    SaidAudio(&'a Bytes),
     /// The client answered a ping.
     ClientPong,
     /// The client is gone, or must go.
@@ -104,6 +141,8 @@ pub enum Input<'a> {
     SessionUp,
     /// The service said something.
     Service(Event),
+    /// Pass-through: the service said something, in these words.
+    Heard(Event, Bytes),
     /// The service answered a ping.
     ServicePong,
     /// There is no session, or no more.
@@ -143,6 +182,15 @@ pub enum Output {
         /// What.
         command: Command,
     },
+    /// Pass-through: tell the service in these words.
+    Forward(Bytes),
+    /// Pass-through: tell the client in these words.
+    Relay {
+        /// The message.
+        text: Bytes,
+        /// Say [`Input::FirstAudioLeft`] when it has left.
+        first: bool,
+    },
     /// Ping the client.
     PingClient,
     /// Ping the service.
@@ -175,7 +223,10 @@ const EARLY_MAX: usize = 16 << 20;
 /// A call's decisions.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Core {
+    life: Life,
     plan: Plan,
+    /// Set where the client owns the conversation.
+    pass: Option<Box<Pass>>,
     out: VecDeque<Output>,
     intake: Intake,
     turn: Turn,
@@ -212,24 +263,37 @@ enum Stall {
 }
 
 impl Core {
-    /// A call that begins now; `ready` is its first output.
-    pub fn new(plan: Plan, resume_window: Duration) -> Self {
-        let turn = Turn::new(plan.upstream_input, plan.chunk, plan.auto_turns, plan.silence, plan.ends_speech);
-        let playout = Playout::new(plan.upstream_output, plan.lead, plan.batch, plan.max_backlog);
+    /// A call that begins now, whose conversation is ours; `ready` is its first output.
+    pub fn owner(life: Life, plan: Plan, resume_window: Duration) -> Self {
         let ready = ServerMsg::Ready {
-            call: plan.call.clone(),
+            call: life.call.clone(),
             resume: None,
             agent: plan.agent.clone(),
             audio: plan.audio,
             limits: Limits {
                 max_message_bytes: plan.max_message_bytes as u64,
-                max_call_s: plan.max.as_secs(),
+                max_call_s: life.max.as_secs(),
                 resume_window_s: resume_window.as_secs(),
             },
         };
+        let mut core = Self::new(life, plan, None);
+        core.say(ready);
+        core
+    }
+
+    /// A call that begins now, whose conversation is the client's.
+    pub fn pass_through(life: Life, policy: Policy) -> Self {
+        Self::new(life, Plan::none(), Some(Box::new(Pass::new(policy))))
+    }
+
+    fn new(life: Life, plan: Plan, pass: Option<Box<Pass>>) -> Self {
+        let turn = Turn::new(plan.upstream_input, plan.chunk, plan.auto_turns, plan.silence, plan.ends_speech);
+        let playout = Playout::new(plan.upstream_output, plan.lead, plan.batch, plan.max_backlog);
         Self {
+            life,
             plan,
-            out: VecDeque::from([Output::Send(ready)]),
+            pass,
+            out: VecDeque::new(),
             intake: Intake::default(),
             turn,
             slot: Slot::default(),
@@ -264,12 +328,18 @@ impl Core {
             | Input::Message(_)
             | Input::Invalid { .. }
             | Input::Ignored => self.hear_client(now, input),
+            Input::Said(said) => self.said(now, said),
+            Input::SaidAudio(audio) => self.said_audio(now, audio),
             Input::ClientPong => self.client_seen = now,
             Input::ClientGone(end) | Input::ServiceGone(end) => self.end(now, end),
             Input::SessionUp => self.session_up(now),
+            Input::Heard(event, text) => self.heard(now, event, text),
             Input::Service(event) => self.hear_service(now, event),
             Input::ServicePong => self.service_pong(),
-            Input::FirstAudioLeft => self.playout.first_audio_left(now),
+            Input::FirstAudioLeft => match &mut self.pass {
+                Some(pass) => pass.first_audio_left(now),
+                None => self.playout.first_audio_left(now),
+            },
             Input::Drain(length) => self.drain(now, length),
             Input::Tick => {}
         }
@@ -305,6 +375,16 @@ impl Core {
     /// Nothing was said for long and nothing is under way: buffers may be given back.
     pub fn is_quiet(&self) -> bool {
         self.slot.idle() && self.playout.is_empty() && !self.turn.speaking()
+    }
+
+    /// Pass-through: what the service takes, as far as it has said.
+    pub fn passing(&self) -> Option<Format> {
+        self.pass.as_ref().map(|pass| pass.input())
+    }
+
+    /// Pass-through: bytes of the client that wait for the session.
+    pub fn held_bytes(&self) -> usize {
+        self.pass.as_ref().map_or(0, |pass| pass.held_bytes())
     }
 
     /// Audio until the next chunk is whole.
@@ -346,7 +426,7 @@ impl Core {
 
     fn request_id(&mut self) -> String {
         self.errors += 1;
-        format!("{}-{}", self.plan.call, self.errors)
+        format!("{}-{}", self.life.call, self.errors)
     }
 
     /// Tells the service, now or as soon as there is a session.
@@ -448,10 +528,15 @@ impl Core {
             }
         }
         let request_id = self.request_id();
-        if let Some(error) = end.error(request_id) {
-            self.note(Fact::Refused { code: error.code.clone().into() });
+        let word = match &self.pass {
+            Some(pass) if pass.complained() && matches!(end, End::Upstream { .. }) => None,
+            Some(_) => openai::end_event(&end, request_id).map(|text| Output::Relay { text, first: false }),
+            None => end.error(request_id).map(|error| Output::SendNow(ServerMsg::Error { error })),
+        };
+        if let (Some(word), Some(code)) = (word, end.report().code) {
+            self.note(Fact::Refused { code: code.into() });
             self.out.push_back(Output::DropAudio); // the reason shall not wait behind it
-            self.out.push_back(Output::SendNow(ServerMsg::Error { error }));
+            self.out.push_back(word);
         }
         self.out.push_back(Output::End(end));
         self.ended = true;

@@ -19,17 +19,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     At,
-    core::{Core, Input, Output, Plan},
+    core::{Core, Input, Output},
+    door::Door,
     end::End,
+    rate::Rerate,
 };
 use crate::{
-    audio::lane::{Downlink, Uplink},
-    client::{thin, wire::ServerMsg},
-    config::Dialect,
+    audio::Codec,
+    client::wire::ServerMsg,
     net::ws::{Frame, Socket, SocketError},
     observe::fact::Fact,
     upstream::{
-        SessionSetup,
+        Command, Shape, Wanted, ga,
         open::{Session, Upstream, UpstreamError},
     },
 };
@@ -38,12 +39,16 @@ use crate::{
 const BUDGET: usize = 64;
 /// Reply audio that the client's socket has not taken is held up to this, bytes (fault matrix C4).
 const CLIENT_FULL: usize = 4 << 20;
-/// Past this even a client that takes a little is too slow, bytes.
+/// Past this even a client that takes a little is too slow, bytes: where we pace, and where the service's burst of one whole
+/// reply (300 s, 19 MB of base64) comes at once.
 const CLIENT_OVERFULL: usize = 8 << 20;
+const CLIENT_OVERFULL_UNPACED: usize = 32 << 20;
 /// A client that is full and takes nothing for so long is too slow (fault matrix C4).
 const CLIENT_STALL: Duration = Duration::from_secs(10);
-/// Bytes that the service may owe us the taking of.
-const SERVICE_FULL: usize = 16 << 20;
+/// Bytes that the service may owe us the taking of: the longest append on top of what makes us stop reading.
+const SERVICE_FULL: usize = 32 << 20;
+/// A client that owns its conversation is not read while so much waits for the service, bytes.
+const SERVICE_BEHIND: usize = 1 << 20;
 /// The service takes nothing for so long.
 const SERVICE_STALL: Duration = Duration::from_secs(10);
 /// A message that was begun must be finished (fault matrix M1).
@@ -66,18 +71,18 @@ const SLOW_GOODBYE: Duration = Duration::from_secs(10);
 /// Everything that a call needs to run.
 #[derive(Debug)]
 pub struct Call {
-    /// What was agreed.
-    pub plan: Plan,
-    /// How its session is set up.
-    pub setup: SessionSetup,
-    /// The model.
-    pub model: String,
+    /// The call's id.
+    pub id: String,
+    /// What decides.
+    pub core: Core,
+    /// What the client speaks.
+    pub door: Door,
+    /// The session that it wants.
+    pub wanted: Wanted,
     /// Where sessions come from.
     pub upstream: Upstream,
     /// The client.
     pub client: Socket,
-    /// Leave the client's socket alone while a chunk gathers.
-    pub gather: bool,
     /// Set when the server goes away: the moment at which its patience ends.
     pub drain: watch::Receiver<Option<Instant>>,
     /// The server's patience is over.
@@ -94,7 +99,7 @@ enum Service {
 
 /// Runs a call to its end, and says goodbye to both sides.
 pub fn run(call: Call) -> impl Future<Output = End> + Send {
-    Fact::CallStarted.record();
+    Fact::CallStarted { door: call.door.name().into() }.record();
     let began = Instant::now();
     let mut driver = Box::new(Driver::new(call, began));
     async move {
@@ -114,12 +119,11 @@ struct Driver {
     core: Core,
     began: Instant,
     client: Socket,
+    door: Door,
     service: Service,
-    dialect: Dialect,
-    setup: SessionSetup,
-    uplink: Uplink,
-    downlink: Downlink,
-    gather: bool,
+    shape: Shape,
+    /// The service takes PCM at another rate than a client of its protocol sends.
+    rerate: Option<Rerate>,
     drain: Option<watch::Receiver<Option<Instant>>>,
     stop: CancellationToken,
     /// The client's socket is left alone until then.
@@ -133,7 +137,6 @@ struct Driver {
     shrunk: bool,
     /// Audio that a reply begins with is on its way out.
     first_audio: bool,
-    converted: Vec<u8>,
     bytes_in: u64,
     bytes_out: u64,
 }
@@ -148,21 +151,18 @@ enum Wake {
 
 impl Driver {
     fn new(call: Call, began: Instant) -> Self {
-        let Call { plan, setup, model, upstream, client, gather, drain, stop } = call;
-        let (uplink, downlink) = (Uplink::new(plan.audio.input), Downlink::new(plan.audio.output));
-        let dialect = upstream.config().dialect;
-        let opening: Opening = Box::pin(async move { upstream.open(&model).await });
+        let Call { id, core, door, wanted, upstream, client, drain, stop } = call;
+        let rerate = Rerate::to(upstream.config().input_rate).filter(|_| door.setup().is_none());
+        let opening: Opening = Box::pin(async move { upstream.open(&wanted).await });
         Self {
-            id: plan.call.clone(),
-            core: Core::new(plan, Duration::ZERO),
+            id,
+            core,
             began,
             client,
+            door,
             service: Service::Opening(opening),
-            dialect,
-            setup,
-            uplink,
-            downlink,
-            gather,
+            shape: Shape::default(),
+            rerate,
             drain: Some(drain),
             stop,
             read_at: None,
@@ -171,7 +171,6 @@ impl Driver {
             active_at: began,
             shrunk: false,
             first_audio: false,
-            converted: Vec::new(),
             bytes_in: 0,
             bytes_out: 0,
         }
@@ -238,7 +237,7 @@ impl Driver {
 
     fn deadline(&self) -> Instant {
         let core = self.core.deadline(self.room()).map(|at| self.began + at);
-        let half = self.client.unfinished_since().map(|at| at + HALF_MESSAGE);
+        let half = self.client.unfinished_until(HALF_MESSAGE);
         let stalled = self.client.stalled_since().map(|at| at + CLIENT_STALL);
         // Only where the moment has an effect: while a reply plays, buffers are not given back.
         let shrink = (!self.shrunk && self.core.is_quiet()).then_some(self.active_at + SHRINK_AFTER);
@@ -281,10 +280,7 @@ impl Driver {
             };
             self.active();
             match frame {
-                Frame::Text(text) => {
-                    let event = self.dialect.decode(&text);
-                    self.core.handle(self.now(), Input::Service(event));
-                }
+                Frame::Text(text) => self.service_text(text),
                 Frame::Pong => self.core.handle(self.now(), Input::ServicePong),
                 Frame::Binary(_) => Fact::UnknownEvent.record(),
                 Frame::Closed { code, reason } => return self.service_gone(&UpstreamError::closed(code, &reason)),
@@ -293,13 +289,39 @@ impl Driver {
         self.unread = true;
     }
 
+    fn service_text(&mut self, text: Bytes) {
+        let now = self.now();
+        let Self { shape, core, door, .. } = self;
+        let passes = door.setup().is_none();
+        shape.incoming(text, |text| {
+            let input = if passes { Input::Heard(ga::glance(&text), text) } else { Input::Service(ga::decode(&text)) };
+            core.handle(now, input);
+        });
+    }
+
+    /// The service has enough to take: a client that sends without measure waits in its own socket.
+    fn service_behind(&self) -> bool {
+        let queued = match &self.service {
+            Service::Up(socket) => socket.queued_bytes(),
+            _ => 0,
+        };
+        self.door.setup().is_none() && queued + self.core.held_bytes() > SERVICE_BEHIND
+    }
+
     fn read_client(&mut self) {
         if self.read_at.is_some_and(|at| Instant::now() < at) {
             return;
         }
+        if self.service_behind() {
+            self.read_at = Some(Instant::now() + READ_PACE);
+            return self.client.watch(false);
+        }
         let looked = self.read_at.take().is_some();
         let mut audio = false;
         for _ in 0..BUDGET {
+            if self.service_behind() {
+                break;
+            }
             let frame = match self.client.read() {
                 Ok(None) => return self.leave_alone(audio, looked),
                 Ok(Some(frame)) => frame,
@@ -309,9 +331,13 @@ impl Driver {
             match frame {
                 Frame::Binary(bytes) => {
                     audio = true;
-                    self.client_audio(&bytes);
+                    self.bytes_in += bytes.len() as u64;
+                    self.door.binary(&mut self.core, self.began.elapsed(), &bytes);
                 }
-                Frame::Text(text) => self.client_text(&text),
+                Frame::Text(text) => {
+                    self.bytes_in += text.len() as u64;
+                    self.door.text(&mut self.core, self.began.elapsed(), text);
+                }
                 Frame::Pong => self.core.handle(self.now(), Input::ClientPong),
                 Frame::Closed { .. } => return self.core.handle(self.now(), Input::ClientGone(End::Asked)),
             }
@@ -323,10 +349,10 @@ impl Driver {
     fn leave_alone(&mut self, audio: bool, looked: bool) {
         self.empty_looks = if audio { 0 } else { self.empty_looks + 1 };
         let flows = audio || looked && self.empty_looks < EMPTY_LOOKS;
-        if !flows || !self.gather {
+        if !flows || !self.door.gathers() {
             return self.client.watch(true);
         }
-        let wait = if self.setup.auto_turns && !self.core.is_replying() { self.core.until_chunk() } else { READ_PACE };
+        let wait = if self.door.auto_turns() && !self.core.is_replying() { self.core.until_chunk() } else { READ_PACE };
         self.read_at = Some(on_grid(Instant::now() + wait.max(READ_PACE)));
         self.client.watch(false);
     }
@@ -334,37 +360,6 @@ impl Driver {
     fn active(&mut self) {
         self.active_at = Instant::now();
         self.shrunk = false;
-    }
-
-    fn client_audio(&mut self, bytes: &Bytes) {
-        self.bytes_in += bytes.len() as u64;
-        if bytes.is_empty() {
-            return self.core.handle(self.now(), Input::Ignored);
-        }
-        let now = self.now();
-        self.converted.clear();
-        match self.uplink.push(bytes, &mut self.converted) {
-            Ok(length) => self.core.handle(now, Input::Audio { length, upstream: &self.converted }),
-            Err(error) => self.core.handle(now, Input::InvalidAudio(error.to_string())),
-        }
-    }
-
-    fn client_text(&mut self, text: &[u8]) {
-        self.bytes_in += text.len() as u64;
-        let now = self.now();
-        let input = match thin::read(text) {
-            thin::Text::Message(message) => {
-                if message == crate::client::wire::ClientMsg::Commit && !self.setup.auto_turns {
-                    self.converted.clear();
-                    self.uplink.flush(&mut self.converted);
-                    self.core.handle(now, Input::Flushed(&self.converted));
-                }
-                Input::Message(message)
-            }
-            thin::Text::Unknown => Input::Ignored,
-            thin::Text::Invalid { field, message } => Input::Invalid { field, message },
-        };
-        self.core.handle(now, input);
     }
 
     /// Does what the core says and writes what the sockets take. `Some`: the call is over.
@@ -375,21 +370,21 @@ impl Driver {
                 Output::SendNow(message) => self.tell(&message, true),
                 Output::Audio { frame, first } => self.play(&frame, first),
                 Output::AudioTail => {
-                    let mut tail = Vec::new();
-                    if self.downlink.flush(&mut tail).unwrap_or(false) {
+                    if let Some(tail) = self.door.tail() {
                         self.bytes_out += tail.len() as u64;
                         self.client.send_binary(tail);
                     }
                 }
                 Output::DropAudio => {
                     self.client.drop_binary();
-                    self.downlink.reset();
+                    self.door.drop_audio();
                 }
-                Output::DropInput => self.uplink.reset(),
-                Output::Service { number, command } => {
-                    if let Service::Up(socket) = &mut self.service {
-                        socket.send_text(self.dialect.encode(&command, &self.setup, number));
-                    }
+                Output::DropInput => self.door.drop_input(),
+                Output::Service { number, command } => self.command(&command, number),
+                Output::Forward(text) => self.forward(text),
+                Output::Relay { text, first } => {
+                    self.first_audio |= first;
+                    self.relay(text);
                 }
                 Output::PingClient => self.client.send_ping(),
                 Output::PingService => {
@@ -411,22 +406,40 @@ impl Driver {
     }
 
     fn tell(&mut self, message: &ServerMsg, now: bool) {
-        let text = thin::write(message);
+        let Some(text) = self.door.write(message) else { return };
         self.bytes_out += text.len() as u64;
         if now { self.client.send_urgent(text) } else { self.client.send_text(text) }
     }
 
+    fn relay(&mut self, text: Bytes) {
+        let Self { door, client, bytes_out, .. } = self;
+        door.relay(text, |text| {
+            *bytes_out += text.len() as u64;
+            client.send_text(text);
+        });
+    }
+
+    fn command(&mut self, command: &Command, number: u64) {
+        if let Some(setup) = self.door.setup() {
+            self.forward(ga::encode(command, setup, number));
+        }
+    }
+
+    fn forward(&mut self, mut text: Bytes) {
+        if let (Some(rerate), Some(Codec::Pcm16)) = (&mut self.rerate, self.core.passing().map(|input| input.codec)) {
+            text = rerate.apply(text);
+        }
+        if let Service::Up(socket) = &mut self.service {
+            self.shape.outgoing(text, |text| socket.send_text(text));
+        }
+    }
+
     fn play(&mut self, frame: &Bytes, first: bool) {
         self.first_audio |= first;
-        if self.downlink.passthrough() {
-            self.bytes_out += frame.len() as u64;
-            return self.client.send_binary(frame.clone());
-        }
-        let mut out = Vec::new();
-        match self.downlink.frame(frame, &mut out) {
-            Ok(()) => {
-                self.bytes_out += out.len() as u64;
-                self.client.send_binary(out);
+        match self.door.play(frame) {
+            Ok(audio) => {
+                self.bytes_out += audio.len() as u64;
+                self.client.send_binary(audio);
             }
             Err(error) => {
                 tracing::error!(%error, "reply audio could not be converted");
@@ -450,11 +463,12 @@ impl Driver {
     fn check_patience(&mut self) {
         let now = Instant::now();
         let past = |since: Option<Instant>, patience| since.is_some_and(|at| now >= at + patience);
-        if past(self.client.unfinished_since(), HALF_MESSAGE) {
+        if self.client.unfinished_until(HALF_MESSAGE).is_some_and(|at| now >= at) {
             self.core.handle(self.now(), Input::ClientGone(End::HalfMessage));
         }
         let queued = self.client.queued_bytes();
-        if queued >= CLIENT_OVERFULL || queued >= CLIENT_FULL && past(self.client.stalled_since(), CLIENT_STALL) {
+        let overfull = if self.door.setup().is_some() { CLIENT_OVERFULL } else { CLIENT_OVERFULL_UNPACED };
+        if queued >= overfull || queued >= CLIENT_FULL && past(self.client.stalled_since(), CLIENT_STALL) {
             self.core.handle(self.now(), Input::ClientGone(End::SlowConsumer));
         }
         if let Service::Up(socket) = &self.service
@@ -469,7 +483,7 @@ impl Driver {
         if quiet {
             self.shrunk = true;
             self.core.shrink();
-            self.converted = Vec::new();
+            self.door.shrink();
         }
         let service = match &mut self.service {
             Service::Up(socket) => Some(socket.as_mut()),
@@ -488,7 +502,12 @@ impl Driver {
         Fact::SessionUp { after: self.began.elapsed() }.record();
         tracing::debug!(session = session.id, expires_at = session.expires_at, "session");
         self.service = Service::Up(Box::new(session.socket));
+        self.shape = session.shape;
         self.core.handle(self.now(), Input::SessionUp);
+        if self.door.setup().is_none() {
+            let created = ga::glance(&session.created);
+            self.core.handle(self.now(), Input::Heard(created, session.created));
+        }
     }
 
     fn service_gone(&mut self, error: &UpstreamError) {
@@ -513,17 +532,16 @@ impl Driver {
     }
 
     async fn goodbye(mut self: Box<Self>, end: &End) {
-        let report = end.report();
-        let reason = report.code.unwrap_or_default();
+        let (close, reason) = self.door.close(end);
         let (length, bytes_in, bytes_out) = (self.began.elapsed(), self.bytes_in, self.bytes_out);
-        Fact::CallEnded { close: report.close, length, bytes_in, bytes_out }.record();
+        Fact::CallEnded { close, length, bytes_in, bytes_out }.record();
         // What was for the loudspeaker is not worth waiting for.
         self.client.drop_binary();
         let service = std::mem::replace(&mut self.service, Service::Gone);
         let client = async {
             if *end != End::ClientLost {
                 let patience = if *end == End::SlowConsumer { SLOW_GOODBYE } else { GOODBYE };
-                self.client.close(report.close, reason, patience).await;
+                self.client.close(close, &reason, patience).await;
             }
         };
         let service = async {

@@ -87,10 +87,21 @@ pub enum End {
         retry_after: Option<Duration>,
         /// For people.
         message: String,
+        /// The service's own words, where it had some.
+        service: Option<ServiceWords>,
     },
     /// Our bug.
     #[error("internal error")]
     Internal,
+}
+
+/// How the service itself said that there is no session, or no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceWords {
+    /// Its error code; empty: none that could be shown.
+    pub code: String,
+    /// Its close code.
+    pub close: Option<u16>,
 }
 
 /// What the client is told at the end.
@@ -110,7 +121,12 @@ impl End {
     /// From a failed upstream.
     pub fn upstream(error: &UpstreamError) -> Self {
         let Verdict { code, close, transient, retry_after } = error.verdict();
-        Self::Upstream { code: code.to_owned(), close, retryable: transient, retry_after, message: error.to_string() }
+        let service = match error {
+            UpstreamError::Refused { code, close } => Some(ServiceWords { code: code.clone(), close: *close }),
+            _ => None,
+        };
+        let (code, message) = (code.to_owned(), error.to_string());
+        Self::Upstream { code, close, retryable: transient, retry_after, message, service }
     }
 
     /// What the client is told before the close; `None`: the close code says it all.

@@ -3,12 +3,15 @@
 //!
 //! Core in parts, each with one subject: [`intake`] (what the client may send, counted), [`turn`] (the caller's side of a
 //! turn), [`slot`] (one reply at a time), [`playout`] (replies on their way to the loudspeaker, and what of them was
-//! heard), [`tools`]. All of it is plain data that can be written down.
+//! heard), [`tools`], [`policy`] (what a client that owns its conversation may set). All of it is plain data that can be written down.
 pub mod core;
+pub mod door;
 pub mod driver;
 pub mod end;
 pub mod intake;
 pub mod playout;
+pub mod policy;
+pub mod rate;
 pub mod reply;
 pub mod slot;
 pub mod tools;

@@ -112,6 +112,22 @@ impl Slot {
         }
     }
 
+    /// The client asks the service itself; `false`: a reply runs or is asked for already.
+    pub fn take(&mut self) -> bool {
+        let free = self.state == State::Free;
+        if free {
+            self.state = State::Requested;
+        }
+        free
+    }
+
+    /// What the client asked for itself will not come. `busy`: since another reply runs.
+    pub fn not_taken(&mut self, busy: bool) {
+        if self.state == State::Requested {
+            self.state = if busy { State::Active(None) } else { State::Free };
+        }
+    }
+
     /// A reply began.
     pub fn created(&mut self, response: &str) -> Began {
         let speaking = self.vad_until == Some(At::MAX);
@@ -254,6 +270,24 @@ mod tests {
         slot.done("resp_vad");
         assert_eq!(slot.next(8), Some(plain()));
         assert!(slot.refused(8, false));
+        assert!(slot.idle());
+    }
+
+    #[test]
+    fn a_client_that_asks_by_itself_has_the_slot_until_the_end() {
+        let mut slot = Slot::default();
+        assert!(slot.take());
+        assert!(!slot.take(), "asked for already");
+        slot.not_taken(false);
+        assert!(slot.take());
+        slot.not_taken(true);
+        assert!(!slot.take(), "the service's own reply runs");
+        slot.done("resp_vad");
+        assert!(slot.take());
+        slot.created("resp_1");
+        slot.not_taken(false);
+        assert!(!slot.take(), "a late error frees nothing");
+        slot.done("resp_1");
         assert!(slot.idle());
     }
 

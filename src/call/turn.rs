@@ -95,6 +95,31 @@ impl Turn {
         }
     }
 
+    /// So much audio, in bytes, went by on its own.
+    pub fn passed(&mut self, now: At, len: usize) {
+        self.last_audio = Some(now);
+        self.written += len as u64;
+    }
+
+    /// The service listens otherwise from now on: positions go on in milliseconds.
+    pub fn listens(&mut self, format: Format, silence: Duration) {
+        if format != self.format {
+            self.written = format.bytes(self.written_length()) as u64;
+            self.format = format;
+        }
+        self.silence = silence;
+    }
+
+    /// An answer was asked for: if nothing was said before it, this is where the turn ends.
+    pub fn asked(&mut self, now: At) {
+        self.marks.end.get_or_insert(now);
+    }
+
+    /// The turn was ended by hand, by a `commit` or by a text.
+    pub fn ended(&mut self, now: At) {
+        self.marks = Marks { end: Some(now), committed: None };
+    }
+
     fn gather(&mut self, now: At, audio: &[u8]) {
         if audio.is_empty() {
             return;
@@ -138,7 +163,7 @@ impl Turn {
         self.flush();
         self.in_turn = 0;
         self.last_audio = None;
-        self.marks = Marks { end: Some(now), committed: None };
+        self.ended(now);
         true
     }
 
@@ -149,11 +174,6 @@ impl Turn {
         self.flush_at = None;
         self.in_turn = 0;
         self.last_audio = None;
-    }
-
-    /// A typed turn.
-    pub fn text(&mut self, now: At) {
-        self.marks = Marks { end: Some(now), committed: None };
     }
 
     /// The service heard speech begin; returns where on the client's clock, ms.

@@ -6,7 +6,11 @@ use clap::Args;
 use tokio::time::Instant;
 
 use super::{Usage, serve, tell};
-use crate::upstream::open::Upstream;
+use crate::{
+    config::TlsConfig,
+    net::tls::{Files, Tls},
+    upstream::{Wanted, open::Upstream},
+};
 
 /// Arguments of `check`.
 #[derive(Debug, Args)]
@@ -26,6 +30,9 @@ pub struct CheckArgs {
 pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let config = serve::load(args.config.as_deref())?;
     tell(io::stdout(), toml::to_string(&config).context("the configuration cannot be printed")?.trim_end());
+    if let Some(TlsConfig { cert, key }) = config.server.tls.clone() {
+        Tls::load(Files { cert, key }).map_err(|error| Usage(error.to_string()))?;
+    }
     if config.upstream.url.is_none() && config.upstream.api_key.is_none() {
         tell(io::stderr(), "no upstream.url and no key: `serve` will answer with the embedded simulator");
         if args.dial {
@@ -38,7 +45,7 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         let model = config.upstream.model.clone();
         let upstream = Upstream::new(Arc::new(config.upstream)).map_err(Usage)?;
         let began = Instant::now();
-        let session = upstream.open(&model).await?;
+        let session = upstream.open(&Wanted::voice(&model)).await?;
         let up = format!("session {} of model {model} is up after {} ms", session.id, began.elapsed().as_millis());
         tell(io::stderr(), &up);
         session.socket.close(1000, "", std::time::Duration::from_secs(1)).await;

@@ -3,8 +3,10 @@ pub mod check;
 pub mod logs;
 pub mod relay;
 pub mod say;
+pub mod self_signed;
 pub mod serve;
 pub mod sim;
+pub mod talk;
 
 use std::{io, net::SocketAddr, process::ExitCode};
 
@@ -24,6 +26,8 @@ pub struct Cli {
 enum Command {
     /// Say a recording to a relay, in real time, and save the answer
     Say(say::SayArgs),
+    /// Talk to a relay with this computer's microphone and loudspeaker
+    Talk(talk::TalkArgs),
     /// Run the relay (on the embedded simulator, if no upstream and no key is configured)
     Serve(serve::ServeArgs),
     /// Run the simulated model service alone, to test voice clients against
@@ -41,6 +45,7 @@ pub struct Usage(pub String);
 pub async fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Say(args) => say(args).await,
+        Command::Talk(args) => talk::run(args).await,
         Command::Serve(args) => serve::run(args).await,
         Command::Sim(args) => sim::run(args).await,
         Command::Check(args) => check::run(args).await,
@@ -68,10 +73,18 @@ fn text(error: &anyhow::Error) -> String {
     })
 }
 
-/// Without a URL, the relay and the simulated service are inside of this process: never an account that costs.
 async fn say(args: say::SayArgs) -> anyhow::Result<ExitCode> {
-    if let Some(url) = args.url.clone() {
-        return say::run(args, &url).await;
+    on_relay(args.url.clone(), async |url| say::run(args, url).await).await
+}
+
+/// Calls the relay at `url`. Without one, the relay and the simulated service are inside of this process: never an account
+/// that costs.
+async fn on_relay(
+    url: Option<String>,
+    call: impl AsyncFnOnce(&str) -> anyhow::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
+    if let Some(url) = url {
+        return call(&url).await;
     }
     let mut config = Config::load(None, |_| None)?;
     config.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -79,7 +92,7 @@ async fn say(args: say::SayArgs) -> anyhow::Result<ExitCode> {
     logs::install(&config.log)?;
     let relay = relay::Relay::start(config, None).await?;
     let url = format!("ws://{}/v1/voice", relay.server.addr());
-    let done = say::run(args, &url).await;
+    let done = call(&url).await;
     relay.stop().await;
     done
 }

@@ -39,7 +39,9 @@ impl Relay {
         };
         let server = Server::start(config, metrics).await.map_err(|error| match error {
             ServeError::Listen { .. } => anyhow::Error::new(error),
-            ServeError::Open { .. } | ServeError::Upstream(_) => super::Usage(error.to_string()).into(),
+            ServeError::Open { .. } | ServeError::Upstream(_) | ServeError::Tls(_) => {
+                super::Usage(error.to_string()).into()
+            }
         })?;
         Ok(Self { server, sim })
     }

@@ -21,10 +21,11 @@ use crate::{
 };
 
 mod codec;
-mod conversation;
-mod screen;
+pub(in crate::cli) mod conversation;
+pub(in crate::cli) mod narrate;
+pub(in crate::cli) mod screen;
 mod table;
-mod talk;
+pub(in crate::cli) mod talk;
 
 use codec::{Speech, recording_rate};
 use conversation::Patience;
@@ -196,7 +197,7 @@ impl Plan {
 }
 
 /// A file that cannot be written is better found before the call than after it.
-fn check_out(out: &Path) -> anyhow::Result<()> {
+pub(in crate::cli) fn check_out(out: &Path) -> anyhow::Result<()> {
     ensure!(!out.is_dir(), "--out: {} is a folder; a file is wanted", out.display());
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     ensure!(folder.is_dir(), "--out: there is no folder {}", folder.display());

@@ -4,9 +4,9 @@ use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode};
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Usage, logs, relay::Relay, tell};
+use super::{Usage, logs, relay::Relay, self_signed, tell};
 use crate::{
-    config::{Config, parse_listen},
+    config::{Config, TlsConfig, parse_listen},
     observe::metrics,
 };
 
@@ -22,13 +22,22 @@ pub struct ServeArgs {
     /// Base URL of the model service, such as `https://api.openai.com/v1` [env: OPENAI_BASE_URL; the key: OPENAI_API_KEY]
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
+    /// Speak TLS with this certificate chain (PEM); goes with --tls-key
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Speak TLS with a certificate made for development; its path and fingerprint are printed
+    #[arg(long, conflicts_with = "tls_cert")]
+    tls_self_signed: bool,
     /// Serve other machines although nobody is asked for a credential
     #[arg(long)]
     insecure_open: bool,
 }
 
 impl ServeArgs {
-    fn load(self) -> Result<Config, Usage> {
+    fn load(self) -> anyhow::Result<Config> {
         let mut config = load(self.config.as_deref())?;
         if let Some(listen) = self.listen {
             config.server.listen = listen;
@@ -37,6 +46,16 @@ impl ServeArgs {
             config.upstream.url = Some(url);
         }
         config.server.insecure_open |= self.insecure_open;
+        if let (Some(cert), Some(key)) = (self.tls_cert, self.tls_key) {
+            config.server.tls = Some(TlsConfig { cert, key });
+        }
+        if self.tls_self_signed {
+            let folder = self_signed::folder(|name| std::env::var(name).ok());
+            let tls = self_signed::certificate(&folder, config.server.listen.ip())?;
+            let fingerprint = self_signed::fingerprint(&tls.cert)?;
+            tell(io::stderr(), &format!("certificate: {} (self-signed; SHA-256 {fingerprint})", tls.cert.display()));
+            config.server.tls = Some(tls);
+        }
         config
             .check(|key| (key == "upstream.url").then(|| "--upstream".to_owned()))
             .map_err(|e| Usage(e.to_string()))?;
@@ -60,6 +79,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = args.load()?;
     logs::install(&config.log)?;
     let drain_s = config.server.drain_s;
+    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let Relay { server, sim } = Relay::start(config, Some(metrics::install()?)).await?;
     if let Some(sim) = &sim {
@@ -69,7 +89,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         );
         tell(io::stderr(), &simulated);
     }
-    tell(io::stdout(), &format!("listening on http://{}", server.addr()));
+    tell(io::stdout(), &format!("listening on {scheme}://{}", server.addr()));
     told(&mut term, &mut int).await;
     let grace = format!("leaving: calls have {drain_s} s to finish; once more to leave at once");
     tell(io::stderr(), &grace);

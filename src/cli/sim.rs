@@ -7,7 +7,7 @@ use clap::Args;
 use super::{Usage, logs, tell};
 use crate::{
     config::{LogConfig, parse_listen},
-    sim::{Faults, Sim, SimConfig},
+    sim::{Faults, Shape, Sim, SimConfig},
 };
 
 /// Arguments of `sim`.
@@ -26,6 +26,9 @@ pub struct SimArgs {
     /// Address and port to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000", value_parser = parse_listen)]
     listen: SocketAddr,
+    /// In which shape the protocol is spoken: ga, or beta as compatible servers kept it [default: ga, or what --config says]
+    #[arg(long, value_name = "SHAPE")]
+    shape: Option<Shape>,
     /// Faults to play, scripted or by chance (TOML; an example is below)
     #[arg(long, value_name = "FILE")]
     faults: Option<PathBuf>,
@@ -48,10 +51,11 @@ pub async fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
         }
         None => Faults::default(),
     };
-    let config: SimConfig = match &args.config {
+    let mut config: SimConfig = match &args.config {
         Some(file) => toml::from_str(&read(file)?).map_err(|e| Usage(format!("--config {}: {e}", file.display())))?,
         None => SimConfig::default(),
     };
+    config.shape = args.shape.unwrap_or(config.shape);
     let addr = args.listen;
     let sim = Sim::start(addr, config, faults)
         .await

@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use rustls::{ClientConnection, StreamOwned};
+use rustls::{ClientConnection, ServerConnection, StreamOwned};
 use tokio::{
     io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
     net::TcpStream,
@@ -107,7 +107,10 @@ impl Write for Tcp {
 #[derive(Debug)]
 enum Stream {
     Plain(Tcp),
+    /// Where we have dialled.
     Tls(Box<StreamOwned<ClientConnection, Tcp>>),
+    /// Where we were dialled.
+    Accepted(Box<StreamOwned<ServerConnection, Tcp>>),
 }
 
 /// A leg's byte stream, and what has passed over it.
@@ -133,6 +136,11 @@ impl Io {
         Self::new(Stream::Tls(Box::new(StreamOwned::new(session, Tcp::new(tcp)))))
     }
 
+    /// TLS of a client of ours, whose handshake is done. Bytes may wait in `session` already.
+    pub fn accepted(tcp: TcpStream, session: ServerConnection) -> Self {
+        Self::new(Stream::Accepted(Box::new(StreamOwned::new(session, Tcp::new(tcp)))))
+    }
+
     fn new(stream: Stream) -> Self {
         Self { stream, incoming: FrameTracker::default(), written: 0, crowded: false }
     }
@@ -141,6 +149,7 @@ impl Io {
         match &self.stream {
             Stream::Plain(tcp) => tcp,
             Stream::Tls(tls) => &tls.sock,
+            Stream::Accepted(tls) => &tls.sock,
         }
     }
 
@@ -150,12 +159,17 @@ impl Io {
         match &mut self.stream {
             Stream::Plain(tcp) => tcp.watch(watch),
             Stream::Tls(tls) => tls.sock.watch(watch),
+            Stream::Accepted(tls) => tls.sock.watch(watch),
         }
     }
 
-    /// Tells the peer that nothing more comes; reading goes on. With TLS nothing is told.
-    pub(super) fn end_writing(&self) {
-        if let Stream::Plain(Tcp { socket: Registration::Watched(socket), .. }) = &self.stream {
+    /// Tells the peer that nothing more comes; reading goes on.
+    pub(super) fn end_writing(&mut self) {
+        if let Stream::Accepted(tls) = &mut self.stream {
+            tls.conn.send_close_notify();
+            let _ = tls.flush(); // a peer that is gone already needs no telling
+        }
+        if let Registration::Watched(socket) = &self.tcp().socket {
             // A socket that is gone already needs no telling.
             let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write);
         }
@@ -178,6 +192,7 @@ impl Read for Io {
         let got = match &mut self.stream {
             Stream::Plain(tcp) => tcp.read(buf),
             Stream::Tls(tls) => tls.read(buf),
+            Stream::Accepted(tls) => tls.read(buf),
         }?;
         self.crowded |= got > 0 && got == buf.len();
         self.incoming.feed(buf.get(..got).unwrap_or_default());
@@ -190,6 +205,7 @@ impl Write for Io {
         let put = match &mut self.stream {
             Stream::Plain(tcp) => tcp.write(buf),
             Stream::Tls(tls) => tls.write(buf),
+            Stream::Accepted(tls) => tls.write(buf),
         }?;
         self.written += put as u64;
         Ok(put)
@@ -199,6 +215,7 @@ impl Write for Io {
         match &mut self.stream {
             Stream::Plain(_) => Ok(()),
             Stream::Tls(tls) => tls.flush(),
+            Stream::Accepted(tls) => tls.flush(),
         }
     }
 }

@@ -16,9 +16,11 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     time,
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_tungstenite::tungstenite::{handshake::derive_accept_key, protocol::Role};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
@@ -41,8 +43,10 @@ pub struct Peer(pub SocketAddr);
 
 /// Accepts until `stop`, each connection in a task of `tracker`. A connection that still speaks HTTP ends with `stop`; an
 /// upgraded one belongs to whoever upgraded it. At most `max_connections` speak HTTP at once, more wait in the backlog.
+/// `tls`: they must speak TLS.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<TlsAcceptor>,
     router: Router,
     max_connections: usize,
     tracker: &TaskTracker,
@@ -67,17 +71,45 @@ pub async fn serve(
                 continue;
             }
         };
-        let (router, stop) = (router.clone(), stop.clone());
+        // Audio frames are small and late ones are worthless: never wait for more to send.
+        let _ = tcp.set_nodelay(true);
+        let (tls, router, stop) = (tls.clone(), router.clone(), stop.clone());
         tracker.spawn(async move {
-            serve_connection(tcp, peer, router, stop).await;
+            match tls {
+                None => serve_connection(tcp, peer, router, stop).await,
+                Some(tls) => {
+                    let secured = stop.run_until_cancelled(time::timeout(HEADER_TIMEOUT, secure(tcp, peer, tls))).await;
+                    if let Some(Ok(Some(stream))) = secured {
+                        serve_connection(stream, peer, router, stop).await;
+                    }
+                }
+            }
             drop(permit);
         });
     }
 }
 
-async fn serve_connection(tcp: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
-    // Audio frames are small and late ones are worthless: never wait for more to send.
-    let _ = tcp.set_nodelay(true);
+/// TLS before everything else. Whoever speaks plain HTTP is told so; `None`: there is nothing to serve.
+async fn secure(mut tcp: TcpStream, peer: SocketAddr, tls: TlsAcceptor) -> Option<TlsStream<TcpStream>> {
+    const WORDS: &str = "this port speaks TLS: use https:// or wss://\n";
+    let mut first = [0];
+    tcp.peek(&mut first).await.ok()?;
+    if first.iter().all(u8::is_ascii_alphabetic) {
+        tracing::info!(%peer, "plain HTTP on a port that speaks TLS");
+        let answer = format!(
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{WORDS}",
+            WORDS.len()
+        );
+        let _ = tcp.write_all(answer.as_bytes()).await; // it may have left already
+        return None;
+    }
+    tls.accept(tcp).await.inspect_err(|error| tracing::debug!(%peer, %error, "no TLS with a client")).ok()
+}
+
+async fn serve_connection<S>(stream: S, peer: SocketAddr, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service =
         TowerToHyperService::new(router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(Peer(peer));
@@ -87,7 +119,7 @@ async fn serve_connection(tcp: TcpStream, peer: SocketAddr, router: Router, stop
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(HTTP_BUFFER)
-        .serve_connection(TokioIo::new(tcp), service)
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let done = tokio::select! {
@@ -185,21 +217,31 @@ impl Pending {
     /// # Errors
     /// When the connection broke under it.
     pub async fn socket(self, limits: SocketLimits) -> io::Result<Socket> {
-        let (tcp, read_already) = self.stream().await?;
-        Ok(Socket::new(Io::plain(tcp), Role::Server, limits, read_already))
+        let upgraded = self.0.await.map_err(io::Error::other)?;
+        let (io, read_already) = match upgraded.downcast::<TokioIo<TcpStream>>() {
+            Ok(parts) => (Io::plain(parts.io.into_inner()), parts.read_buf),
+            Err(upgraded) => {
+                let parts = upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>().map_err(|_| foreign())?;
+                let (tcp, session) = parts.io.into_inner().into_inner();
+                (Io::accepted(tcp, session), parts.read_buf)
+            }
+        };
+        Ok(Socket::new(io, Role::Server, limits, read_already.to_vec()))
     }
 
-    /// Waits for the upgrade; the bare TCP stream and the bytes that came right behind the handshake.
+    /// Waits for the upgrade of a connection without TLS; the bare TCP stream and the bytes that came right behind the handshake.
     ///
     /// # Errors
     /// When the connection broke under it.
     pub async fn stream(self) -> io::Result<(TcpStream, Vec<u8>)> {
         let upgraded = self.0.await.map_err(io::Error::other)?;
-        let parts = upgraded
-            .downcast::<TokioIo<TcpStream>>()
-            .map_err(|_| io::Error::other("upgraded something that is not our own TCP stream"))?;
+        let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| foreign())?;
         Ok((parts.io.into_inner(), parts.read_buf.to_vec()))
     }
+}
+
+fn foreign() -> io::Error {
+    io::Error::other("upgraded something that is not our own stream")
 }
 
 fn tokens<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> impl Iterator<Item = &'h str> {

@@ -3,5 +3,6 @@
 //! Knows bytes, frames and deadlines; never a message's meaning.
 pub mod io;
 pub mod listen;
+pub mod tls;
 pub mod track;
 pub mod ws;

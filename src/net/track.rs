@@ -10,6 +10,8 @@ pub struct FrameTracker {
     have: usize,
     payload_left: u64,
     in_message: bool,
+    /// Bytes of a message that is not whole.
+    pending: u64,
 }
 
 impl FrameTracker {
@@ -19,7 +21,9 @@ impl FrameTracker {
             if self.payload_left > 0 {
                 let skip = usize::try_from(self.payload_left).unwrap_or(usize::MAX).min(bytes.len());
                 self.payload_left -= skip as u64;
+                self.pending += skip as u64;
                 bytes = bytes.get(skip..).unwrap_or_default();
+                self.end_frame();
                 continue;
             }
             let Some((&byte, rest)) = bytes.split_first() else { return };
@@ -29,6 +33,18 @@ impl FrameTracker {
             }
             self.have += 1;
             self.end_header();
+            self.end_frame();
+        }
+    }
+
+    /// Payload bytes that have come of a message that is not whole.
+    pub fn pending(&self) -> u64 {
+        self.pending
+    }
+
+    fn end_frame(&mut self) {
+        if !self.unfinished() {
+            self.pending = 0;
         }
     }
 
@@ -98,7 +114,19 @@ mod tests {
             let mut tracker = FrameTracker::default();
             tracker.feed(&bytes);
             assert_eq!(tracker.unfinished(), unfinished, "{name}");
+            assert!(unfinished || tracker.pending() == 0, "{name}");
         }
+    }
+
+    #[test]
+    fn what_has_come_of_a_message_is_counted() {
+        let mut tracker = FrameTracker::default();
+        tracker.feed(
+            &[frame(false, 1, true, 300), frame(true, 9, true, 0), frame(true, 0, true, 500)[..108].to_vec()].concat(),
+        );
+        assert_eq!(tracker.pending(), 300 + 100);
+        tracker.feed(&[0; 400]);
+        assert_eq!(tracker.pending(), 0);
     }
 
     proptest::proptest! {

@@ -25,6 +25,8 @@ use tokio_tungstenite::tungstenite::{
 
 use super::io::Io;
 
+/// A large message may take its time, but not for ever: at least so many bytes a second.
+const SLOWEST_MESSAGE: u64 = 64 << 10;
 /// Bytes gathered for one system call.
 const WRITE_BATCH: usize = 16 << 10;
 /// How long unread input is taken in after a close frame: unread bytes cause a reset that can destroy the frame.
@@ -224,9 +226,10 @@ impl Socket {
         }
     }
 
-    /// Since when the peer owes us the rest of a message.
-    pub fn unfinished_since(&self) -> Option<Instant> {
-        self.unfinished_since
+    /// When the peer's time to finish a message that it began is over: `patience`, and more for what has come of a large one.
+    pub fn unfinished_until(&self, patience: Duration) -> Option<Instant> {
+        let earned = Duration::from_secs(self.io().incoming.pending() / SLOWEST_MESSAGE);
+        self.unfinished_since.map(|since| since + patience + earned)
     }
 
     fn count_control(&mut self) -> Result<(), SocketError> {
@@ -368,7 +371,7 @@ impl Socket {
         let _ = time::timeout(patience, self.write_out(code, reason)).await;
         if self.role == Role::Server {
             // Clients wait for the server's end of the connection (RFC 6455 section 7.1.1), browsers with their `onclose`.
-            self.io().end_writing();
+            self.ws().get_mut().end_writing();
         }
         let _ = time::timeout(DRAIN, self.drain()).await;
     }

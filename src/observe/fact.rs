@@ -11,7 +11,10 @@ use crate::client::wire::ReplyStatus;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Fact {
     /// A call began.
-    CallStarted,
+    CallStarted {
+        /// At which door.
+        door: Cow<'static, str>,
+    },
     /// A call ended, with this close code.
     CallEnded {
         /// The close code.
@@ -54,10 +57,10 @@ impl Fact {
     /// Counts it, and logs it where a person may want to know.
     pub fn record(&self) {
         match self {
-            Self::CallStarted => {
-                counter!("voxrelay_calls_total").increment(1);
+            Self::CallStarted { door } => {
+                counter!("voxrelay_calls_total", "door" => door.clone()).increment(1);
                 gauge!("voxrelay_calls_active").increment(1);
-                tracing::info!("call started");
+                tracing::info!(%door, "call started");
             }
             Self::CallEnded { close, length, bytes_in, bytes_out } => {
                 gauge!("voxrelay_calls_active").decrement(1);

@@ -14,7 +14,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .install_recorder()?;
-    describe_counter!("voxrelay_calls_total", "Calls begun");
+    describe_counter!("voxrelay_calls_total", "Calls begun, by door");
     describe_gauge!("voxrelay_calls_active", "Calls open now");
     describe_counter!("voxrelay_calls_ended_total", "Calls ended, by close code");
     describe_counter!("voxrelay_replies_total", "Replies ended, by status");
@@ -39,7 +39,9 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     );
     describe_histogram!("voxrelay_session_up_seconds", Unit::Seconds, "Dialling to session.created");
     // What is still nothing is shown as such, so that a new relay's page is not an empty one.
-    counter!("voxrelay_calls_total").absolute(0);
+    for door in ["thin", "openai"] {
+        counter!("voxrelay_calls_total", "door" => door).absolute(0);
+    }
     gauge!("voxrelay_calls_active").set(0.0);
     Ok(handle)
 }

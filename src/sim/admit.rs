@@ -2,7 +2,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    config::{Model, SimConfig},
+    config::{Model, Shape, SimConfig},
     validate::{INVALID_REQUEST, Refusal, shorten},
 };
 
@@ -17,6 +17,8 @@ pub struct Knock {
     pub intent: Option<String>,
     /// It asks for the beta shape, by header or subprotocol.
     pub beta: bool,
+    /// It came by the path of Azure's preview, which has that shape.
+    pub preview: bool,
 }
 
 /// Why there will be no session.
@@ -40,24 +42,40 @@ impl Rejected {
     }
 }
 
+/// What kind of session a client gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Admitted {
+    /// It speaks with this model.
+    Voice(Model),
+    /// It writes down what it hears.
+    Transcription,
+}
+
 /// Decides like the service does.
 ///
 /// # Errors
 /// With the error event and the close code, in the order key, shape, model, credit.
-pub(super) fn admit(config: &SimConfig, knock: &Knock) -> Result<Model, Rejected> {
+pub(super) fn admit(config: &SimConfig, knock: &Knock) -> Result<Admitted, Rejected> {
     let key = knock.key.as_deref().filter(|key| !key.is_empty()).ok_or_else(no_key)?;
     if key.starts_with("sk-bad") || config.bad_keys.iter().any(|bad| bad == key) {
         return Err(bad_key(key));
     }
-    if knock.beta {
+    if knock.beta && !knock.preview && config.shape == Shape::Ga {
         let message = "The Realtime Beta API is no longer supported. Please use the GA API: leave out the OpenAI-Beta \
                        header.";
         return Err(Rejected::new(4_000, Refusal::new("beta_api_shape_disabled", message)));
     }
-    if let Some(intent) = knock.intent.as_deref().filter(|intent| *intent != "realtime") {
-        // Transcription sessions have their own door, which this simulator does not have yet.
-        let message = format!("Intent '{}' is not simulated; use ?model= or intent=realtime.", shorten(intent));
-        return Err(Rejected::new(4_000, Refusal::new("invalid_value", message).at("intent")));
+    match (knock.intent.as_deref(), knock.model.as_deref()) {
+        (None | Some("realtime"), _) => {}
+        (Some("transcription"), None) => return Ok(Admitted::Transcription),
+        (Some("transcription"), Some(_)) => {
+            let message = "You must not provide a model parameter for transcription sessions.";
+            return Err(Rejected::new(4_000, Refusal::new("invalid_model", message).at("model")));
+        }
+        (Some(intent), _) => {
+            let refusal = Refusal::choice("intent", intent, &["realtime", "transcription"]);
+            return Err(Rejected::new(4_000, refusal));
+        }
     }
     let Some(name) = knock.model.as_deref().filter(|model| !model.is_empty()) else {
         let message = "You must provide a model parameter.";
@@ -77,7 +95,7 @@ pub(super) fn admit(config: &SimConfig, knock: &Knock) -> Result<Model, Rejected
         refusal.kind = "insufficient_quota".into();
         return Err(Rejected::new(1_013, refusal));
     }
-    Ok(model)
+    Ok(Admitted::Voice(model))
 }
 
 fn no_key() -> Rejected {
@@ -91,6 +109,20 @@ fn bad_key(key: &str) -> Rejected {
     let tail: String = key.chars().rev().take(4).collect::<Vec<_>>().into_iter().rev().collect();
     let message = format!("Incorrect API key provided: {head}***{tail}.");
     Rejected::new(3_000, Refusal::new("invalid_api_key", message))
+}
+
+/// What Azure says at the upgrade, where OpenAI says it after (learn.microsoft.com Q&A 12820829; the misspelling is theirs).
+pub(super) fn azure_error(rejected: &Rejected) -> (u16, Value) {
+    match rejected.close_code {
+        3_000 => {
+            let message = "Access denied due to invalid subscription key or wrong API endpoint.";
+            (401, json!({ "error": { "code": "401", "message": message } }))
+        }
+        _ => {
+            let message = "The realtime operation does not work with the specified model.";
+            (400, json!({ "error": { "code": "OpperationNotSupported", "message": message } }))
+        }
+    }
 }
 
 /// The body of an HTTP error, as the service's REST side writes it.
@@ -130,8 +162,14 @@ mod tests {
             ("retired", knock("k", "gpt-4o-realtime-preview"), 4_004, "invalid_request_error.model_not_found"),
             ("no credit", knock("sk-no-credit", good), 1_013, "insufficient_quota.insufficient_quota"),
             (
-                "transcription",
-                Knock { intent: Some("transcription".into()), ..knock("k", "") },
+                "transcription with a model",
+                Knock { intent: Some("transcription".into()), ..knock("k", "gpt-4o-transcribe") },
+                4_000,
+                "invalid_request_error.invalid_model",
+            ),
+            (
+                "another intent",
+                Knock { intent: Some("singing".into()), ..knock("k", "") },
                 4_000,
                 "invalid_request_error.invalid_value",
             ),
@@ -139,7 +177,10 @@ mod tests {
             let rejected = admit(&config, &knock).unwrap_err();
             assert_eq!((rejected.close_code, rejected.reason().as_str()), (code, reason), "{name}");
         }
-        assert_eq!(admit(&config, &knock("ek_123", "gpt-realtime-2.1")).unwrap().context_tokens, 128_000);
+        let Ok(Admitted::Voice(model)) = admit(&config, &knock("ek_123", "gpt-realtime-2.1")) else { panic!() };
+        assert_eq!(model.context_tokens, 128_000);
+        let transcription = Knock { intent: Some("transcription".into()), model: None, ..knock("k", "") };
+        assert_eq!(admit(&config, &transcription), Ok(Admitted::Transcription));
     }
 
     #[test]

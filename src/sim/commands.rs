@@ -4,6 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{
+    beta,
     conversation::{self, Item, Kind, Place},
     input::MIN_COMMIT_MS,
     response::Request,
@@ -55,7 +56,11 @@ impl Session {
             }
         };
         let event_id = value.get("event_id").and_then(Value::as_str).map(|id| shorten_id(id).to_owned());
-        if let Err(refusal) = self.event(&value) {
+        let done = match self.beta {
+            true => beta::heard(value, self.settings.only_writes).and_then(|value| self.event(&value)),
+            false => self.event(&value),
+        };
+        if let Err(refusal) = done {
             self.refuse(&refusal, event_id.as_deref());
         }
     }
@@ -96,6 +101,9 @@ impl Session {
     fn session_update(&mut self, f: &Fields<'_>) -> Result<(), Refusal> {
         let mut settings = self.settings.clone();
         settings.update(f.need("session")?, self.conversation.has_spoken)?;
+        if self.beta {
+            settings.hear_pcm_at(self.world.config.pcm16_rate);
+        }
         self.settings = settings;
         self.listen();
         let session = self.session_json();
@@ -218,6 +226,11 @@ impl Session {
     }
 
     fn response_create(&mut self, f: &Fields<'_>, event_id: Option<&str>) -> Result<(), Refusal> {
+        if self.settings.only_writes {
+            // The live service's code for it is not known.
+            let message = "The event 'response.create' is not supported in transcription sessions.";
+            return Err(Refusal::new("invalid_value", message).at("type"));
+        }
         let mut request = Request::of_turn(&self.settings);
         if let Some(f) = f.object("response", &RESPONSE_FIELDS)? {
             request.settings.override_for_response(&f, self.conversation.has_spoken)?;

@@ -28,6 +28,10 @@ pub struct SimConfig {
     pub quota_models: Vec<String>,
     /// Longest session, ms; the service's is 60 minutes. The error text and the close reason stay the service's.
     pub session_cap_ms: u64,
+    /// In which shape it speaks the protocol.
+    pub shape: Shape,
+    /// What `pcm16` means in the beta's shape, Hz.
+    pub pcm16_rate: u32,
     /// Time between PINGs, ms; 0 sends none.
     pub ping_ms: u64,
     /// A client that answers no PING for so long is cut off, ms; 0: never.
@@ -69,6 +73,8 @@ impl Default for SimConfig {
             quota_keys: vec!["sk-no-credit".into()],
             quota_models: Vec::new(),
             session_cap_ms: 3_600_000,
+            shape: Shape::Ga,
+            pcm16_rate: 24_000,
             ping_ms: 20_260,
             pong_timeout_ms: 60_000,
             max_append_chars: 20_971_520,
@@ -116,6 +122,29 @@ impl SimConfig {
     }
 }
 
+/// The protocol's present shape, or its former one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shape {
+    /// Generally available: the beta is refused, as the live service refuses it.
+    #[default]
+    Ga,
+    /// As compatible servers kept it.
+    Beta,
+}
+
+impl std::str::FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "ga" => Ok(Self::Ga),
+            "beta" => Ok(Self::Beta),
+            _ => Err(format!("found `{text}`; allowed: ga, beta")),
+        }
+    }
+}
+
 /// A voice model's limits.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -134,6 +163,11 @@ pub struct Model {
 impl Model {
     fn new(name: &str, context_tokens: u64, max_output_tokens: u64, reasoning: bool) -> Self {
         Self { name: name.to_owned(), context_tokens, max_output_tokens, reasoning }
+    }
+
+    /// What a session has that speaks with none.
+    pub(super) fn none() -> Self {
+        Self::new("", 0, 0, false)
     }
 
     /// The voice models in use in November 2026 (model pages of the service, read 2026-11-21).

@@ -11,15 +11,18 @@
 //! | voice turns | speak; the detector finds the turn, the reply is your own voice; `long_turn_pause` clips give two turns |
 //! | push to talk | `turn_detection: null`, commit, `response.create` |
 //! | function calls | give it tools and type `call NAME {"argument": 1}`; or `reply.call_tool` for speech |
+//! | transcription | `?intent=transcription` without a model; name one in `session.update` |
+//! | compatible servers | `shape = "beta"`, and `pcm16_rate = 16000` for those that hear 16 kHz |
+//! | Azure | `/openai/v1/realtime?model=`, `/openai/realtime?api-version=&deployment=` (beta shape); `api-key: ...` |
 //! | text, greetings | are answered with the bundled voice |
 //! | refused connects | keys `sk-bad...`, `sk-no-credit`; models `gpt-4o-realtime-preview`, `gpt-5`; no model; no key |
 //! | the session cap, delays, limits | [`SimConfig`], as a TOML file |
 //! | everything that goes wrong | [`faults`], as a TOML file |
 //!
 //! Inside, [`session`] is a machine without sockets or clock that can be driven in virtual time; `server` gives it a
-//! socket. Not here yet, with their places kept: REST (`server::router`), transcription and beta sessions
-//! (`admit::admit`), GPT-Live.
+//! socket. Not here yet, with their places kept: REST (`server::router`), GPT-Live.
 mod admit;
+mod beta;
 mod commands;
 pub mod config;
 mod conversation;
@@ -42,7 +45,7 @@ mod validate;
 mod voice;
 
 pub use admit::Knock;
-pub use config::SimConfig;
+pub use config::{Shape, SimConfig};
 pub use faults::Faults;
 pub use server::Sim;
 pub use stats::SimStats;

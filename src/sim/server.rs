@@ -97,7 +97,7 @@ impl Sim {
         let most = world.config.max_sessions.saturating_mul(2).min(1 << 20);
         let router = router(shared);
         let (tasks, until) = (tracker.clone(), stop.clone());
-        tracker.spawn(async move { listen::serve(listener, router, most, &tasks, until).await });
+        tracker.spawn(async move { listen::serve(listener, None, router, most, &tasks, until).await });
         Ok(Self { addr, world, tracker, _stop_on_drop: stop.clone().drop_guard(), stop })
     }
 
@@ -129,6 +129,8 @@ impl Sim {
 fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/realtime", get(realtime))
+        .route("/openai/v1/realtime", get(realtime))
+        .route("/openai/realtime", get(realtime))
         .fallback(async || error(StatusCode::NOT_FOUND))
         .with_state(shared)
 }
@@ -181,7 +183,13 @@ async fn realtime(
         Err(UpgradeError::NotAsked) => return refused(error(StatusCode::UPGRADE_REQUIRED)),
         Err(_) => return refused(error(StatusCode::BAD_REQUEST)),
     };
-    let knock = knock(request.headers(), upgrade.protocols(), &query);
+    let azure = request.uri().path().starts_with("/openai/");
+    let preview = request.uri().path() == "/openai/realtime";
+    let knock = Knock { preview, ..knock(request.headers(), upgrade.protocols(), &query) };
+    if azure && let Err(rejected) = admit::admit(&world.config, &knock) {
+        let (status, body) = admit::azure_error(&rejected);
+        return refused(refusal(status, None, Some(body.to_string())));
+    }
     let protocol = upgrade.protocols().iter().any(|p| p == "realtime").then_some("realtime");
     let (mut response, pending) = upgrade.accept(protocol);
     // A client of the live service gets these, and must neither need nor keep them.
@@ -217,11 +225,12 @@ fn knock(headers: &HeaderMap, protocols: &[String], query: &HashMap<String, Stri
     });
     let offered = || protocols.iter().find_map(|p| p.strip_prefix("openai-insecure-api-key.").map(str::to_owned));
     Knock {
-        key: bearer.or_else(offered),
-        model: query.get("model").cloned(),
+        key: bearer.or_else(|| header("api-key").map(str::to_owned)).or_else(offered),
+        model: query.get("model").or(query.get("deployment")).cloned(),
         intent: query.get("intent").cloned(),
         beta: header("openai-beta").is_some_and(|value| value.contains("realtime"))
             || protocols.iter().any(|p| p.starts_with("openai-beta.realtime")),
+        preview: false,
     }
 }
 

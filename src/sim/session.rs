@@ -9,8 +9,9 @@ use serde_json::{Map, Value, json};
 
 pub use super::outbox::Output;
 use super::{
-    admit::{self, Knock, Rejected},
-    config::{Model, SimConfig},
+    admit::{self, Admitted, Knock, Rejected},
+    beta,
+    config::{Model, Shape, SimConfig},
     conversation::{Clip, Conversation, Item, Place},
     damage::Damage,
     dice::Dice,
@@ -98,6 +99,8 @@ pub struct Session {
     pub(super) dice: Dice,
     pub(super) faults: FaultScript,
     pub(super) damage: Damage,
+    /// It speaks the protocol in its former shape.
+    pub(super) beta: bool,
     id: String,
     expires_at: u64,
     pub(super) conversation_id: String,
@@ -124,18 +127,22 @@ impl Session {
     /// `number` counts connection attempts from 1; `unix_now` is for `expires_at`, seconds. Time begins at zero.
     pub fn new(world: Arc<World>, number: u64, knock: &Knock, unix_now: u64) -> Self {
         let admitted = admit::admit(&world.config, knock);
-        let model = admitted.clone().unwrap_or_else(|_| Model {
-            name: String::new(),
-            context_tokens: 0,
-            max_output_tokens: 0,
-            reasoning: false,
-        });
-        let settings = Settings::new(model, world.config.instructions.clone());
+        let settings = match &admitted {
+            Ok(Admitted::Voice(model)) => Settings::new(model.clone(), world.config.instructions.clone()),
+            Ok(Admitted::Transcription) => Settings::transcription(),
+            Err(_) => Settings::new(Model::none(), String::new()),
+        };
+        let beta = knock.preview || world.config.shape == Shape::Beta;
+        let mut settings = settings;
+        if beta {
+            settings.hear_pcm_at(world.config.pcm16_rate);
+        }
         let mut dice = Dice::new(world.config.seed, number);
         let mut session = Self {
             number,
             faults: world.faults.script(number),
             damage: Damage::default(),
+            beta,
             id: dice.id("sess"),
             expires_at: unix_now + world.config.session_cap_ms.div_ceil(1_000),
             conversation_id: dice.id("conv"),
@@ -264,6 +271,16 @@ impl Session {
         if self.ended {
             return;
         }
+        if self.beta {
+            if let Some((kind, fields)) = beta::said(kind, fields) {
+                self.send_as(delay, &kind, fields);
+            }
+            return;
+        }
+        self.send_as(delay, kind, fields);
+    }
+
+    fn send_as(&mut self, delay: Duration, kind: &str, fields: Value) {
         let mut event = Map::new();
         event.insert("type".into(), json!(kind));
         event.insert("event_id".into(), json!(self.dice.id("event")));

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     config::{Model, SemanticSilence},
+    response::with,
     tokens::Truncation,
     validate::{Fields, Refusal},
 };
@@ -26,6 +27,8 @@ const SESSION_FIELDS: [&str; 13] = [
     "prompt",
     "tracing",
 ];
+/// Transcription models that find the ends of turns themselves.
+const NO_TURNS: [&str; 2] = ["gpt-realtime-whisper", "gpt-live-transcribe"];
 const VOICES: [&str; 10] = ["alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar"];
 const LOGPROBS: &str = "item.input_audio_transcription.logprobs";
 /// PCM above 24 kHz was accepted from one user; the types allow 24 kHz alone. Taken up to what a sound card does.
@@ -100,6 +103,10 @@ impl TurnDetection {
         }
     }
 
+    fn without_replies(self) -> Self {
+        Self { create_response: false, interrupt_response: false, ..self }
+    }
+
     fn merge(current: Option<&Self>, f: &Fields<'_>) -> Result<Self, Refusal> {
         let kind = match (f.choice("type", &["server_vad", "semantic_vad"])?, current) {
             (Some(kind), _) => kind,
@@ -136,6 +143,14 @@ impl TurnDetection {
     }
 
     fn json(&self) -> Value {
+        with(
+            self.json_of_listening(),
+            json!({"create_response": self.create_response, "interrupt_response": self.interrupt_response}),
+        )
+    }
+
+    /// Without what is about replies: a session that only writes down has none.
+    fn json_of_listening(&self) -> Value {
         match self.kind {
             DetectionKind::Server { threshold, prefix_ms, silence_ms, idle_timeout_ms } => json!({
                 "type": "server_vad",
@@ -143,15 +158,8 @@ impl TurnDetection {
                 "prefix_padding_ms": prefix_ms,
                 "silence_duration_ms": silence_ms,
                 "idle_timeout_ms": idle_timeout_ms,
-                "create_response": self.create_response,
-                "interrupt_response": self.interrupt_response,
             }),
-            DetectionKind::Semantic { eagerness } => json!({
-                "type": "semantic_vad",
-                "eagerness": eagerness,
-                "create_response": self.create_response,
-                "interrupt_response": self.interrupt_response,
-            }),
+            DetectionKind::Semantic { eagerness } => json!({ "type": "semantic_vad", "eagerness": eagerness }),
         }
     }
 }
@@ -166,6 +174,8 @@ pub(super) struct Transcription {
 /// A session's configuration.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
+    /// It writes down what it hears, and answers nothing.
+    pub(super) only_writes: bool,
     pub(super) model: Model,
     pub(super) modality: Modality,
     pub(super) instructions: String,
@@ -193,6 +203,7 @@ impl Settings {
     pub(super) fn new(model: Model, instructions: String) -> Self {
         let reasoning = model.reasoning.then(|| json!({ "effort": "low" }));
         Self {
+            only_writes: false,
             model,
             modality: Modality::Audio,
             instructions,
@@ -215,6 +226,21 @@ impl Settings {
         }
     }
 
+    /// What a session begins with that only writes down.
+    pub(super) fn transcription() -> Self {
+        let mut settings = Self::new(Model::none(), String::new());
+        settings.only_writes = true;
+        settings.turn_detection = Some(TurnDetection::server().without_replies());
+        settings
+    }
+
+    /// The session's PCM is taken to be of this rate, whatever it is called.
+    pub(super) fn hear_pcm_at(&mut self, rate: u32) {
+        if self.input_format.codec == Codec::Pcm16 {
+            self.input_format.rate = rate;
+        }
+    }
+
     /// Whether transcripts come with log probabilities.
     pub(super) fn logprobs(&self) -> bool {
         self.include.iter().any(|i| i == LOGPROBS)
@@ -222,6 +248,9 @@ impl Settings {
 
     /// Applies the `session` of a `session.update`. `audio_present`: the model has spoken, so the voice is fixed.
     pub(super) fn update(&mut self, session: &Value, audio_present: bool) -> Result<(), Refusal> {
+        if self.only_writes {
+            return self.update_transcription(session);
+        }
         let mut allowed = SESSION_FIELDS.to_vec();
         allowed.push("include");
         let f = Fields::of(session, "session", &allowed)?;
@@ -248,6 +277,33 @@ impl Settings {
                 self.update_output(&output, audio_present)?;
                 self.speed = output.number("speed", 0.25, 1.5)?.unwrap_or(self.speed);
             }
+        }
+        self.update_rest(&f)
+    }
+
+    /// The few fields of a session that only writes down (realtime-protocol section 4.1).
+    fn update_transcription(&mut self, session: &Value) -> Result<(), Refusal> {
+        match session.get("type").and_then(Value::as_str) {
+            Some("realtime") => {
+                let message = "Passing a realtime session update event to a transcription session is not allowed.";
+                return Err(Refusal::new("invalid_value", message).at("session.type"));
+            }
+            Some("transcription") | None => {}
+            Some(other) => return Err(Refusal::choice("session.type", other, &["realtime", "transcription"])),
+        }
+        let f = Fields::of(session, "session", &["type", "audio", "include"])?;
+        f.need_text("type")?;
+        if let Some(audio) = f.object("audio", &["input"])?
+            && let Some(input) =
+                audio.object("input", &["format", "noise_reduction", "transcription", "turn_detection"])?
+        {
+            self.update_input(&input)?;
+        }
+        self.turn_detection = self.turn_detection.take().map(TurnDetection::without_replies);
+        let model = self.transcription.as_ref().map(|t| t.model.as_str()).unwrap_or_default();
+        if NO_TURNS.contains(&model) && self.turn_detection.is_some() {
+            let message = format!("Turn detection is not supported with the transcription model '{model}'.");
+            return Err(Refusal::new("invalid_value", message).at("session.audio.input.turn_detection"));
         }
         self.update_rest(&f)
     }
@@ -425,6 +481,9 @@ impl Settings {
 
     /// The session object of `session.created` and `session.updated`.
     pub(super) fn json(&self, id: &str, expires_at: u64) -> Value {
+        if self.only_writes {
+            return self.transcription_json(id, expires_at);
+        }
         let mut session = json!({
             "type": "realtime",
             "object": "realtime.session",
@@ -461,6 +520,24 @@ impl Settings {
             map.insert("parallel_tool_calls".into(), json!(parallel));
         }
         session
+    }
+
+    fn transcription_json(&self, id: &str, expires_at: u64) -> Value {
+        json!({
+            "type": "transcription",
+            "object": "realtime.transcription_session",
+            "id": id,
+            "expires_at": expires_at,
+            "audio": {
+                "input": {
+                    "format": format_json(self.input_format),
+                    "transcription": self.transcription.as_ref().map(|t| &t.shown),
+                    "noise_reduction": self.noise_reduction,
+                    "turn_detection": self.turn_detection.as_ref().map(TurnDetection::json_of_listening),
+                },
+            },
+            "include": if self.include.is_empty() { Value::Null } else { json!(self.include) },
+        })
     }
 
     /// `inf`, or the number.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::{
-    Command, Ended, Event, ServiceError, SessionSetup, event_id,
+    Command, Ended, Event, Hearing, Intent, ServiceError, SessionSetup, Wanted, event_id,
     scan::{self, flat},
 };
 use crate::{
@@ -31,15 +31,17 @@ const APPEND_HEAD: &str = r#"{"type":"input_audio_buffer.append","event_id":""#;
 const APPEND_MIDDLE: &str = r#"","audio":""#;
 const APPEND_TAIL: &str = r#""}"#;
 
-/// The path and query of a voice session.
-pub fn session_path(base: &str, model: Option<&str>) -> String {
-    match model {
-        Some(model) => format!("{base}/realtime?model={}", escape_query(model)),
-        None => format!("{base}/realtime"),
+/// The path and query of a session. `bound`: the credential names the model already.
+pub fn session_path(base: &str, wanted: &Wanted, bound: bool) -> String {
+    match wanted.intent {
+        Intent::Transcription => format!("{base}/realtime?intent=transcription"),
+        Intent::Realtime if bound => format!("{base}/realtime"),
+        Intent::Realtime => format!("{base}/realtime?model={}", escape_query(&wanted.model)),
     }
 }
 
-fn escape_query(value: &str) -> String {
+/// As a value of a query.
+pub(super) fn escape_query(value: &str) -> String {
     value.bytes().fold(String::new(), |mut out, b| {
         if b.is_ascii_alphanumeric() || b"-._~".contains(&b) {
             out.push(char::from(b));
@@ -80,6 +82,11 @@ pub fn encode(command: &Command, setup: &SessionSetup, number: u64) -> Bytes {
         fields.insert("event_id".to_owned(), Value::String(id));
     }
     Bytes::from(event.to_string())
+}
+
+/// An append event without a name, for audio of which the service may complain to its sender.
+pub fn append_unnamed(audio: &[u8]) -> Bytes {
+    json!({"type": "input_audio_buffer.append", "audio": BASE64.encode(audio)}).to_string().into()
 }
 
 /// One append event: prefix, base64, suffix in one buffer of the right size.
@@ -151,7 +158,8 @@ fn set(object: &mut Value, key: &str, value: Value) {
     }
 }
 
-fn tools(agent: &AgentConfig) -> Value {
+/// The tools of an agent.
+pub fn tools(agent: &AgentConfig) -> Value {
     agent
         .tools
         .iter()
@@ -183,6 +191,55 @@ pub fn decode(text: &[u8]) -> Event {
         return event;
     }
     serde_json::from_str::<Incoming>(text).map_or(Event::Unknown, Event::from)
+}
+
+/// Reads as much of a message as one has to know who only passes it on: audio is not decoded, words are not copied.
+pub fn glance(text: &[u8]) -> Event {
+    let Ok(text) = std::str::from_utf8(text) else { return Event::Unknown };
+    let mut kind = None;
+    // The type comes first, or at least before anything nested; where it does not, everything is read.
+    flat(text, |key, value| match (key, value) {
+        ("type", scan::Value::Str(found)) => {
+            kind = Some(found);
+            false
+        }
+        _ => true,
+    });
+    match kind {
+        Some("response.output_audio.delta") => Event::AudioPasses,
+        Some(
+            "session.created"
+            | "session.updated"
+            | "response.created"
+            | "response.done"
+            | "error"
+            | "input_audio_buffer.speech_started"
+            | "input_audio_buffer.speech_stopped"
+            | "input_audio_buffer.committed",
+        )
+        | None => match serde_json::from_str::<Incoming>(text).map_or(Event::Unknown, Event::from) {
+            Event::Audio { .. } => Event::AudioPasses,
+            event => event,
+        },
+        Some(kind) if is_known(kind) || is_words(kind) => Event::Nothing,
+        Some(_) => Event::Unknown,
+    }
+}
+
+/// Events that [`decode`] reads and [`glance`] does not.
+fn is_words(kind: &str) -> bool {
+    const WORDS: [&str; 9] = [
+        "response.output_audio_transcript.delta",
+        "response.output_audio_transcript.done",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "conversation.item.input_audio_transcription.delta",
+        "conversation.item.input_audio_transcription.completed",
+        "conversation.item.input_audio_transcription.failed",
+    ];
+    WORDS.contains(&kind)
 }
 
 /// The fast way for the only frequent event; `None` when it is another one, or not as simple as usual.
@@ -230,6 +287,11 @@ where
     Option::deserialize(value).map(Option::unwrap_or_default)
 }
 
+/// Whether a field that is there is `null`.
+fn is_null<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
+    Option::<serde::de::IgnoredAny>::deserialize(value).map(|found| found.is_none())
+}
+
 /// All fields that we read of any event.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -267,6 +329,52 @@ struct Session {
     #[serde(deserialize_with = "null_too")]
     id: String,
     expires_at: Option<u64>,
+    #[serde(deserialize_with = "null_too")]
+    audio: SessionAudio,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SessionAudio {
+    #[serde(deserialize_with = "null_too")]
+    input: SessionInput,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SessionInput {
+    format: Option<AudioFormat>,
+    turn_detection: Option<Detection>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct AudioFormat {
+    #[serde(rename = "type", deserialize_with = "null_too")]
+    kind: String,
+    rate: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Detection {
+    silence_duration_ms: Option<u64>,
+}
+
+impl Session {
+    /// Nothing where the format is none that we know.
+    fn hearing(&self) -> Option<Hearing> {
+        let input = &self.audio.input;
+        let format = input.format.as_ref()?;
+        let input_format = match format.kind.as_str() {
+            "audio/pcmu" => Format::MULAW,
+            "audio/pcma" => Format::ALAW,
+            "audio/pcm" => Format { codec: Codec::Pcm16, rate: format.rate.unwrap_or(Format::PCM_24K.rate) },
+            _ => return None,
+        };
+        let silence = input.turn_detection.as_ref().and_then(|d| d.silence_duration_ms).map(Duration::from_millis);
+        Some(Hearing { input: input_format, silence })
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -285,6 +393,9 @@ struct Item {
 struct Response {
     #[serde(deserialize_with = "null_too")]
     id: String,
+    /// Absent is one thing, `null` ("in no conversation") another.
+    #[serde(rename = "conversation_id", deserialize_with = "is_null")]
+    aside: bool,
     #[serde(deserialize_with = "null_too")]
     status: String,
     status_details: Option<StatusDetails>,
@@ -368,13 +479,17 @@ impl From<Incoming> for Event {
         match e.kind.as_str() {
             "session.created" => {
                 let session = e.session.unwrap_or_default();
-                Self::SessionCreated { id: session.id, expires_at: session.expires_at }
+                let hearing = session.hearing();
+                Self::SessionCreated { id: session.id, expires_at: session.expires_at, hearing }
             }
-            "session.updated" => Self::SessionUpdated,
+            "session.updated" => Self::SessionUpdated { hearing: e.session.unwrap_or_default().hearing() },
             "input_audio_buffer.speech_started" => Self::SpeechStarted { at_ms: e.audio_start_ms },
             "input_audio_buffer.speech_stopped" => Self::SpeechStopped { at_ms: e.audio_end_ms },
             "input_audio_buffer.committed" => Self::Committed { item: e.item_id },
-            "response.created" => Self::ReplyCreated { response: e.response.unwrap_or_default().id },
+            "response.created" => {
+                let response = e.response.unwrap_or_default();
+                Self::ReplyCreated { response: response.id, aside: response.aside }
+            }
             "response.output_audio.delta" => match from_base64(&e.delta) {
                 Some(audio) => {
                     Self::Audio { response: e.response_id, item: e.item_id, content_index: e.content_index, audio }
@@ -633,9 +748,22 @@ mod tests {
         for (text, want) in [
             (
                 r#"{"type":"session.created","event_id":"e","session":{"type":"realtime","id":"sess_1","expires_at":1758000000,"audio":{}}}"#,
-                Event::SessionCreated { id: s("sess_1"), expires_at: Some(1_758_000_000) },
+                Event::SessionCreated { id: s("sess_1"), expires_at: Some(1_758_000_000), hearing: None },
             ),
-            (r#"{"type":"session.updated","event_id":"e","session":{"id":"sess_1"}}"#, Event::SessionUpdated),
+            (
+                r#"{"type":"session.updated","event_id":"e","session":{"id":"sess_1","audio":{"input":{"format":{"type":"audio/pcm","rate":24000},"turn_detection":{"type":"server_vad","silence_duration_ms":200}}}}}"#,
+                Event::SessionUpdated {
+                    hearing: Some(Hearing { input: Format::PCM_24K, silence: Some(Duration::from_millis(200)) }),
+                },
+            ),
+            (
+                r#"{"type":"session.updated","event_id":"e","session":{"audio":{"input":{"format":{"type":"audio/pcmu"},"turn_detection":null}}}}"#,
+                Event::SessionUpdated { hearing: Some(Hearing { input: Format::MULAW, silence: None }) },
+            ),
+            (
+                r#"{"type":"response.created","event_id":"e","response":{"id":"resp_2","conversation_id":null}}"#,
+                Event::ReplyCreated { response: s("resp_2"), aside: true },
+            ),
             (
                 r#"{"type":"input_audio_buffer.speech_started","event_id":"e","audio_start_ms":520,"item_id":"item_1"}"#,
                 Event::SpeechStarted { at_ms: 520 },
@@ -650,7 +778,7 @@ mod tests {
             ),
             (
                 r#"{"type":"response.created","event_id":"e","response":{"object":"realtime.response","id":"resp_1","status":"in_progress","output":[],"usage":null,"status_details":null}}"#,
-                Event::ReplyCreated { response: s("resp_1") },
+                Event::ReplyCreated { response: s("resp_1"), aside: false },
             ),
             (
                 r#"{"type":"response.output_audio.delta","event_id":"e","response_id":"resp_1","item_id":"item_1","output_index":0,"content_index":1,"delta":"AAEC+g==","obfuscation":"x"}"#,
@@ -788,9 +916,15 @@ mod tests {
 
     #[test]
     fn the_path_names_the_model_and_escapes_it() {
-        assert_eq!(session_path("/v1", Some("gpt-realtime-2.1")), "/v1/realtime?model=gpt-realtime-2.1");
-        assert_eq!(session_path("/v1", Some("a b&c")), "/v1/realtime?model=a%20b%26c");
-        assert_eq!(session_path("", None), "/realtime");
+        let transcription = Wanted { intent: Intent::Transcription, ..Wanted::voice("m") };
+        for (base, wanted, bound, path) in [
+            ("/v1", Wanted::voice("gpt-realtime-2.1"), false, "/v1/realtime?model=gpt-realtime-2.1"),
+            ("/v1", Wanted::voice("a b&c"), false, "/v1/realtime?model=a%20b%26c"),
+            ("", Wanted::voice("m"), true, "/realtime"),
+            ("/v1", transcription, false, "/v1/realtime?intent=transcription"),
+        ] {
+            assert_eq!(session_path(base, &wanted, bound), path);
+        }
     }
 
     proptest::proptest! {

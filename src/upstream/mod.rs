@@ -1,22 +1,23 @@
 //! US -> MODEL: what we ask of a model service and what it tells us, whatever protocol it speaks.
 //!
-//! [`Command`] and [`Event`] are the only words that the call core knows. One dialect, one file: a new service is a new arm
-//! of [`Dialect`] and a module beside [`ga`].
+//! [`Command`] and [`Event`] are the only words that the call core knows. Inside the relay every message has the GA shape
+//! ([`ga`]); a service that speaks another one has a file for its addresses and credentials beside it, and a [`Shape`] at
+//! the edge of its socket.
+pub mod azure;
+pub mod beta;
 pub mod event_id;
 pub mod ga;
 pub mod open;
 pub mod scan;
+pub mod shape;
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    audio::Format,
-    client::wire::Usage,
-    config::{AgentConfig, Dialect},
-};
+pub use self::shape::Shape;
+use crate::{audio::Format, client::wire::Usage, config::AgentConfig};
 
 /// How a session is to be set up.
 #[derive(Debug, Clone)]
@@ -102,9 +103,14 @@ pub enum Event {
         id: String,
         /// When the service will end it, Unix seconds.
         expires_at: Option<u64>,
+        /// How it listens.
+        hearing: Option<Hearing>,
     },
     /// The set-up was taken.
-    SessionUpdated,
+    SessionUpdated {
+        /// How it listens from now on.
+        hearing: Option<Hearing>,
+    },
     /// The caller speaks.
     SpeechStarted {
         /// Position in all audio written, ms.
@@ -124,7 +130,11 @@ pub enum Event {
     ReplyCreated {
         /// The service's id.
         response: String,
+        /// It is not part of the conversation and runs beside its replies ("out of band").
+        aside: bool,
     },
+    /// Reply audio that is not taken apart: somebody else will ([`ga::glance`]).
+    AudioPasses,
     /// Reply audio.
     Audio {
         /// Whose.
@@ -193,6 +203,15 @@ pub enum Event {
     Unknown,
 }
 
+/// How a session listens, as the service says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hearing {
+    /// What it takes.
+    pub input: Format,
+    /// The silence that ends a turn; none: no turn detection, or one by meaning.
+    pub silence: Option<Duration>,
+}
+
 /// An `error` event.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceError {
@@ -210,25 +229,28 @@ pub struct ServiceError {
     pub retry_after: Option<Duration>,
 }
 
-impl Dialect {
-    /// Writes a command as one text message. `number` names it, so that an error can be told to belong to it.
-    pub fn encode(self, command: &Command, setup: &SessionSetup, number: u64) -> Bytes {
-        match self {
-            Self::Ga => ga::encode(command, setup, number),
-        }
-    }
+/// What kind of session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Intent {
+    /// Speech in, speech out.
+    #[default]
+    Realtime,
+    /// Speech in, text out.
+    Transcription,
+}
 
-    /// Reads one text message.
-    pub fn decode(self, text: &[u8]) -> Event {
-        match self {
-            Self::Ga => ga::decode(text),
-        }
-    }
+/// Which session is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The service's name of a model; a transcription session names its own later.
+    pub model: String,
+    /// What kind.
+    pub intent: Intent,
+}
 
-    /// The path and query of a voice session under a base path.
-    pub fn session_path(self, base: &str, model: Option<&str>) -> String {
-        match self {
-            Self::Ga => ga::session_path(base, model),
-        }
+impl Wanted {
+    /// A voice session of this model.
+    pub fn voice(model: impl Into<String>) -> Self {
+        Self { model: model.into(), intent: Intent::Realtime }
     }
 }

@@ -21,9 +21,9 @@ use tokio_tungstenite::tungstenite::{
     protocol::Role,
 };
 
-use super::{Event, ServiceError};
+use super::{Event, ServiceError, Shape, Wanted, azure, beta, ga};
 use crate::{
-    config::{Endpoint, UpstreamConfig},
+    config::{Dialect, Endpoint, UpstreamConfig},
     net::{
         io::Io,
         ws::{Frame, Socket, SocketError, SocketLimits},
@@ -58,10 +58,14 @@ impl std::fmt::Debug for Upstream {
 pub struct Session {
     /// Its socket.
     pub socket: Socket,
+    /// How its messages are written.
+    pub shape: Shape,
     /// Its id at the service.
     pub id: String,
     /// When the service will end it, Unix seconds.
     pub expires_at: Option<u64>,
+    /// Its first message, `session.created`, in the GA shape.
+    pub created: Bytes,
 }
 
 /// Why there is no session.
@@ -239,10 +243,10 @@ impl Upstream {
     ///
     /// # Errors
     /// The last try's.
-    pub async fn open(&self, model: &str) -> Result<Session, UpstreamError> {
+    pub async fn open(&self, wanted: &Wanted) -> Result<Session, UpstreamError> {
         let mut tried = 0;
         loop {
-            let error = match self.open_once(model).await {
+            let error = match self.open_once(wanted).await {
                 Ok(session) => return Ok(session),
                 Err(error) => error,
             };
@@ -260,12 +264,12 @@ impl Upstream {
         }
     }
 
-    async fn open_once(&self, model: &str) -> Result<Session, UpstreamError> {
+    async fn open_once(&self, wanted: &Wanted) -> Result<Session, UpstreamError> {
         let connect = Duration::from_millis(self.config.connect_timeout_ms);
         let whole = Duration::from_millis(self.config.session_timeout_ms);
         let end = Instant::now() + whole;
         let stream = within(Instant::now() + connect, connect, "accept a connection", self.connect()).await?;
-        let socket = within(end, whole, "answer the handshake", self.upgrade(stream, model)).await?;
+        let socket = within(end, whole, "answer the handshake", self.upgrade(stream, wanted)).await?;
         within(end, whole, "say session.created", self.created(socket)).await
     }
 
@@ -281,9 +285,9 @@ impl Upstream {
         self.tls.connect(name, tcp).await.map(|tls| MaybeTls::Tls(Box::new(tls))).map_err(unreachable)
     }
 
-    async fn upgrade(&self, stream: MaybeTls, model: &str) -> Result<Socket, UpstreamError> {
+    async fn upgrade(&self, stream: MaybeTls, wanted: &Wanted) -> Result<Socket, UpstreamError> {
         let key = generate_key();
-        let request = self.request(&key, model).map_err(|e| UpstreamError::Broken(e.to_string()))?;
+        let request = self.request(&key, wanted).map_err(|e| UpstreamError::Broken(e.to_string()))?;
         let limits = SocketLimits { max_message: self.config.max_message_bytes, read_buffer: READ_BUFFER };
         let (io, read_already) = match stream {
             MaybeTls::Plain(tcp) => {
@@ -299,24 +303,29 @@ impl Upstream {
         Ok(Socket::new(io, Role::Client, limits, read_already.to_vec()))
     }
 
-    fn request(&self, key: &str, model: &str) -> Result<Request<Empty<Bytes>>, axum::http::Error> {
-        let Endpoint { tls, host, port, path } = &self.endpoint;
+    fn request(&self, key: &str, wanted: &Wanted) -> Result<Request<Empty<Bytes>>, axum::http::Error> {
+        let Endpoint { tls, host, port, .. } = &self.endpoint;
         let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
         let host = if *port == if *tls { 443 } else { 80 } { host } else { format!("{host}:{port}") };
-        let credential = self.config.api_key.as_ref();
-        // A client secret already names the model, and some servers refuse to hear it twice.
-        let model = (!credential.is_some_and(|key| key.expose().starts_with("ek_"))).then_some(model);
-        let mut request = Request::get(self.config.dialect.session_path(path, model))
+        let mut request = Request::get(self.session_path(wanted))
             .header(header::HOST, host)
             .header(header::CONNECTION, "Upgrade")
             .header(header::UPGRADE, "websocket")
             .header(header::SEC_WEBSOCKET_VERSION, "13")
             .header(header::SEC_WEBSOCKET_KEY, key)
             .header(header::USER_AGENT, concat!("voxrelay/", env!("CARGO_PKG_VERSION")));
-        if let Some(credential) = credential {
-            let mut value = HeaderValue::try_from(format!("Bearer {}", credential.expose()))?;
+        if let Some(credential) = &self.config.api_key {
+            let (name, value) = match self.config.dialect {
+                Dialect::Azure => azure::credential(credential.expose()),
+                Dialect::Ga | Dialect::Beta => ("authorization", format!("Bearer {}", credential.expose())),
+            };
+            let mut value = HeaderValue::try_from(value)?;
             value.set_sensitive(true);
-            request = request.header(header::AUTHORIZATION, value);
+            request = request.header(name, value);
+        }
+        if self.config.dialect == Dialect::Beta {
+            let (name, value) = beta::HEADER;
+            request = request.header(name, value);
         }
         for (name, value) in
             [("openai-organization", &self.config.organization), ("openai-project", &self.config.project)]
@@ -328,9 +337,23 @@ impl Upstream {
         request.body(Empty::new())
     }
 
+    fn session_path(&self, wanted: &Wanted) -> String {
+        let base = &self.endpoint.path;
+        match self.config.dialect {
+            // A client secret already names the model, and some servers refuse to hear it twice.
+            Dialect::Ga => {
+                let bound = self.config.api_key.as_ref().is_some_and(|key| key.expose().starts_with("ek_"));
+                ga::session_path(base, wanted, bound)
+            }
+            Dialect::Beta => beta::session_path(base, wanted),
+            Dialect::Azure => azure::session_path(base, self.config.api_version.as_deref(), wanted),
+        }
+    }
+
     /// The first event that is no error makes the session; an error is followed by a close with its code.
     async fn created(&self, mut socket: Socket) -> Result<Session, UpstreamError> {
         let mut refusal: Option<ServiceError> = None;
+        let mut shape = Shape::of(&self.config);
         loop {
             let frame = match next(&mut socket).await {
                 Ok(frame) => frame,
@@ -342,11 +365,17 @@ impl Upstream {
                 }
             };
             match frame {
-                Frame::Text(text) => match self.config.dialect.decode(&text) {
-                    Event::SessionCreated { id, expires_at } => return Ok(Session { socket, id, expires_at }),
-                    Event::Error(error) => refusal = Some(error),
-                    _ => {}
-                },
+                Frame::Text(text) => {
+                    let mut up = None;
+                    shape.incoming(text, |text| match ga::decode(&text) {
+                        Event::SessionCreated { id, expires_at, .. } => up = Some((id, expires_at, text)),
+                        Event::Error(error) => refusal = Some(error),
+                        _ => {}
+                    });
+                    if let Some((id, expires_at, created)) = up {
+                        return Ok(Session { socket, shape, id, expires_at, created });
+                    }
+                }
                 Frame::Closed { code, reason } => {
                     return Err(match refusal {
                         Some(refusal) => UpstreamError::refused(&refusal, code),

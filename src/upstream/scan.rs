@@ -43,6 +43,12 @@ pub fn flat<'a>(text: &'a str, mut visit: impl FnMut(&'a str, Value<'a>) -> bool
     }
 }
 
+/// Where in `text` a part of it stands.
+pub fn place(text: &str, part: &str) -> std::ops::Range<usize> {
+    let begin = (part.as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
+    begin..begin + part.len()
+}
+
 struct Scan<'a> {
     text: &'a str,
     at: usize,

@@ -1,13 +1,14 @@
 //! What calls cost the relay: memory of idle ones, CPU of speaking ones, and HAProxy beside it on the same audio.
 //!
 //! ```text
-//! cargo bench --bench calls                                  # all three, with their defaults
+//! cargo bench --bench calls                                  # all four, with their defaults
 //! cargo bench --bench calls -- idle [CALLS]                  # memory: 1000 calls
 //! cargo bench --bench calls -- stream [CALLS] [SECS]         # CPU: 1000 calls speak for 20 s
 //!      [--chunk-ms 100] [--no-gather] [--turns auto|manual] [--reply]
 //! cargo bench --bench calls -- haproxy [CALLS] [SECS] [--rounds 5]   # ratio: 200 calls, 20 s a turn
+//! cargo bench --bench calls -- passthrough [CALLS] [SECS] [--rounds 5]   # the same JSON through both: CPU and delay
 //! ```
-//! `haproxy` needs HAProxy (Debian and Ubuntu: `apt-get install haproxy`). A thousand calls need 2,100 open files in the
+//! `haproxy` and `passthrough` need HAProxy (Debian and Ubuntu: `apt-get install haproxy`). A thousand calls need 2,100 open files in the
 //! relay (`ulimit -Hn`). Environment: `BENCH_VERBOSE=1` shows the children's complaints; `BENCH_THREADS` is the number of
 //! threads for the relay and for HAProxy (2); `BENCH_RELAY` names another relay binary, to compare two builds.
 //!
@@ -88,6 +89,15 @@ enum Mode {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// CPU and delay of OpenAI's own protocol beside HAProxy's, on the same messages.
+    Passthrough {
+        #[arg(default_value_t = 200)]
+        calls: usize,
+        #[arg(default_value_t = 20)]
+        secs: u64,
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
     /// The model service (a child of this benchmark).
     #[command(hide = true)]
     Sink,
@@ -105,24 +115,35 @@ struct RelayArgs {
     no_gather: bool,
     #[arg(long, default_value = "auto")]
     turns: String,
+    /// The agent fixes its instructions.
+    #[arg(skip)]
+    policy: bool,
+}
+
+impl Default for RelayArgs {
+    fn default() -> Self {
+        Self { chunk_ms: 100, no_gather: false, turns: "auto".to_owned(), policy: false }
+    }
 }
 
 fn main() {
     let args = Args::parse();
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let relay = RelayArgs { chunk_ms: 100, no_gather: false, turns: "auto".to_owned() };
+    let relay = RelayArgs::default();
     match args.mode {
         Some(Mode::Sink) => runtime().block_on(sink::run()),
         Some(Mode::Load { addr, path, form, calls }) => runtime().block_on(load::run(addr, path, form, calls)),
         Some(Mode::Idle { calls }) => idle(calls),
         Some(Mode::Stream { calls, secs, relay, reply }) => stream(calls, Duration::from_secs(secs), &relay, reply),
         Some(Mode::Haproxy { calls, secs, rounds }) => haproxy(calls, Duration::from_secs(secs), rounds),
+        Some(Mode::Passthrough { calls, secs, rounds }) => passthrough(calls, Duration::from_secs(secs), rounds),
         // `cargo test` may run benchmarks too, without saying `--bench`; a small one shows that they work.
         None if !args.bench => stream(4, Duration::from_secs(1), &relay, true),
         None => {
             idle(1_000);
             stream(1_000, Duration::from_secs(20), &relay, false);
             haproxy(200, Duration::from_secs(20), 5);
+            passthrough(200, Duration::from_secs(20), 5);
         }
     }
 }
@@ -170,11 +191,12 @@ impl Relay {
         let config = NamedTempFile::new().unwrap();
         let text = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\nmax_calls = {}\n[upstream]\nurl = \"http://{}/v1\"\napi_key = \"bench\"\n\
-             [audio]\nchunk_ms = {}\ngather = {}\n",
+             [audio]\nchunk_ms = {}\ngather = {}\n{}",
             calls.max(1),
             sink.addr,
             args.chunk_ms,
-            !args.no_gather
+            !args.no_gather,
+            if args.policy { "[agents.default.policy]\ninstructions = \"force\"\n" } else { "" }
         );
         fs::write(&config, text).unwrap();
         let program = std::env::var_os("BENCH_RELAY").unwrap_or_else(|| env!("CARGO_BIN_EXE_voxrelay").into());
@@ -201,7 +223,7 @@ fn load(addr: SocketAddr, path: &str, form: &str, calls: usize) -> Process {
 fn idle(calls: usize) {
     println!("idle: {calls} calls, each a client leg and an upstream leg, plain WebSocket");
     let mut sink = Sink::start();
-    let relay = Relay::start(&sink, calls, &RelayArgs { chunk_ms: 100, no_gather: false, turns: "auto".to_owned() });
+    let relay = Relay::start(&sink, calls, &RelayArgs::default());
     thread::sleep(Duration::from_secs(1));
     let empty = relay.process.memory();
     let mut load = callers(&relay, &mut sink, calls, "auto");
@@ -303,7 +325,8 @@ fn print_usage(what: &str, (used, over): (Usage, Duration), calls: Option<usize>
 }
 
 fn print_ages(got: &Figures) {
-    let ages = |which: &str| ["p50", "p99", "max"].map(|q| got.get(&format!("{which}_{q}")).to_string()).join(" / ");
+    let ms = |name: String| format!("{:.1}", got.get(&name) as f64 / 1e3);
+    let ages = |which: &str| ["p50", "p99", "max"].map(|q| ms(format!("{which}_{q}"))).join(" / ");
     println!(
         "audio's age at the service, ms, p50 / p99 / max: newest of a chunk {}, oldest {}",
         ages("newest"),
@@ -379,7 +402,7 @@ fn haproxy(calls: usize, length: Duration, rounds: usize) {
         println!("HAProxy is not installed (Debian and Ubuntu: apt-get install haproxy); nothing measured\n");
         return;
     };
-    let args = |chunk_ms, no_gather| RelayArgs { chunk_ms, no_gather, turns: "auto".to_owned() };
+    let args = |chunk_ms, no_gather| RelayArgs { chunk_ms, no_gather, ..RelayArgs::default() };
     let gathering = Relay::start(&sink, calls, &args(100, false));
     let waking = Relay::start(&sink, calls, &args(20, true));
     println!(
@@ -417,6 +440,42 @@ fn haproxy(calls: usize, length: Duration, rounds: usize) {
         median(ratios.0),
         median(ratios.1)
     );
+}
+
+fn passthrough(calls: usize, length: Duration, rounds: usize) {
+    println!(
+        "passthrough: {calls} calls speak for {} s a turn in JSON events of 20 ms; the same through voxrelay's OpenAI door (with \
+         a policy, limits and metrics) and through HAProxy; {} threads each",
+        length.as_secs(),
+        process::threads()
+    );
+    let mut sink = Sink::start();
+    let Some(haproxy) = Haproxy::start(&sink, calls) else {
+        println!("HAProxy is not installed (Debian and Ubuntu: apt-get install haproxy); nothing measured\n");
+        return;
+    };
+    let relay = Relay::start(&sink, calls, &RelayArgs { policy: true, ..RelayArgs::default() });
+    println!("{:<7} {:>44} {:>44} {:>9} {:>14}", "round", "HAProxy (A)", "voxrelay (B)", "B / A", "p99 B - A");
+    let (mut ratios, mut added) = (Vec::new(), Vec::new());
+    for round in 1..=rounds {
+        let mut of = |process: &Process, addr| {
+            let load = load(addr, "/v1/realtime?model=bench", "json", calls);
+            sink.process.say("reset");
+            let (used, over) = turn(process, load, &mut sink, length);
+            let got = sink.stats();
+            let ages = ["p50", "p99"].map(|q| got.get(&format!("newest_{q}")) as f64 / 1e3);
+            (used.cpu() / over.as_secs_f64(), used.wakes as f64 / over.as_secs_f64(), ages)
+        };
+        let a = of(&haproxy.process, haproxy.addr);
+        let b = of(&relay.process, relay.addr);
+        let cell = |(cores, wakes, [p50, p99]): (f64, f64, [f64; 2])| {
+            format!("{cores:.3} cores {wakes:>6.0} w/s {p50:>5.2}/{p99:>5.2} ms")
+        };
+        ratios.push(b.0 / a.0);
+        added.push(b.2[1] - a.2[1]);
+        println!("{round:<7} {:>44} {:>44} {:>9.3} {:>11.2} ms", cell(a), cell(b), b.0 / a.0, b.2[1] - a.2[1]);
+    }
+    println!("median of the rounds: CPU {:.3}, added at p99 {:.2} ms (ages: p50/p99)\n", median(ratios), median(added));
 }
 
 fn median(mut of: Vec<f64>) -> f64 {

@@ -143,7 +143,7 @@ fn serve_answers_on_the_simulator_and_leaves_in_time() {
     assert_eq!(code, 0, "{stdout}{stderr}");
     let metrics = relay.get("/metrics");
     for line in [
-        "voxrelay_calls_total 1",
+        "voxrelay_calls_total{door=\"thin\"} 1",
         "voxrelay_calls_ended_total{close=\"1000\"} 1",
         "voxrelay_replies_total{status=\"completed\"} 1",
         "voxrelay_first_audio_seconds_count 1",
@@ -257,7 +257,7 @@ fn broken_configuration_is_refused_with_line_and_field() {
 fn help_names_every_command() {
     let (code, stdout, _) = run(voxrelay().arg("--help"));
     assert_eq!(code, 0);
-    for command in ["say", "serve", "sim", "check"] {
+    for command in ["say", "talk", "serve", "sim", "check"] {
         assert!(stdout.contains(command), "{stdout}");
         assert_eq!(run(voxrelay().args([command, "--help"])).0, 0);
     }

@@ -1,20 +1,10 @@
 //! Before and after the upgrade: refusals, health, the way out.
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::time::{self, Instant};
 use voxrelay::serve::{ServeError, Server};
 
-use crate::support::{Got, Raw, Rig, config};
-
-/// Status and JSON body of a plain GET.
-async fn get(rig: &Rig, path: &str, headers: &str) -> (u16, Value, String) {
-    let mut raw = Raw::connect(rig.relay.addr()).await;
-    let text = raw.request(&format!("GET {path} HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", rig.relay.addr())).await;
-    let status = text.split(' ').nth(1).unwrap().parse().unwrap();
-    let body = text.split("\r\n\r\n").nth(1).unwrap_or_default();
-    (status, serde_json::from_str(body).unwrap_or_default(), text)
-}
+use crate::support::{Got, Rig, config, get};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_come_before_the_upgrade_with_field_and_allowed_values() {

@@ -4,9 +4,17 @@ mod commands;
 #[cfg(test)]
 mod doors;
 #[cfg(test)]
+mod openai;
+#[cfg(test)]
 mod path;
 #[cfg(test)]
+mod shapes;
+#[cfg(test)]
 mod support;
+#[cfg(test)]
+mod talk;
+#[cfg(test)]
+mod tls;
 #[cfg(test)]
 mod upstream;
 #[cfg(test)]

@@ -109,6 +109,14 @@ impl Client {
         next.await.expect("the relay said nothing for 30 s")
     }
 
+    /// The next message, JSON.
+    pub(crate) async fn json_next(&mut self) -> Value {
+        match self.next().await {
+            Got::Json(message) => message,
+            other => panic!("{other:?} instead of a message"),
+        }
+    }
+
     /// Reads until a message of this type; what else comes is left out.
     pub(crate) async fn until(&mut self, kind: &str) -> Value {
         loop {
@@ -131,6 +139,17 @@ impl Client {
                 Got::Json(_) | Got::Audio(_) => {}
                 Got::Closed(close) => return (code, close),
                 Got::Lost => return (code, 1006),
+            }
+        }
+    }
+
+    /// Says goodbye and waits for the answer.
+    pub(crate) async fn until_closed_by_us(&mut self) -> Got {
+        let frame = CloseFrame { code: 1000.into(), reason: "".into() };
+        self.ws.send(Message::Close(Some(frame))).await.unwrap();
+        loop {
+            if let end @ (Got::Closed(_) | Got::Lost) = self.next().await {
+                return end;
             }
         }
     }
@@ -248,6 +267,15 @@ fn server_frame(bytes: &[u8]) -> Option<(u8, Vec<u8>, Vec<u8>)> {
     };
     let payload = bytes.get(at..at + length)?.to_vec();
     Some((first & 0x0F, payload, bytes[at + length..].to_vec()))
+}
+
+/// Status and JSON body of a plain GET.
+pub(crate) async fn get(rig: &Rig, path: &str, headers: &str) -> (u16, Value, String) {
+    let mut raw = Raw::connect(rig.relay.addr()).await;
+    let text = raw.request(&format!("GET {path} HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", rig.relay.addr())).await;
+    let status = text.split(' ').nth(1).unwrap().parse().unwrap();
+    let body = text.split("\r\n\r\n").nth(1).unwrap_or_default();
+    (status, serde_json::from_str(body).unwrap_or_default(), text)
 }
 
 /// A clip of the tests, PCM16 at 24 kHz.

@@ -1,4 +1,4 @@
-//! Plays the hand-written transcripts of tests/golden/ga against a session and compares every field.
+//! Plays the hand-written transcripts of tests/golden/ga and tests/golden/beta against a session and compares every field.
 //!
 //! A transcript is a list of JSON lines, made from the protocol reference alone:
 //! `note` (for people) · `config`, `faults`, `knock` (before anything else) · `c` a client event, `c_text` and `c_binary`
@@ -112,7 +112,7 @@ impl Player {
         if let Some(Value::Object(given)) = head.get("knock") {
             let text = |name: &str| given.get(name).and_then(Value::as_str).map(str::to_owned);
             let beta = given.get("beta").is_some();
-            knock = Knock { key: text("key"), model: text("model"), intent: text("intent"), beta };
+            knock = Knock { key: text("key"), model: text("model"), intent: text("intent"), beta, preview: false };
         }
         Self { client: Client::with(config, faults, &knock), names: Names::default() }
     }
@@ -212,7 +212,9 @@ fn play(path: &Path) -> Result<(), String> {
 
 #[test]
 fn every_transcript_is_met_field_by_field() {
-    let mut paths: Vec<_> = fs::read_dir("tests/golden/ga").unwrap().map(|entry| entry.unwrap().path()).collect();
+    let folders = ["tests/golden/ga", "tests/golden/beta"];
+    let files = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap());
+    let mut paths: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|e| e == "jsonl"));
     paths.sort();
     assert!(paths.len() >= 30, "only {} transcripts", paths.len());

@@ -114,7 +114,7 @@ impl Core {
             return self.ask(Command::UserText { text });
         }
         self.take_turn(now);
-        self.turn.text(now);
+        self.turn.ended(now);
         self.ask(Command::UserText { text });
         self.slot.want(Want { instructions: None });
     }

@@ -20,8 +20,8 @@ impl Core {
             return None;
         }
         let fixed = [
-            Some(self.plan.max),
-            self.plan.idle.map(|idle| self.message_seen + idle),
+            Some(self.life.max),
+            self.life.idle.map(|idle| self.message_seen + idle),
             Some(self.ping_at()),
             Some(self.client_seen + DEAD_AFTER),
             self.intake.ack_due(),
@@ -40,7 +40,7 @@ impl Core {
     }
 
     fn stalls_at(&self) -> Option<At> {
-        let wait = if self.stall == Stall::None { self.plan.stall } else { self.plan.stall * 2 };
+        let wait = if self.stall == Stall::None { self.life.stall } else { self.life.stall * 2 };
         (self.up && self.slot.busy()).then_some(self.service_seen + wait)
     }
 
@@ -69,16 +69,17 @@ impl Core {
     }
 
     fn time_is_up(&self, now: At) -> Option<End> {
-        if now >= self.plan.max {
-            return Some(End::MaxTime(self.plan.max));
+        if now >= self.life.max {
+            return Some(End::MaxTime(self.life.max));
         }
-        if self.drain_at.is_some_and(|at| now >= at) {
+        // A client that owns its conversation is told nothing before it must leave: the best moment is the next quiet one.
+        if self.drain_at.is_some_and(|at| now >= at || self.pass.is_some() && self.is_quiet()) {
             return Some(End::Drained);
         }
         if now >= self.client_seen + DEAD_AFTER {
             return Some(End::NoPong);
         }
-        self.plan.idle.filter(|idle| now >= self.message_seen + *idle).map(End::Idle)
+        self.life.idle.filter(|idle| now >= self.message_seen + *idle).map(End::Idle)
     }
 
     pub(super) fn drain(&mut self, now: At, length: Duration) {
@@ -94,9 +95,15 @@ impl Core {
         match self.stall {
             Stall::None => {
                 self.stall = Stall::Asked;
-                let secs = self.plan.stall.as_secs();
+                let secs = self.life.stall.as_secs();
                 self.notice("stalled", &format!("the service has said nothing for {secs} s although a reply is due"));
                 self.out.push_back(Output::PingService);
+            }
+            Stall::Alive if self.pass.is_some() => {
+                // The reply is the client's to give up; one that was never begun shall not keep others away.
+                self.stall = Stall::None;
+                self.service_seen = now;
+                self.slot.not_taken(false);
             }
             Stall::Alive => {
                 self.stall = Stall::None;
@@ -111,7 +118,7 @@ impl Core {
                 self.refuse("reply_failed", "the service stopped in the middle of its answer".to_owned(), None, true);
             }
             Stall::Asked => {
-                let silent = UpstreamError::Timeout { stage: "answer a ping", after: self.plan.stall };
+                let silent = UpstreamError::Timeout { stage: "answer a ping", after: self.life.stall };
                 self.end(now, End::upstream(&silent));
             }
         }

@@ -23,6 +23,9 @@ impl Core {
     pub(super) fn session_up(&mut self, now: At) {
         self.up = true;
         self.service_seen = now;
+        if self.pass.is_some() {
+            return; // the client sets its session up itself
+        }
         let early = std::mem::take(&mut self.early);
         self.early_bytes = 0;
         self.ask(Command::Configure);
@@ -58,7 +61,7 @@ impl Core {
                 self.slot.expect_vad(now);
             }
             Event::Committed { .. } => self.turn.committed(now),
-            Event::ReplyCreated { response } => self.reply_created(now, &response),
+            Event::ReplyCreated { response, .. } => self.reply_created(now, &response),
             Event::Audio { response, item, content_index, audio } => {
                 self.reply_audio(now, &response, &item, content_index, audio);
             }
@@ -89,7 +92,7 @@ impl Core {
                 self.playout.generated(&response, Generated { status, reason }, usage);
             }
             Event::Error(error) => self.service_error(now, error),
-            Event::SessionCreated { .. } | Event::SessionUpdated | Event::Nothing => {}
+            Event::SessionCreated { .. } | Event::SessionUpdated { .. } | Event::AudioPasses | Event::Nothing => {}
             Event::Unknown => self.note(Fact::UnknownEvent),
         }
     }

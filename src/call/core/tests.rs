@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Core, Input, Output, Plan};
+use super::{Core, Input, Life, Output, Plan};
 use crate::{
     audio::Format,
     call::{At, end::End},
@@ -14,9 +14,12 @@ use crate::{
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
+fn life() -> Life {
+    Life { call: "call_1".into(), max: 3_600 * SECOND, idle: None, stall: 10 * SECOND }
+}
+
 fn plan() -> Plan {
     Plan {
-        call: "call_1".into(),
         agent: "default".into(),
         audio: AudioFormats { input: Format::PCM_24K, output: Format::PCM_24K },
         upstream_input: Format::PCM_24K,
@@ -28,10 +31,7 @@ fn plan() -> Plan {
         chunk: 100 * MS,
         lead: Some(400 * MS),
         batch: 100 * MS,
-        max: 3_600 * SECOND,
-        idle: None,
         tool_timeout: 30 * SECOND,
-        stall: 10 * SECOND,
         max_backlog: 300 * SECOND,
         max_message_bytes: 262_144,
     }
@@ -47,7 +47,12 @@ struct Rig {
 
 impl Rig {
     fn new(plan: Plan) -> Self {
-        let mut rig = Self { core: Core::new(plan, Duration::ZERO), now: At::ZERO, log: Vec::new(), read: 0 };
+        Self::living(life(), plan)
+    }
+
+    fn living(life: Life, plan: Plan) -> Self {
+        let core = Core::owner(life, plan, Duration::ZERO);
+        let mut rig = Self { core, now: At::ZERO, log: Vec::new(), read: 0 };
         rig.input(Input::SessionUp);
         rig
     }
@@ -105,7 +110,7 @@ impl Rig {
     }
 
     fn created(&mut self, response: &str) {
-        self.event(Event::ReplyCreated { response: response.into() });
+        self.event(Event::ReplyCreated { response: response.into(), aside: false });
     }
 
     fn done(&mut self, response: &str, ended: Ended) {
@@ -187,6 +192,8 @@ fn word(output: &Output) -> Option<String> {
             Command::Commit => "Commit".into(),
             Command::ClearInput => "ClearInput".into(),
         },
+        Output::Forward(_) => "forward".into(),
+        Output::Relay { .. } => "relay".into(),
         Output::PingService => "ping service".into(),
         Output::End(end) => format!("end {}", end.report().close),
         Output::PingClient | Output::Fact(_) => return None,
@@ -490,12 +497,12 @@ fn a_silent_service_is_asked_and_then_given_up() {
 
 #[test]
 fn the_calls_own_limits_end_it() {
-    let mut rig = Rig::new(Plan { max: 60 * SECOND, ..plan() });
+    let mut rig = Rig::living(Life { max: 60 * SECOND, ..life() }, plan());
     rig.said();
     rig.pass(60 * SECOND);
     assert_eq!(rig.said(), ["drop audio", "error max_call_time", "end 4440"]);
 
-    let mut rig = Rig::new(Plan { idle: Some(20 * SECOND), ..plan() });
+    let mut rig = Rig::living(Life { idle: Some(20 * SECOND), ..life() }, plan());
     rig.said();
     rig.pass(20 * SECOND);
     assert_eq!(rig.said(), ["drop audio", "error idle_timeout", "end 4408"], "pongs are no messages");
@@ -519,7 +526,11 @@ fn the_calls_own_limits_end_it() {
 #[test]
 fn what_is_said_before_the_session_is_up_is_kept_in_order() {
     let mut rig = Rig {
-        core: Core::new(Plan { auto_turns: false, greeting: Some("Hello!".into()), ..plan() }, Duration::ZERO),
+        core: Core::owner(
+            life(),
+            Plan { auto_turns: false, greeting: Some("Hello!".into()), ..plan() },
+            Duration::ZERO,
+        ),
         now: At::ZERO,
         log: Vec::new(),
         read: 0,
@@ -778,7 +789,11 @@ fn events_that_come_twice_or_never_leave_no_reply_behind() {
 #[test]
 fn a_greeting_comes_before_the_answer_to_what_was_said_too_early() {
     let mut rig = Rig {
-        core: Core::new(Plan { auto_turns: false, greeting: Some("Hello!".into()), ..plan() }, Duration::ZERO),
+        core: Core::owner(
+            life(),
+            Plan { auto_turns: false, greeting: Some("Hello!".into()), ..plan() },
+            Duration::ZERO,
+        ),
         now: At::ZERO,
         log: Vec::new(),
         read: 0,
@@ -850,7 +865,7 @@ fn a_rate_limit_in_the_middle_of_a_call_is_told_with_its_wait() {
 
 #[test]
 fn what_is_kept_for_a_session_that_does_not_come_is_bounded() {
-    let mut rig = Rig { core: Core::new(plan(), Duration::ZERO), now: At::ZERO, log: Vec::new(), read: 0 };
+    let mut rig = Rig { core: Core::owner(life(), plan(), Duration::ZERO), now: At::ZERO, log: Vec::new(), read: 0 };
     for _ in 0..1_000 {
         rig.message(ClientMsg::Text { text: "x".repeat(64 << 10) });
     }

@@ -16,7 +16,7 @@ const FIRST_SIGN: Duration = Duration::from_secs(15);
 
 /// What an answer answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ask {
+pub(in crate::cli) enum Ask {
     /// Speech that ended at this point of the audio.
     Speech,
     Commit,
@@ -29,22 +29,22 @@ pub(super) enum Ask {
 
 /// A reply and what it answers.
 #[derive(Debug, Clone)]
-pub(super) struct Turn {
-    pub(super) reply: String,
-    pub(super) ask: Ask,
+pub(in crate::cli) struct Turn {
+    pub(in crate::cli) reply: String,
+    pub(in crate::cli) ask: Ask,
     /// When the asking was over, as far as we know; for a greeting, when it began.
-    pub(super) asked_at: Duration,
+    pub(in crate::cli) asked_at: Duration,
     /// Speech: where in our audio the service was sure that it had ended, which is later by the silence that it waits for.
-    pub(super) heard_until: Option<Duration>,
+    pub(in crate::cli) heard_until: Option<Duration>,
     /// When its first audio was here.
-    pub(super) first_audio_at: Option<Duration>,
-    pub(super) end: Option<TurnEnd>,
+    pub(in crate::cli) first_audio_at: Option<Duration>,
+    pub(in crate::cli) end: Option<TurnEnd>,
 }
 
 impl Turn {
     /// From the end of the asking to the first audio, by our own clock. Speech has ended before we are told; how long
     /// before, the relay knows: the service commits the turn when it is sure.
-    pub(super) fn first_audio(&self) -> Option<Duration> {
+    pub(in crate::cli) fn first_audio(&self) -> Option<Duration> {
         let committed = self.end.as_ref().and_then(|end| end.latency.committed_ms).filter(|_| self.ask == Ask::Speech);
         let before = Duration::from_millis(committed.unwrap_or(0));
         self.first_audio_at.map(|at| at.saturating_sub(self.asked_at) + before)
@@ -53,12 +53,12 @@ impl Turn {
 
 /// From `reply_ended`.
 #[derive(Debug, Clone)]
-pub(super) struct TurnEnd {
-    pub(super) status: ReplyStatus,
-    pub(super) reason: Option<String>,
-    pub(super) audio_ms: u64,
-    pub(super) heard_ms: u64,
-    pub(super) latency: Latency,
+pub(in crate::cli) struct TurnEnd {
+    pub(in crate::cli) status: ReplyStatus,
+    pub(in crate::cli) reason: Option<String>,
+    pub(in crate::cli) audio_ms: u64,
+    pub(in crate::cli) heard_ms: u64,
+    pub(in crate::cli) latency: Latency,
 }
 
 /// A question without an answer so far.
@@ -71,7 +71,7 @@ struct Asked {
 
 /// How it ended.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Verdict {
+pub(in crate::cli) enum Verdict {
     /// Everything that was said has been answered.
     Answered,
     /// The recording is through and the service has heard no speech in it.
@@ -88,16 +88,16 @@ pub(super) enum Verdict {
 
 /// How long to be patient after the recording's end.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(in crate::cli) struct Patience {
     /// With nothing coming.
-    pub(super) quiet: Duration,
+    pub(in crate::cli) quiet: Duration,
     /// In all.
-    pub(super) total: Duration,
+    pub(in crate::cli) total: Duration,
 }
 
 /// Follows one call.
 #[derive(Debug)]
-pub(super) struct Conversation {
+pub(in crate::cli) struct Conversation {
     patience: Patience,
     /// Turns are found by the service: it must be waited for.
     auto: bool,
@@ -113,7 +113,7 @@ pub(super) struct Conversation {
 }
 
 impl Conversation {
-    pub(super) fn new(auto: bool, patience: Patience) -> Self {
+    pub(in crate::cli) fn new(auto: bool, patience: Patience) -> Self {
         Self {
             patience,
             auto,
@@ -129,28 +129,28 @@ impl Conversation {
     }
 
     /// The replies so far, in the order in which they started.
-    pub(super) fn turns(&self) -> &[Turn] {
+    pub(in crate::cli) fn turns(&self) -> &[Turn] {
         &self.turns
     }
 
     /// The recording is through.
-    pub(super) fn spoken(&mut self, now: Duration) {
+    pub(in crate::cli) fn spoken(&mut self, now: Duration) {
         self.spoken_at = Some(now);
     }
 
     /// Something was asked by a message of ours.
-    pub(super) fn ask(&mut self, now: Duration, ask: Ask) {
+    pub(in crate::cli) fn ask(&mut self, now: Duration, ask: Ask) {
         self.asked = Some(Asked { ask, at: now, heard_until: None });
         self.refused = None;
     }
 
     /// A reply is being played: as good as an event.
-    pub(super) fn playing(&mut self, now: Duration) {
+    pub(in crate::cli) fn playing(&mut self, now: Duration) {
         self.last_sign = now;
     }
 
     /// Takes an event.
-    pub(super) fn handle(&mut self, now: Duration, event: &Event) {
+    pub(in crate::cli) fn handle(&mut self, now: Duration, event: &Event) {
         match event {
             Event::Audio { reply, .. } => {
                 self.last_sign = now;
@@ -206,7 +206,7 @@ impl Conversation {
     }
 
     /// Whether it is over, and how.
-    pub(super) fn verdict(&self, now: Duration) -> Option<Verdict> {
+    pub(in crate::cli) fn verdict(&self, now: Duration) -> Option<Verdict> {
         if let Some(end) = &self.over {
             return Some(Verdict::Over(end.clone()));
         }

@@ -9,7 +9,7 @@ const WIDTH: usize = 79;
 
 /// Writes to a terminal or a file.
 #[derive(Debug)]
-pub(super) struct Screen<W> {
+pub(in crate::cli) struct Screen<W> {
     out: W,
     live: bool,
     shown: String,
@@ -17,29 +17,29 @@ pub(super) struct Screen<W> {
 
 impl<W: Write> Screen<W> {
     /// `live`: `out` is a terminal, where a line can be erased.
-    pub(super) fn new(out: W, live: bool) -> Self {
+    pub(in crate::cli) fn new(out: W, live: bool) -> Self {
         Self { out, live, shown: String::new() }
     }
 
     /// Whether there is a changing line.
-    pub(super) fn is_live(&self) -> bool {
+    pub(in crate::cli) fn is_live(&self) -> bool {
         self.live
     }
 
     /// A line that stays.
-    pub(super) fn line(&mut self, text: &str) -> io::Result<()> {
+    pub(in crate::cli) fn line(&mut self, text: &str) -> io::Result<()> {
         self.erase()?;
         writeln!(self.out, "{}", printable(text))?;
         self.out.flush()
     }
 
     /// A line that stays, with its moment in the call.
-    pub(super) fn at(&mut self, now: Duration, text: &str) -> io::Result<()> {
+    pub(in crate::cli) fn at(&mut self, now: Duration, text: &str) -> io::Result<()> {
         self.line(&format!("{:7.2} s  {text}", now.as_secs_f64()))
     }
 
     /// What the changing line says now. Nothing where there is none.
-    pub(super) fn status(&mut self, text: &str) -> io::Result<()> {
+    pub(in crate::cli) fn status(&mut self, text: &str) -> io::Result<()> {
         let text = fit(&printable(text));
         if !self.live || text == self.shown {
             return Ok(());
@@ -50,7 +50,7 @@ impl<W: Write> Screen<W> {
     }
 
     /// Takes the changing line away.
-    pub(super) fn erase(&mut self) -> io::Result<()> {
+    pub(in crate::cli) fn erase(&mut self) -> io::Result<()> {
         if !self.shown.is_empty() {
             self.shown.clear();
             write!(self.out, "\r\x1b[2K")?;

@@ -10,7 +10,7 @@ const NAMES: usize = 30;
 const CELL: usize = 12;
 
 /// Lines for people: what was measured on the left, a column per reply.
-pub(super) fn table(turns: &[Turn]) -> Vec<String> {
+pub(in crate::cli) fn table(turns: &[Turn]) -> Vec<String> {
     let mut lines = vec!["milliseconds count from the end of speech (or the commit, or the text)".to_owned()];
     for (block, some) in turns.chunks(ABREAST).enumerate() {
         lines.push(String::new());
@@ -70,7 +70,7 @@ fn asked_by(ask: Ask) -> &'static str {
 }
 
 /// The status in words.
-pub(super) fn name_of(status: ReplyStatus) -> &'static str {
+pub(in crate::cli) fn name_of(status: ReplyStatus) -> &'static str {
     match status {
         ReplyStatus::Completed => "completed",
         ReplyStatus::Interrupted => "interrupted",
@@ -80,7 +80,7 @@ pub(super) fn name_of(status: ReplyStatus) -> &'static str {
 }
 
 /// `6.17 s`.
-pub(super) fn seconds(ms: u64) -> String {
+pub(in crate::cli) fn seconds(ms: u64) -> String {
     format!("{}.{:02} s", ms / 1_000, ms % 1_000 / 10)
 }
 

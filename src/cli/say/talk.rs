@@ -13,13 +13,13 @@ use super::{
     What,
     codec::Ear,
     conversation::{Ask, Conversation, Patience, Verdict},
+    narrate::{Narrator, answered},
     screen::Screen,
-    table::{name_of, seconds, table},
 };
 use crate::{
     audio::{Codec, Format, decode::write_wav},
     caller::{Call, Event, Microphone, Phone, Step},
-    client::wire::{Role, ServerMsg},
+    client::wire::ServerMsg,
 };
 
 /// How often the relay is told what was heard.
@@ -27,28 +27,21 @@ const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// How often the changing line changes while nothing happens.
 const TICK: Duration = Duration::from_millis(100);
 /// How long the server may take to close.
-const GOODBYE: Duration = Duration::from_secs(3);
+pub(in crate::cli) const GOODBYE: Duration = Duration::from_secs(3);
+/// What an agent is told that asks for a tool.
+pub(in crate::cli) const NO_TOOLS: &str = "error: this caller has no tools";
 
 /// A call in progress, and everything that it fills.
 pub(super) struct Talk<'a, W> {
     phone: Phone,
-    conversation: Conversation,
+    narrator: Narrator,
     ear: Ear,
     out: Format,
     /// A reply's samples as they came, heard or not.
     tape: Vec<(Arc<str>, Vec<i16>)>,
-    words: Vec<Words>,
     screen: &'a mut Screen<W>,
     manual: bool,
     length: Duration,
-}
-
-/// What one item's words are so far.
-struct Words {
-    item: String,
-    who: &'static str,
-    reply: Option<String>,
-    text: String,
 }
 
 impl<'a, W: Write> Talk<'a, W> {
@@ -75,13 +68,13 @@ impl<'a, W: Write> Talk<'a, W> {
                 (Microphone::new(speech.frames, silence), manual, length)
             }
         };
-        let mut conversation = Conversation::new(!manual, patience);
+        let mut narrator = Narrator::new(!manual, patience);
         if mic.is_done() {
-            conversation.ask(Duration::ZERO, Ask::Text);
-            conversation.spoken(Duration::ZERO);
+            narrator.conversation.ask(Duration::ZERO, Ask::Text);
+            narrator.conversation.spoken(Duration::ZERO);
         }
         let phone = Phone::new(call, mic, Some(REPORT_EVERY));
-        Ok(Self { phone, conversation, ear, out, tape: Vec::new(), words: Vec::new(), screen, manual, length })
+        Ok(Self { phone, narrator, ear, out, tape: Vec::new(), screen, manual, length })
     }
 
     /// Until there is nothing more to wait for. `None`: stopped by Ctrl-C or SIGTERM.
@@ -92,9 +85,9 @@ impl<'a, W: Write> Talk<'a, W> {
             let now = self.phone.now();
             let playing = self.phone.speaker().queued(now) > Duration::ZERO;
             if playing {
-                self.conversation.playing(now);
+                self.narrator.conversation.playing(now);
             }
-            match self.conversation.verdict(now) {
+            match self.narrator.conversation.verdict(now) {
                 // The relay may think that all has been heard a moment before it has.
                 Some(Verdict::Answered | Verdict::NoSpeech | Verdict::Failed(_)) if playing => {}
                 Some(verdict) => return Ok(Some(verdict)),
@@ -108,10 +101,7 @@ impl<'a, W: Write> Talk<'a, W> {
             };
             match step {
                 Ok(Some((now, Step::Spoken))) => self.spoken(now)?,
-                Ok(Some((now, Step::Event(event)))) => {
-                    self.conversation.handle(now, &event);
-                    self.event(now, &event)?;
-                }
+                Ok(Some((now, Step::Event(event)))) => self.event(now, &event)?,
                 Ok(None) => bail!("the call is over"),
                 Err(_tick) => {}
             }
@@ -119,10 +109,10 @@ impl<'a, W: Write> Talk<'a, W> {
     }
 
     fn spoken(&mut self, now: Duration) -> anyhow::Result<()> {
-        self.conversation.spoken(now);
+        self.narrator.conversation.spoken(now);
         if self.manual {
             self.screen.at(now, "the recording is through: commit")?;
-            self.conversation.ask(now, Ask::Commit);
+            self.narrator.conversation.ask(now, Ask::Commit);
             // A call that is over meanwhile says so by its next event.
             let _over = self.phone.call().commit();
         } else {
@@ -132,22 +122,22 @@ impl<'a, W: Write> Talk<'a, W> {
     }
 
     fn event(&mut self, now: Duration, event: &Event) -> anyhow::Result<()> {
+        let speaker = self.phone.speaker();
+        self.narrator.event(self.screen, now, event, |reply| speaker.position(now, reply))?;
         match event {
-            Event::Audio { reply, data } => self.record(now, reply.as_ref(), data)?,
-            Event::Message(message) => self.message(now, message)?,
-            Event::Unknown(text) => {
-                let text: String = text.chars().take(200).collect();
-                self.screen.at(now, &format!("a message that this version does not know: {text}"))?;
+            Event::Audio { reply: Some(reply), data } => self.record(now, reply, data)?,
+            Event::Message(message) => {
+                if let ServerMsg::ToolCall { call_id, .. } = message.as_ref() {
+                    self.narrator.conversation.ask(now, Ask::Tool);
+                    let _over = self.phone.call().tool_result(call_id, NO_TOOLS);
+                }
             }
-            Event::Ended(_) => {}
+            Event::Audio { reply: None, .. } | Event::Unknown(_) | Event::Ended(_) => {}
         }
         Ok(())
     }
 
-    fn record(&mut self, now: Duration, reply: Option<&Arc<str>>, data: &[u8]) -> anyhow::Result<()> {
-        let Some(reply) = reply else {
-            return Ok(self.screen.at(now, "audio came before any reply; it is not kept")?);
-        };
+    fn record(&mut self, now: Duration, reply: &Arc<str>, data: &[u8]) -> anyhow::Result<()> {
         if self.tape.last().is_none_or(|(last, _)| last != reply) {
             self.tape.push((Arc::clone(reply), Vec::new()));
         }
@@ -156,73 +146,6 @@ impl<'a, W: Write> Talk<'a, W> {
             self.screen.at(now, &format!("a message of {} bytes of audio is not {}: {error}", data.len(), self.out))?;
             // The loudspeaker has counted it: what follows must not move up.
             samples.resize(samples.len() + self.out.rate as usize / 50, 0);
-        }
-        Ok(())
-    }
-
-    fn message(&mut self, now: Duration, message: &ServerMsg) -> anyhow::Result<()> {
-        let text = match message {
-            ServerMsg::SpeechStarted { at_ms } => format!("speech begins at {}", seconds(*at_ms)),
-            ServerMsg::SpeechStopped { at_ms } => format!("speech ends at {}", seconds(*at_ms)),
-            ServerMsg::ReplyStarted { reply } => format!("{} starts", self.name(reply)),
-            ServerMsg::Clear { reply } => {
-                let heard = self.phone.speaker().position(now, reply);
-                format!("{} is cut off; {:.2} s of it were heard", self.name(reply), heard.as_secs_f64())
-            }
-            ServerMsg::ReplyEnded { reply, status, audio_ms, heard_ms, .. } => {
-                self.unfinished_words(now, reply)?;
-                let (audio, heard) = (seconds(*audio_ms), seconds(*heard_ms));
-                format!("{} {}: {heard} heard of {audio}", self.name(reply), name_of(*status))
-            }
-            ServerMsg::Transcript { .. } => return self.transcript(now, message),
-            ServerMsg::ToolCall { call_id, name, .. } => {
-                self.conversation.ask(now, Ask::Tool);
-                let _over = self.phone.call().tool_result(call_id, "error: this caller has no tools");
-                format!("the agent asks for the tool {name}; it is told that there is none here")
-            }
-            ServerMsg::Notice { code, message, .. } => format!("notice {code}: {message}"),
-            ServerMsg::Error { error } => {
-                let field = error.field.as_ref().map(|field| format!(" (field `{field}`)")).unwrap_or_default();
-                format!("error {}: {}{field}", error.code, error.message)
-            }
-            ServerMsg::Draining { deadline_ms } => format!("the server goes away in {}", seconds(*deadline_ms)),
-            ServerMsg::Ready { .. } | ServerMsg::Resumed { .. } | ServerMsg::Ack { .. } | ServerMsg::Pong { .. } => {
-                return Ok(());
-            }
-        };
-        Ok(self.screen.at(now, &text)?)
-    }
-
-    /// `reply 2`, or the id of a reply that never started.
-    fn name(&self, reply: &str) -> String {
-        let number = self.conversation.turns().iter().position(|turn| turn.reply == reply);
-        number.map_or_else(|| format!("reply {reply}"), |index| format!("reply {}", index + 1))
-    }
-
-    fn transcript(&mut self, now: Duration, message: &ServerMsg) -> anyhow::Result<()> {
-        let ServerMsg::Transcript { role, item, reply, delta, text, last } = message else { return Ok(()) };
-        let who = match role {
-            Role::User => "you",
-            Role::Assistant => "agent",
-        };
-        let at = self.words.iter().position(|words| words.item == *item);
-        if *last {
-            let said = at.map(|at| self.words.remove(at).text).unwrap_or_default();
-            let text = text.as_deref().unwrap_or(&said);
-            return Ok(self.screen.at(now, &format!("{who}: {}", text.trim()))?);
-        }
-        let more = delta.as_deref().unwrap_or_default();
-        match at.and_then(|at| self.words.get_mut(at)) {
-            Some(words) => words.text.push_str(more),
-            None => self.words.push(Words { item: item.clone(), who, reply: reply.clone(), text: more.to_owned() }),
-        }
-        Ok(())
-    }
-
-    /// The words of a reply that was cut off have no final form.
-    fn unfinished_words(&mut self, now: Duration, reply: &str) -> anyhow::Result<()> {
-        for words in self.words.extract_if(.., |words| words.reply.as_deref() == Some(reply)) {
-            self.screen.at(now, &format!("{}: {} ...", words.who, words.text.trim()))?;
         }
         Ok(())
     }
@@ -241,17 +164,15 @@ impl<'a, W: Write> Talk<'a, W> {
         }
         if let Some(reply) = self.phone.speaker().playing(now) {
             let heard = self.phone.speaker().position(now, reply);
-            parts.push(format!("hearing {}, {:.1} s", self.name(reply), heard.as_secs_f64()));
+            parts.push(format!("hearing {}, {:.1} s", self.narrator.name(reply), heard.as_secs_f64()));
         }
-        if let Some(words) = self.words.last() {
-            parts.push(format!("{}: {}", words.who, words.text.trim()));
-        }
+        parts.extend(self.narrator.saying());
         Ok(self.screen.status(&parts.join(" | "))?)
     }
 
     /// Hangs up, prints the table, saves what was heard.
     pub(super) async fn finish(self, verdict: Option<Verdict>, out: &Path) -> anyhow::Result<()> {
-        let Self { phone, conversation, out: format, tape, screen, .. } = self;
+        let Self { phone, narrator, out: format, tape, screen, .. } = self;
         let now = phone.now();
         let (dry, dry_time) = phone.speaker().underruns();
         let mut heard = Vec::new();
@@ -266,28 +187,13 @@ impl<'a, W: Write> Talk<'a, W> {
                 screen.line(&format!("warning: the call was not closed as asked for: {end}"))?;
             }
         }
-        screen.line("")?;
-        if !conversation.turns().is_empty() {
-            for line in table(conversation.turns()) {
-                screen.line(&line)?;
-            }
-            screen.line("")?;
-        }
+        narrator.table(screen)?;
         if dry > 0 {
             screen.line(&format!("the loudspeaker ran dry {dry} times, {} ms in all", dry_time.as_millis()))?;
         }
-        save(&heard, format, &conversation, out, screen)?;
+        save(&heard, format, &narrator.conversation, out, screen)?;
         match verdict {
-            Some(Verdict::Answered) => Ok(()),
-            Some(Verdict::NoSpeech) => {
-                bail!("no answer: the service told of no speech in this recording (--manual commits it anyway)")
-            }
-            Some(Verdict::Failed(why)) => bail!("no answer: {why}"),
-            Some(Verdict::Late(quiet)) => bail!("no answer: nothing has come for {} s (--wait)", quiet.as_secs()),
-            Some(Verdict::Endless(total)) => {
-                bail!("given up {} s after the recording's end (--deadline)", total.as_secs())
-            }
-            Some(Verdict::Over(end)) => bail!("the call ended before it was answered: {end}"),
+            Some(verdict) => answered(verdict, "this recording"),
             None => bail!("stopped by Ctrl-C or SIGTERM"),
         }
     }

@@ -25,8 +25,9 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::frames::{self, CLOSE, FRAME_BYTES, FRAME_US, Message, PING, PONG, Parser, TEXT};
 
-/// Ages are counted in milliseconds up to this.
-const MAX_AGE: usize = 5_000;
+/// Ages are counted in steps of so many microseconds, up to five seconds.
+const AGE_STEP: i64 = 50;
+const MAX_AGE: usize = 100_000;
 /// One delta of a reply.
 const DELTA: Duration = Duration::from_millis(200);
 /// A model speaks so much faster than it is heard.
@@ -36,7 +37,7 @@ const CREATED: &str = r#"{"type":"session.created","event_id":"event_1","session
 const UPDATED: &str =
     r#"{"type":"session.updated","event_id":"event_2","session":{"type":"realtime","id":"sess_bench"}}"#;
 
-/// How old audio is when it arrives, in milliseconds.
+/// How old audio is when it arrives.
 struct Ages(Vec<u64>);
 
 impl Default for Ages {
@@ -47,23 +48,29 @@ impl Default for Ages {
 
 impl Ages {
     fn add(&mut self, micros: i64) {
-        let ms = usize::try_from(micros.max(0) / 1_000).unwrap().min(MAX_AGE - 1);
-        self.0[ms] += 1;
+        let step = usize::try_from(micros.max(0) / AGE_STEP).unwrap().min(MAX_AGE - 1);
+        self.0[step] += 1;
     }
 
-    fn quantile(&self, q: f64) -> usize {
+    /// Microseconds.
+    fn quantile(&self, q: f64) -> i64 {
         let all: u64 = self.0.iter().sum();
         let mut left = all as f64 * q;
         let found = self.0.iter().position(|n| {
             left -= *n as f64;
             left <= 0.0 && all > 0
         });
-        found.unwrap_or(0)
+        found.map_or(0, micros)
     }
 
-    fn max(&self) -> usize {
-        self.0.iter().rposition(|n| *n > 0).unwrap_or(0)
+    /// Microseconds.
+    fn max(&self) -> i64 {
+        self.0.iter().rposition(|n| *n > 0).map_or(0, micros)
     }
+}
+
+fn micros(step: usize) -> i64 {
+    i64::try_from(step).unwrap() * AGE_STEP
 }
 
 #[derive(Default)]

@@ -1,0 +1,358 @@
+//! The pass-through door: the client owns the conversation and speaks the service's own protocol; we watch and rule.
+//!
+//! Messages go by as they came. Decided here is only what must not be left to either side: what an agent has fixed, one
+//! reply at a time, parts that the service takes, when a session may be spoken to. Nothing is truncated, cancelled or
+//! paced: the client does that itself, and must not find it done twice.
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::{Core, Output};
+use crate::{
+    audio::{Codec, Format},
+    call::{At, end::End, policy::Policy, reply::Times},
+    client::{
+        openai::{self, INVALID_REQUEST, Kind, Problem, Said},
+        wire::ReplyStatus,
+    },
+    observe::fact::Fact,
+    upstream::{Ended, Event, ServiceError, event_id, ga, open::UpstreamError},
+};
+
+/// Longest part of an append, characters of base64: with its envelope below the service's 15 MB.
+const LONGEST_APPEND: usize = 14_900_000;
+/// Names our own update, so that the service's complaint is told from one about the client's.
+const OPENING: u64 = 0;
+
+/// What the pass-through door knows of a call.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Pass {
+    policy: Policy,
+    stage: Stage,
+    /// What the client said before it could be told to the service.
+    held: VecDeque<Said>,
+    held_bytes: usize,
+    /// What the service takes, as far as it has said.
+    input: Format,
+    /// Half a sample of a binary frame, whose other half comes with the next.
+    odd: Option<u8>,
+    /// The client's name for the reply that it asked for.
+    asked: Option<Option<String>>,
+    /// The conversation's reply that runs.
+    live: Option<(String, Times)>,
+    /// The service's last word was an error: if it hangs up now, it has said why.
+    complained: bool,
+}
+
+/// How far the session is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum Stage {
+    /// Not there.
+    Dialling,
+    /// It must take the agent's values first; what it has said meanwhile.
+    Opening(Vec<Bytes>),
+    /// The client and the service speak.
+    Open,
+}
+
+impl Pass {
+    pub(super) fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            stage: Stage::Dialling,
+            held: VecDeque::new(),
+            held_bytes: 0,
+            input: Format::PCM_24K,
+            odd: None,
+            asked: None,
+            live: None,
+            complained: false,
+        }
+    }
+
+    /// What the service takes.
+    pub(super) fn input(&self) -> Format {
+        self.input
+    }
+
+    /// Bytes that wait for the session.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// The service has said why it hangs up.
+    pub(super) fn complained(&self) -> bool {
+        self.complained
+    }
+
+    pub(super) fn first_audio_left(&mut self, now: At) {
+        if let Some((_, times)) = &mut self.live {
+            times.first_audio.get_or_insert(now);
+        }
+    }
+
+    /// Whole samples of a binary frame.
+    fn whole(&mut self, audio: &Bytes) -> Bytes {
+        if self.input.codec != Codec::Pcm16 {
+            return audio.clone();
+        }
+        let mut joined: Vec<u8> = self.odd.take().into_iter().collect();
+        if joined.is_empty() && audio.len().is_multiple_of(2) {
+            return audio.clone();
+        }
+        joined.extend_from_slice(audio);
+        if !joined.len().is_multiple_of(2) {
+            self.odd = joined.pop();
+        }
+        joined.into()
+    }
+}
+
+impl Core {
+    fn pass(&mut self) -> &mut Pass {
+        self.pass.as_mut().expect("only asked where the call was built with one")
+    }
+
+    /// A text message of the client.
+    pub(super) fn said(&mut self, now: At, said: Said) {
+        (self.client_seen, self.message_seen) = (now, now);
+        let pass = self.pass();
+        if pass.stage != Stage::Open {
+            pass.held_bytes += said.text.len();
+            pass.held.push_back(said);
+            return;
+        }
+        self.rule(now, said);
+    }
+
+    /// A binary message of the client: the service refuses them, to us they are audio.
+    pub(super) fn said_audio(&mut self, now: At, audio: &Bytes) {
+        let whole = self.pass().whole(audio);
+        if whole.is_empty() {
+            (self.client_seen, self.message_seen) = (now, now);
+            return;
+        }
+        self.said(now, Said::read(ga::append_unnamed(&whole)));
+    }
+
+    fn rule(&mut self, now: At, said: Said) {
+        match &said.kind {
+            Kind::Append { audio } => {
+                self.turn.passed(now, audio.len() / 4 * 3);
+                match said.split(LONGEST_APPEND) {
+                    Some(parts) => parts.into_iter().for_each(|part| self.forward(part)),
+                    None => self.forward(said.text),
+                }
+            }
+            Kind::Commit => {
+                self.turn.ended(now);
+                self.forward(said.text);
+            }
+            Kind::Configure => self.rule_update(said),
+            Kind::CreateReply { aside } => self.rule_reply(now, *aside, said),
+            Kind::Other => self.forward(said.text),
+            Kind::Invalid { code, message } => {
+                let (code, message) = (code.clone(), message.clone());
+                self.complain(&code, message, None, said.event_id);
+                if self.intake.bad_message(now) {
+                    self.end(now, End::BadMessages);
+                }
+            }
+        }
+    }
+
+    fn rule_update(&mut self, said: Said) {
+        let text = rewritten(&said.text, "session", |session| self.pass().policy.rule_session(session));
+        self.forward(text.unwrap_or(said.text));
+    }
+
+    fn rule_reply(&mut self, now: At, aside: bool, said: Said) {
+        if !aside && !self.slot.take() {
+            let running = self.slot.active().map(|id| format!(" in progress: {id}")).unwrap_or_default();
+            let message = format!(
+                "Conversation already has an active response{running}. Wait until the response is finished before \
+                 creating a new one."
+            );
+            return self.complain("conversation_already_has_active_response", message, None, said.event_id);
+        }
+        if !aside {
+            self.pass().asked = Some(said.event_id);
+            self.turn.asked(now);
+            self.service_seen = now; // it owes us an answer from here on
+        }
+        let text = rewritten(&said.text, "response", |response| self.pass().policy.rule_reply(response));
+        self.forward(text.unwrap_or(said.text));
+    }
+
+    fn forward(&mut self, text: Bytes) {
+        self.out.push_back(Output::Forward(text));
+    }
+
+    /// Answers in the service's place.
+    fn complain(&mut self, code: &str, message: String, param: Option<&str>, event_id: Option<String>) {
+        self.note(Fact::Refused { code: code.to_owned().into() });
+        self.errors += 1;
+        let kind = INVALID_REQUEST;
+        let problem = Problem { kind, code: code.to_owned(), message, param: param.map(str::to_owned), event_id };
+        let text = openai::error_event(&problem, &self.life.call, self.errors);
+        self.out.push_back(Output::Relay { text, first: false });
+    }
+
+    /// A message of the service, and what it is.
+    pub(super) fn heard(&mut self, now: At, event: Event, text: Bytes) {
+        self.service_seen = now;
+        self.stall = super::Stall::None;
+        self.pass().complained = matches!(event, Event::Error(_));
+        if self.pass().stage != Stage::Open {
+            return self.heard_early(now, event, text);
+        }
+        let mut first = false;
+        match event {
+            Event::AudioPasses => first = self.audio_passes(now),
+            Event::SessionUpdated { hearing: Some(hearing) } => self.listens(hearing),
+            Event::SpeechStarted { at_ms } => {
+                self.turn.speech_started(at_ms);
+            }
+            Event::SpeechStopped { at_ms } => {
+                self.turn.speech_stopped(now, at_ms);
+            }
+            Event::Committed { .. } => self.turn.committed(now),
+            Event::ReplyCreated { response, aside: false } => {
+                self.slot.created(&response);
+                let turn = self.turn.take_marks();
+                let times = Times { turn, started: Some(now), ..Times::default() };
+                let pass = self.pass();
+                (pass.asked, pass.live) = (None, Some((response, times)));
+            }
+            Event::ReplyDone { response, ended, .. } => self.reply_passed(&response, ended),
+            Event::Error(error) if !self.error_passes(&error) => return,
+            Event::Unknown => self.note(Fact::UnknownEvent),
+            _ => {}
+        }
+        self.out.push_back(Output::Relay { text, first });
+    }
+
+    /// Whether it is the first of its reply.
+    fn audio_passes(&mut self, now: At) -> bool {
+        match &mut self.pass().live {
+            Some((_, times)) if times.first_delta.is_none() => {
+                times.first_delta = Some(now);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn listens(&mut self, hearing: crate::upstream::Hearing) {
+        let pass = self.pass();
+        if pass.input != hearing.input {
+            (pass.input, pass.odd) = (hearing.input, None);
+        }
+        self.turn.listens(hearing.input, hearing.silence.unwrap_or_default());
+    }
+
+    fn reply_passed(&mut self, response: &str, ended: Ended) {
+        self.slot.done(response);
+        let status = match ended {
+            Ended::Completed => ReplyStatus::Completed,
+            Ended::Cancelled => ReplyStatus::Interrupted,
+            Ended::Incomplete => ReplyStatus::Incomplete,
+            Ended::Failed => ReplyStatus::Failed,
+        };
+        let times = self.pass().live.take_if(|(id, _)| id == response).map(|(_, times)| times).unwrap_or_default();
+        let (answered_after, relay_added) = (times.answered_after(), times.relay_added());
+        self.note(Fact::ReplyEnded { status, answered_after, relay_added });
+    }
+
+    /// Whether it is for the client.
+    fn error_passes(&mut self, error: &ServiceError) -> bool {
+        if error.event_id.as_deref().and_then(event_id::read).is_some() {
+            self.note(Fact::SwallowedError);
+            return false; // about something that the client never said
+        }
+        if self.pass().asked.as_ref().is_some_and(|asked| *asked == error.event_id) {
+            self.pass().asked = None;
+            self.slot.not_taken(error.code == "conversation_already_has_active_response");
+        }
+        self.note(Fact::ServiceError);
+        true
+    }
+
+    /// Before the client may speak: the agent's values go first, and the client sees a session that has them.
+    fn heard_early(&mut self, now: At, event: Event, text: Bytes) {
+        match (event, std::mem::replace(&mut self.pass().stage, Stage::Dialling)) {
+            (Event::SessionCreated { hearing, .. }, Stage::Dialling) => {
+                hearing.into_iter().for_each(|hearing| self.listens(hearing));
+                match self.pass().policy.opening() {
+                    None => self.open(now, vec![text]),
+                    Some(session) => {
+                        self.pass().stage = Stage::Opening(vec![text]);
+                        self.forward(update(&session));
+                    }
+                }
+            }
+            (Event::SessionUpdated { hearing }, Stage::Opening(mut waiting)) => {
+                hearing.into_iter().for_each(|hearing| self.listens(hearing));
+                if let Some(created) = waiting.first_mut() {
+                    *created = with_session_of(created, &text).unwrap_or_else(|| created.clone());
+                }
+                self.open(now, waiting);
+            }
+            (Event::Error(error), _) => {
+                // The words that follow are ours: the service's are about something that the client never said.
+                self.pass().complained = false;
+                let mut end = End::upstream(&UpstreamError::refused(&error, None));
+                if let End::Upstream { message, .. } = &mut end {
+                    *message = format!("the service refused the agent's configuration ({})", error.code);
+                }
+                self.end(now, end);
+            }
+            (_, mut stage) => {
+                if let Stage::Opening(waiting) = &mut stage {
+                    waiting.push(text);
+                }
+                self.pass().stage = stage;
+            }
+        }
+    }
+
+    fn open(&mut self, now: At, told: Vec<Bytes>) {
+        for text in told {
+            self.out.push_back(Output::Relay { text, first: false });
+        }
+        let pass = self.pass();
+        pass.stage = Stage::Open;
+        pass.held_bytes = 0;
+        for said in std::mem::take(&mut pass.held) {
+            if !self.ended {
+                self.rule(now, said);
+            }
+        }
+    }
+}
+
+fn update(session: &Value) -> Bytes {
+    let mut id = String::new();
+    event_id::write(OPENING, &mut id);
+    json!({"type": "session.update", "event_id": id, "session": session}).to_string().into()
+}
+
+/// The message with the object in `field` changed; `None`: it stays as it is, to the byte.
+fn rewritten(text: &[u8], field: &str, rule: impl FnOnce(&mut Map<String, Value>) -> bool) -> Option<Bytes> {
+    let mut message: Value = serde_json::from_slice(text).ok()?;
+    let changed = rule(message.get_mut(field)?.as_object_mut()?);
+    changed.then(|| message.to_string().into())
+}
+
+/// `session.created` with the session of a `session.updated`.
+fn with_session_of(created: &[u8], updated: &[u8]) -> Option<Bytes> {
+    let mut created: Value = serde_json::from_slice(created).ok()?;
+    let updated: Value = serde_json::from_slice(updated).ok()?;
+    *created.get_mut("session")? = updated.get("session")?.clone();
+    Some(created.to_string().into())
+}

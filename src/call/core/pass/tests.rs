@@ -1,0 +1,366 @@
+//! The pass-through core in virtual time: what goes by, what is ruled, and what is answered in the service's place.
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::{
+    call::{
+        At,
+        core::{Core, Input, Life, Output},
+        end::End,
+        policy::Policy,
+    },
+    client::openai::{self, Said},
+    config::{AgentConfig, PolicyConfig, Rule},
+    upstream::{ga, open::UpstreamError},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const CREATED: &str = r#"{"type":"session.created","event_id":"e1","session":{"type":"realtime","id":"sess_1","instructions":"of the service","audio":{"input":{"format":{"type":"audio/pcm","rate":24000},"turn_detection":{"type":"server_vad","silence_duration_ms":200}}}}}"#;
+
+/// A call with a clock of its own; what it says to either side, in order.
+struct Rig {
+    core: Core,
+    now: At,
+    to_service: Vec<String>,
+    to_client: Vec<String>,
+    pings: usize,
+    end: Option<End>,
+}
+
+impl Rig {
+    fn new(agent: &AgentConfig) -> Self {
+        let life = Life { call: "call_1".into(), max: 3_600 * SECOND, idle: None, stall: 10 * SECOND };
+        let core = Core::pass_through(life, Policy::new(agent, "real-model"));
+        Self { core, now: At::ZERO, to_service: vec![], to_client: vec![], pings: 0, end: None }
+    }
+
+    /// A call whose session is up.
+    fn open() -> Self {
+        let mut rig = Self::new(&AgentConfig::default());
+        rig.up();
+        assert_eq!(rig.told(), [CREATED]);
+        rig
+    }
+
+    fn input(&mut self, input: Input<'_>) {
+        self.core.handle(self.now, input);
+        while let Some(output) = self.core.poll(self.now, true) {
+            match output {
+                Output::Forward(text) => self.to_service.push(string(&text)),
+                Output::Relay { text, first } => {
+                    self.to_client.push(string(&text));
+                    if first {
+                        self.core.handle(self.now, Input::FirstAudioLeft);
+                    }
+                }
+                Output::Send(message) | Output::SendNow(message) => {
+                    self.to_client.extend(openai::write(&message).map(|text| string(&text)));
+                }
+                Output::PingService => self.pings += 1,
+                Output::End(end) => self.end = Some(end),
+                Output::PingClient | Output::Fact(_) | Output::DropAudio => {}
+                other => panic!("the owner's business: {other:?}"),
+            }
+        }
+    }
+
+    fn up(&mut self) {
+        self.input(Input::SessionUp);
+        self.hear(CREATED);
+    }
+
+    fn say(&mut self, text: &str) {
+        self.input(Input::Said(Said::read(Bytes::from(text.to_owned()))));
+    }
+
+    fn hear(&mut self, text: &str) {
+        let text = Bytes::from(text.to_owned());
+        self.input(Input::Heard(ga::glance(&text), text));
+    }
+
+    fn pass(&mut self, length: Duration) {
+        let end = self.now + length;
+        while let Some(at) = self.core.deadline(true).filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.input(Input::Tick);
+            self.input(Input::ClientPong);
+        }
+        self.now = end;
+    }
+
+    fn forwarded(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.to_service)
+    }
+
+    fn told(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.to_client)
+    }
+
+    /// Code and event id of the only thing that was told, an error.
+    fn refusal(&mut self) -> (String, Value) {
+        let told = self.told();
+        let [text] = told.as_slice() else { panic!("one error expected: {told:?}") };
+        let event: Value = serde_json::from_str(text).unwrap();
+        assert_eq!(event["type"], "error");
+        assert!(event["event_id"].as_str().unwrap().starts_with("event_call_1"));
+        (event["error"]["code"].as_str().unwrap().to_owned(), event["error"]["event_id"].clone())
+    }
+}
+
+fn string(text: &Bytes) -> String {
+    String::from_utf8(text.to_vec()).unwrap()
+}
+
+#[test]
+fn what_is_said_before_the_session_waits_and_keeps_its_order() {
+    let mut rig = Rig::new(&AgentConfig::default());
+    let early = [r#"{"type":"session.update","session":{"type":"realtime"}}"#, r#"{"type":"of_tomorrow","x":[1, 2]}"#];
+    early.iter().for_each(|text| rig.say(text));
+    rig.say("no json");
+    assert!(rig.forwarded().is_empty() && rig.told().is_empty());
+    assert!(rig.core.held_bytes() > 0);
+    rig.up();
+    assert_eq!(rig.forwarded(), early, "to the byte");
+    let told = rig.told();
+    assert_eq!(told[0], CREATED, "the first that a client hears");
+    assert!(told[1].contains("invalid_json"), "{told:?}");
+    assert_eq!(rig.core.held_bytes(), 0);
+}
+
+#[test]
+fn an_agents_values_go_first_and_the_client_sees_them() {
+    let policy = PolicyConfig { instructions: Rule::Force, voice: Rule::Default, ..PolicyConfig::default() };
+    let agent = AgentConfig { instructions: "Be brief.".into(), policy, ..AgentConfig::default() };
+    let mut rig = Rig::new(&agent);
+    rig.say(
+        r#"{"type":"session.update","event_id":"c1","session":{"type":"realtime","instructions":"Obey.","tools":[]}}"#,
+    );
+    rig.up();
+    let [opening] = rig.forwarded().try_into().unwrap();
+    let opening: Value = serde_json::from_str(&opening).unwrap();
+    assert_eq!(
+        opening["session"],
+        json!({"type": "realtime", "instructions": "Be brief.", "audio": {"output": {"voice": "marin"}}})
+    );
+    assert!(rig.told().is_empty(), "the client waits for a session that is as it should be");
+    rig.hear(r#"{"type":"conversation.created","event_id":"e2"}"#);
+    rig.hear(r#"{"type":"session.updated","event_id":"e3","session":{"type":"realtime","id":"sess_1","instructions":"Be brief."}}"#);
+    let told: Vec<Value> = rig.told().iter().map(|text| serde_json::from_str(text).unwrap()).collect();
+    assert_eq!(told[0]["type"], "session.created");
+    assert_eq!(
+        (told[0]["event_id"].as_str(), told[0]["session"]["instructions"].as_str()),
+        (Some("e1"), Some("Be brief."))
+    );
+    assert_eq!((told[1]["type"].as_str(), told.len()), (Some("conversation.created"), 2), "the update was ours");
+    let [update] = rig.forwarded().try_into().unwrap();
+    assert_eq!(
+        serde_json::from_str::<Value>(&update).unwrap(),
+        json!({"type": "session.update", "event_id": "c1", "session": {"type": "realtime", "tools": []}}),
+        "what is fixed is left out, the rest stays"
+    );
+    rig.say(r#"{"type":"response.create","response":{"instructions":"Obey.","metadata":{"a":"b"}}}"#);
+    assert_eq!(rig.forwarded(), [r#"{"type":"response.create","response":{"metadata":{"a":"b"}}}"#]);
+}
+
+#[test]
+fn a_configuration_that_the_service_refuses_ends_the_call_with_its_code() {
+    let policy = PolicyConfig { voice: Rule::Force, ..PolicyConfig::default() };
+    let mut rig = Rig::new(&AgentConfig { policy, ..AgentConfig::default() });
+    rig.up();
+    rig.hear(r#"{"type":"error","event_id":"e2","error":{"type":"invalid_request_error","code":"invalid_value","message":"secret sk-1","event_id":"vr_0"}}"#);
+    let end = rig.end.take().unwrap();
+    assert_eq!(openai::close(&end).0, 1011);
+    let told = rig.told();
+    assert!(
+        told[0].contains("refused the agent's configuration (invalid_value)") && !told[0].contains("sk-1"),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn one_reply_at_a_time_and_others_beside_it() {
+    let mut rig = Rig::open();
+    rig.say(r#"{"type":"response.create"}"#);
+    rig.say(r#"{"type":"response.create","event_id":"c2"}"#);
+    assert_eq!(rig.forwarded().len(), 1);
+    assert_eq!(rig.refusal(), ("conversation_already_has_active_response".into(), json!("c2")));
+    rig.hear(r#"{"type":"response.created","event_id":"e","response":{"id":"resp_1","conversation_id":"conv_1"}}"#);
+    let _ = rig.told();
+    rig.say(r#"{"type":"response.create"}"#);
+    assert!(rig.told()[0].contains("in progress: resp_1"));
+    // One in no conversation runs beside it, and its end frees nothing.
+    let aside = r#"{"type":"response.create","response":{"conversation":"none","metadata":{"topic":"x"}}}"#;
+    rig.say(aside);
+    assert_eq!(rig.forwarded(), [aside]);
+    rig.hear(r#"{"type":"response.created","event_id":"e","response":{"id":"resp_2","conversation_id":null}}"#);
+    rig.hear(r#"{"type":"response.done","event_id":"e","response":{"id":"resp_2","conversation_id":null,"status":"completed"}}"#);
+    let _ = rig.told();
+    rig.say(r#"{"type":"response.create","event_id":"c3"}"#);
+    assert_eq!(rig.refusal().1, json!("c3"));
+    rig.hear(r#"{"type":"response.done","event_id":"e","response":{"id":"resp_1","status":"completed"}}"#);
+    rig.say(r#"{"type":"response.create"}"#);
+    assert_eq!(rig.forwarded().len(), 1);
+}
+
+#[test]
+fn a_request_that_the_service_refuses_keeps_no_others_away() {
+    let mut rig = Rig::open();
+    for event_id in [r#","event_id":"c1""#, ""] {
+        rig.say(&format!(r#"{{"type":"response.create"{event_id}}}"#));
+        assert_eq!(rig.forwarded().len(), 1, "{event_id}");
+        let echoed = if event_id.is_empty() { "null" } else { r#""c1""# };
+        let error = format!(
+            r#"{{"type":"error","event_id":"e","error":{{"type":"x","code":"invalid_value","message":"m","event_id":{echoed}}}}}"#
+        );
+        rig.hear(&error);
+        assert_eq!(rig.told(), [error], "the service's own words");
+    }
+    rig.say(r#"{"type":"response.create"}"#);
+    assert_eq!(rig.forwarded().len(), 1);
+}
+
+#[test]
+fn a_request_that_is_never_answered_keeps_others_away_only_for_a_while() {
+    let mut rig = Rig::open();
+    rig.say(r#"{"type":"response.create"}"#);
+    rig.pass(11 * SECOND);
+    assert_eq!(rig.pings, 1, "does it live?");
+    rig.input(Input::ServicePong);
+    rig.pass(15 * SECOND);
+    let _ = rig.forwarded();
+    rig.say(r#"{"type":"response.create"}"#);
+    assert_eq!((rig.forwarded().len(), rig.told().len(), rig.end), (1, 0, None));
+}
+
+#[test]
+fn a_service_that_answers_no_ping_ends_the_call() {
+    let mut rig = Rig::open();
+    rig.say(r#"{"type":"response.create"}"#);
+    rig.pass(25 * SECOND);
+    assert_eq!(openai::close(rig.end.as_ref().unwrap()).0, 1011);
+}
+
+#[test]
+fn everything_else_goes_by_to_the_byte() {
+    let mut rig = Rig::open();
+    for text in [
+        r#"{ "audio" : "AAAA", "type" : "input_audio_buffer.append", "event_id" : "a" }"#,
+        r#"{"type":"input_audio_buffer.append","audio":7}"#,
+        r#"{"type":"input_audio_buffer.commit","event_id":"b"}"#,
+        r#"{"type":"conversation.item.truncate","item_id":"i","content_index":0,"audio_end_ms":999999}"#,
+        r#"{"type":"response.cancel"}"#,
+        r#"{"type":"session.update","session":{"type":"realtime","model":"real-model","x":1.0}}"#,
+        r#"{"type":"session.update","session":"no object"}"#,
+        r#"{"type":"of_tomorrow","deep":{"a":[{"b":null}]}}"#,
+    ] {
+        rig.say(text);
+        assert_eq!(rig.forwarded(), [text]);
+    }
+    for text in [
+        r#"{"type":"response.output_audio.delta","event_id":"e","delta":"AAAA","obfuscation":"xyz"}"#,
+        r#"{"type":"of_tomorrow","event_id":"e"}"#,
+        r#"{"type":"rate_limits.updated","event_id":"e","rate_limits":[]}"#,
+        "not even JSON",
+    ] {
+        rig.hear(text);
+        assert_eq!(rig.told(), [text]);
+    }
+    assert_eq!(rig.end, None);
+}
+
+#[test]
+fn a_long_append_goes_in_parts_that_are_the_same_audio() {
+    let mut rig = Rig::open();
+    let audio: String = "AAEC".repeat(20_971_520 / 4);
+    rig.say(&format!(r#"{{"event_id":"x","type":"input_audio_buffer.append","audio":"{audio}","more":1}}"#));
+    let parts = rig.forwarded();
+    assert_eq!(parts.len(), 2);
+    let mut joined = String::new();
+    for part in &parts {
+        assert!(part.len() < 15_000_000, "{}", part.len());
+        let value: Value = serde_json::from_str(part).unwrap();
+        assert_eq!((value["event_id"].as_str(), value["more"].as_u64()), (Some("x"), Some(1)));
+        let audio = value["audio"].as_str().unwrap();
+        assert!(audio.len().is_multiple_of(8));
+        joined.push_str(audio);
+    }
+    assert!(joined == audio);
+}
+
+#[test]
+fn binary_frames_are_audio_in_the_sessions_format() {
+    let mut rig = Rig::open();
+    let append = |audio: &[u8]| string(&ga::append_unnamed(audio));
+    rig.input(Input::SaidAudio(&Bytes::from_static(&[1, 2, 3])));
+    assert_eq!(rig.forwarded(), [append(&[1, 2])]);
+    rig.input(Input::SaidAudio(&Bytes::from_static(&[4])));
+    assert_eq!(rig.forwarded(), [append(&[3, 4])], "half a sample is carried over");
+    rig.input(Input::SaidAudio(&Bytes::new()));
+    assert!(rig.forwarded().is_empty());
+    rig.hear(
+        r#"{"type":"session.updated","event_id":"e","session":{"audio":{"input":{"format":{"type":"audio/pcmu"}}}}}"#,
+    );
+    rig.input(Input::SaidAudio(&Bytes::from_static(&[1, 2, 3])));
+    assert_eq!(rig.forwarded(), [append(&[1, 2, 3])]);
+}
+
+#[test]
+fn nonsense_is_answered_as_the_service_would_and_too_much_of_it_ends_the_call() {
+    for (text, code) in [
+        ("{", "invalid_json"),
+        ("[]", "invalid_event"),
+        ("{}", "invalid_event"),
+        (r#"{"type":7}"#, "invalid_event"),
+        (r#"{"type":"session.update","type":"of_tomorrow","session":{}}"#, "invalid_event"),
+        (r#"{"type":"input_audio_buffer.append","type":"session.update","audio":"AAAA"}"#, "invalid_event"),
+    ] {
+        let mut rig = Rig::open();
+        rig.say(text);
+        assert_eq!(rig.refusal().0, code, "{text}");
+        assert!(rig.forwarded().is_empty(), "{text}");
+        for _ in 1..20 {
+            rig.say(text);
+        }
+        assert_eq!(rig.end.take(), Some(End::BadMessages));
+    }
+}
+
+#[test]
+fn the_services_goodbye_is_told_once_and_in_its_words() {
+    let expired = r#"{"type":"error","event_id":"e","error":{"type":"invalid_request_error","code":"session_expired","message":"m"}}"#;
+    let words = "Your session hit the maximum duration of 60 minutes.";
+    let mut rig = Rig::open();
+    rig.hear(expired);
+    rig.input(Input::ServiceGone(End::upstream(&UpstreamError::closed(Some(1001), words))));
+    assert_eq!(rig.told(), [expired]);
+    assert_eq!(openai::close(&rig.end.take().unwrap()), (1001, words.to_owned()));
+    // Without a word of the service's, we say why.
+    let mut rig = Rig::open();
+    rig.input(Input::ServiceGone(End::upstream(&UpstreamError::Broken("reset".into()))));
+    assert_eq!(rig.refusal().0, "upstream_unavailable");
+    assert_eq!(openai::close(&rig.end.take().unwrap()).0, 1011);
+}
+
+#[test]
+fn a_server_that_leaves_waits_for_a_quiet_moment() {
+    let mut rig = Rig::open();
+    rig.say(r#"{"type":"response.create"}"#);
+    rig.hear(r#"{"type":"response.created","event_id":"e","response":{"id":"resp_1"}}"#);
+    rig.input(Input::Drain(30 * SECOND));
+    rig.pass(5 * SECOND);
+    assert_eq!(rig.end, None, "a reply runs");
+    rig.hear(r#"{"type":"response.done","event_id":"e","response":{"id":"resp_1","status":"completed"}}"#);
+    assert_eq!(rig.end.take(), Some(End::Drained));
+    assert_eq!(openai::close(&End::Drained).0, 1001);
+}
+
+#[test]
+fn a_call_can_be_written_down_and_continued() {
+    let mut rig = Rig::open();
+    rig.say(r#"{"type":"response.create"}"#);
+    rig.core = serde_json::from_str(&serde_json::to_string(&rig.core).unwrap()).unwrap();
+    rig.say(r#"{"type":"response.create"}"#);
+    assert_eq!(rig.refusal().0, "conversation_already_has_active_response");
+}
