@@ -94,6 +94,26 @@ test("docs: the page of one's own talks", async ({ after }) => {
   assert.deepEqual(seen.problems, []);
 });
 
+test("docs: OpenAI's own protocol is spoken from a page", async ({ after }) => {
+  const { host } = await relay(after);
+  const made = folder("index.html", examples("docs/clients/browser.md").get("realtime.html"), "127.0.0.1:8080", host);
+  const wire = await line(after, await serve(after, made));
+  const wav = joinPath(SCRATCH, "realtime.wav");
+  // Two questions, the second into the answer to the first.
+  writeWav(wav, RATE, join(RATE, 0.5, samples.subarray(0, 2 * RATE), 0.8, samples.subarray(0, 2 * RATE), 1));
+  const { page, seen, played, message } = await open(await browser(after, wav), wire.origin);
+  await page.click("#call");
+  const told = await until(() => seen.said.find((m) => m.type === "conversation.item.truncate"), "the truncation", 30_000);
+  const truncated = await message("conversation.item.truncated");
+  assert.deepEqual([truncated.item_id, truncated.audio_end_ms], [told.item_id, told.audio_end_ms]);
+  assert.ok(told.audio_end_ms > 100 && told.audio_end_ms < 2200, JSON.stringify(told));
+  await message("response.output_audio_transcript.done", 2);
+  assert.match(await page.innerText("#log"), /I heard \d\.\d seconds of speech\./);
+  assert.ok((await played()).some((x) => Math.abs(x) > 1000), "one hears it");
+  assert.deepEqual(seen.texts.filter((m) => m.type === "error"), []);
+  assert.deepEqual(seen.problems, []);
+});
+
 test("docs: the example for Node asks and gets an answer", async ({ after }) => {
   const { host } = await relay(after);
   const made = folder("ask.mjs", examples("docs/clients/browser.md").get("ask.mjs"));
