@@ -74,16 +74,26 @@ export async function relay(after, config = "", args = []) {
   const file = joinPath(SCRATCH, `relay-${Math.random().toString(36).slice(2)}.toml`);
   writeFileSync(file, config);
   const env = { PATH: process.env.PATH };
-  const process_ = spawn(binary, ["serve", "--listen", "127.0.0.1:0", "--config", file, ...args], { env, stdio: ["ignore", "pipe", "pipe"] });
+  // A successor at the same address has it among its arguments.
+  const listen = args.includes("--listen") ? [] : ["--listen", "127.0.0.1:0"];
+  const process_ = spawn(binary, ["serve", ...listen, "--config", file, ...args], { env, stdio: ["ignore", "pipe", "pipe"] });
   let [out, log] = ["", ""];
   process_.stdout.on("data", (data) => { out += data; });
   process_.stderr.on("data", (data) => { log += data; });
+  let asked = false;
   const stop = (signal = "SIGKILL") => new Promise((done) => {
+    asked = true;
     if (process_.exitCode !== null || process_.signalCode !== null) return done();
     process_.once("exit", done);
     process_.kill(signal);
   });
-  after(() => stop());
+  after(async () => {
+    // A relay that has ended by itself has done something wrong, even where nobody has noticed.
+    const ended = asked ? null : (process_.exitCode ?? process_.signalCode);
+    const leaving = !asked && log.includes("leaving:");
+    await stop();
+    if (ended !== null || leaving) throw new Error(`the relay has ended by itself (${ended}): ${log}`);
+  });
   const origin = await until(() => {
     if (process_.exitCode !== null) throw new Error(`the relay ended: ${log}`);
     return /http:\/\/\S+/.exec(out)?.[0];
@@ -92,10 +102,10 @@ export async function relay(after, config = "", args = []) {
 }
 
 /**
- * A line to a relay that can be cut and mended. It adds one file of the tests' own, since a browser takes the code of an
+ * A line to a relay that can be cut and mended; calls may go to another host (`voice`). It adds one file of the tests' own, since a browser takes the code of an
  * audio thread only from where the page came from.
  */
-export async function line(after, host) {
+export async function line(after, host, voice = host) {
   const [hostname, port] = host.split(":");
   const sockets = new Set();
   let whole = true;
@@ -116,7 +126,8 @@ export async function line(after, host) {
   });
   server.on("connection", (near) => (whole ? keep(near) : near.destroy()));
   server.on("upgrade", (asked, near, first) => {
-    const far = createConnection(Number(port), hostname);
+    const [name, number] = voice.split(":");
+    const far = createConnection(Number(number), name);
     keep(far);
     const head = [`GET ${asked.url} HTTP/1.1`];
     for (let i = 0; i < asked.rawHeaders.length; i += 2) head.push(`${asked.rawHeaders[i]}: ${asked.rawHeaders[i + 1]}`);

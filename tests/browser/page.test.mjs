@@ -6,8 +6,9 @@ import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join as joinPath } from "node:path";
 import { Call, decode } from "../../assets/web/voxrelay-client.js";
+import { Fake } from "./fake.mjs";
 import { ROOT, SCRATCH, browser, line, open, relay, test, until } from "./harness.mjs";
-import { compare, join, playedExactly, readWav, toSamples, writeWav } from "./sound.mjs";
+import { compare, join, playedExactly, readWav, toBytes, toSamples, writeWav } from "./sound.mjs";
 
 const { rate: RATE, samples: HELLO } = readWav(joinPath(ROOT, "assets/hello.wav"));
 /** "Hello, can you hear me?" alone: 2 s, speech from 0.22 to 1.88 s. */
@@ -31,7 +32,9 @@ async function scene(after, { wav = QUIET(), config = "", microphone, init, ...o
   return { server, wire, chrome, ...opened };
 }
 
-const played = (seen, reply) => seen.said.filter((m) => m.type === "played" && m.reply === reply).map((m) => m.ms);
+/** Positions that were told: by a page, or in raw messages. */
+const played = (messages, reply) => (messages.said ?? messages.filter((m) => typeof m === "string").map((m) => JSON.parse(m)))
+  .filter((m) => m.type === "played" && m.reply === reply).map((m) => m.ms);
 
 test("page: what is played back is what was said", async ({ after }) => {
   const s = await scene(after, { wav: clip("hello", HELLO) });
@@ -277,6 +280,44 @@ test("page: a dropped connection is shown and repaired", async ({ after }) => {
   await s.mood("Reconnecting");
   await s.page.click("text=Give up");
   assert.equal(await s.page.getAttribute("body", "data-phase"), "ended");
+  assert.deepEqual(s.seen.problems, []);
+});
+
+test("page: a call that can be resumed goes on where it was, to the sample", async ({ after }) => {
+  const fake = await Fake.start(after);
+  const { host } = await relay(after);
+  const wire = await line(after, host, new URL(fake.url).host);
+  const s = await open(await browser(after, QUIET()), wire.origin, { path: "/?processing=off" });
+  await s.page.click("#start");
+  await s.mood("Listening");
+  const frame = (n) => Buffer.from(toBytes(HELLO.subarray(n * 480, (n + 1) * 480)));
+  fake.send({ type: "reply_started", reply: "r1" });
+  for (let n = 0; n < 100; n++) fake.send(frame(n));
+  await s.mood("It speaks");
+  await until(() => played(fake.taken, "r1").length > 0, "a position");
+  fake.drop();
+  for (let n = 100; n < 150; n++) fake.send(frame(n)); // kept for the resume
+  await s.message("resumed");
+  for (let n = 150; n < 200; n++) fake.send(frame(n));
+  await until(() => played(fake.taken, "r1").at(-1) === 4000, "all 4 s are heard");
+  fake.send({ type: "reply_ended", reply: "r1", status: "completed", audio_ms: 4000, heard_ms: 4000, latency: {} });
+  await s.mood("Listening");
+  const exact = playedExactly(HELLO.subarray(0, 200 * 480), await s.played());
+  assert.equal(exact.matched, 96_000, `nothing is missing, doubled or cut: ${JSON.stringify(exact)}`);
+  assert.match(await s.page.innerText("#turns"), /The connection was lost\.[^]*Reconnected\. The call goes on where it was\./);
+  assert.deepEqual(s.seen.problems, []);
+});
+
+test("page: a server that goes away says so, and its successor is found", async ({ after }) => {
+  const s = await scene(after, { config: "[server]\ndrain_s = 1\n" });
+  await s.page.click("#start");
+  await s.mood("Listening");
+  void s.server.stop("SIGTERM");
+  await until(async () => (await s.page.innerText("#turns")).includes("This server goes away in 1 s."), "the announcement");
+  await s.mood("Reconnecting");
+  assert.match(await s.page.innerText("#repair-what"), /^The server (is going away|does not answer)\./);
+  await relay(after, "", ["--listen", s.server.host]);
+  await s.mood("Listening");
   assert.deepEqual(s.seen.problems, []);
 });
 

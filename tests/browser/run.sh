@@ -3,7 +3,11 @@
 # their names. Wants the debug build of voxrelay (or $VOXRELAY), npm and Chromium; installs what it can (as root, where there
 # is apt-get) and says what it cannot. PICTURES=DIR saves screenshots there.
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$0")/../.."
+VOXRELAY="$(realpath -m "${VOXRELAY:-${CARGO_TARGET_DIR:-target}/debug/voxrelay}")"
+export VOXRELAY
+cd tests/browser
+PYTHON_PACKAGES="websockets==15.0.1"
 
 die() {
   printf '%s\n' "$*" >&2
@@ -24,8 +28,6 @@ package() {
   return 1
 }
 
-PYTHON_PACKAGES="websockets==15.0.1"
-export VOXRELAY="${VOXRELAY:-${CARGO_TARGET_DIR:-$(cd ../.. && pwd)/target}/debug/voxrelay}"
 [ -x "$VOXRELAY" ] || die "no $VOXRELAY: build it first (cargo build), or say where it is with VOXRELAY"
 package npm npm >/dev/null || die "no npm: install Node.js and npm (Debian: apt-get install npm)"
 CHROMIUM="${CHROMIUM:-$(package chromium chromium chromium-browser google-chrome)}" ||
