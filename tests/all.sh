@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every check of the project, from a fresh clone: format, lints, tests, documentation, and the commands of the README.
-# Wants Rust (with rustfmt and clippy) and a C compiler; installs what it can and says what it cannot.
+# Every check of the project, from a fresh clone: format, lints, tests, documentation, the commands of the README, real SDKs and
+# a real browser. Wants Rust (with rustfmt and clippy) and a C compiler; installs what it can and says what it cannot.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -90,6 +90,7 @@ step "tests" tests
 step "documentation" env RUSTDOCFLAGS="-Dwarnings -Arustdoc::private_intra_doc_links" \
   cargo doc --locked --no-deps --document-private-items
 step "commands" commands
+step "SDKs" tests/sdk/run.sh
 step "browser" tests/browser/run.sh
 step "supply chain" supply_chain
 printf '\n'
