@@ -52,7 +52,7 @@ impl Policy {
         Some(Value::Object(session))
     }
 
-    /// Rules a client's `session` of a `session.update`. Whether it was changed.
+    /// Rules a client's `session` of a `session.update`. Whether it must be written anew.
     pub fn rule_session(&self, session: &mut Map<String, Value>) -> bool {
         // Which model a name means is decided at the door, once.
         let model = session.get_mut("model").filter(|model| **model != self.model);
@@ -60,18 +60,21 @@ impl Policy {
         self.rule(session) || changed
     }
 
-    /// Rules a client's `response` of a `response.create`. Whether it was changed.
+    /// Rules a client's `response` of a `response.create`. Whether it must be written anew.
     pub fn rule_reply(&self, response: &mut Map<String, Value>) -> bool {
         self.rule(response)
     }
 
-    /// The session has the agent's values already: what is not allowed is left out, so that they stay.
+    /// The session has the agent's values already: what is not allowed is left out, so that they stay. Where there are such
+    /// values, what was ruled is also what is sent: in the client's own bytes a field could stand twice, and another reader
+    /// take the other one.
     fn rule(&self, fields: &mut Map<String, Value>) -> bool {
-        let mut changed = false;
+        let mut forced = false;
         for (field, _, fixed) in self.rules.iter().filter(|(_, rule, _)| *rule == Rule::Force) {
-            changed |= field.hold(fields, fixed);
+            field.hold(fields, fixed);
+            forced = true;
         }
-        changed
+        forced
     }
 }
 
@@ -85,29 +88,28 @@ impl Field {
         };
     }
 
-    /// Keeps `fixed` in force; whether something had to be done for it.
-    fn hold(self, fields: &mut Map<String, Value>, fixed: &Value) -> bool {
+    /// Keeps `fixed` in force.
+    fn hold(self, fields: &mut Map<String, Value>, fixed: &Value) {
         match self {
             // A stored prompt brings instructions and tools of its own.
-            Self::Instructions => without(fields, "instructions") | without(fields, "prompt"),
-            Self::Tools => without(fields, "tools") | without(fields, "prompt"),
+            Self::Instructions => ["instructions", "prompt"].iter().for_each(|name| without(fields, name)),
+            Self::Tools => ["tools", "prompt"].iter().for_each(|name| without(fields, name)),
             Self::Voice => {
                 let output = fields.get_mut("audio").and_then(|audio| audio.get_mut("output"));
-                let output = output.and_then(Value::as_object_mut);
-                output.is_some_and(|output| without(output, "voice"))
+                output.and_then(Value::as_object_mut).into_iter().for_each(|output| without(output, "voice"));
             }
-            Self::MaxOutputTokens => match fields.get("max_output_tokens") {
-                None => false,
-                Some(asked) if asked.as_u64().is_some_and(|n| n > 0 && Some(n) <= fixed.as_u64()) => false,
-                Some(_) => without(fields, "max_output_tokens"),
-            },
+            Self::MaxOutputTokens => {
+                let asked = fields.get("max_output_tokens").and_then(Value::as_u64).filter(|n| *n > 0);
+                if asked.is_none() || asked > fixed.as_u64() {
+                    without(fields, "max_output_tokens");
+                }
+            }
         }
     }
 }
 
-/// Leaves a field out; whether it was there.
-fn without(fields: &mut Map<String, Value>, name: &str) -> bool {
-    fields.shift_remove(name).is_some()
+fn without(fields: &mut Map<String, Value>, name: &str) {
+    fields.shift_remove(name);
 }
 
 #[cfg(test)]
@@ -157,8 +159,8 @@ mod tests {
             (json!(-1), false),
             (json!(1e9), false),
         ] {
-            let (session, changed) = ruled(Rule::Force, json!({"max_output_tokens": asked}));
-            assert_eq!((session.get("max_output_tokens").is_some(), changed), (stays, !stays), "{asked}");
+            let (session, anew) = ruled(Rule::Force, json!({"max_output_tokens": asked}));
+            assert_eq!((session.get("max_output_tokens").is_some(), anew), (stays, true), "{asked}");
         }
     }
 

@@ -6,7 +6,7 @@
 use std::{borrow::Cow, ops::Range};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::{json, value::RawValue};
 
 use super::wire::{ErrorBody, ServerMsg};
@@ -74,6 +74,9 @@ struct Head<'a> {
     audio: Option<&'a RawValue>,
     #[serde(borrow, default)]
     response: Option<&'a RawValue>,
+    /// Only so that two of them are found: which would count?
+    #[serde(default, rename = "session")]
+    _session: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -144,7 +147,7 @@ fn invalid(code: &str, message: String) -> Kind {
 
 /// Why a text is no event.
 fn broken(text: &str, error: &serde_json::Error) -> Kind {
-    match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+    match serde_json::from_str::<IgnoredAny>(text) {
         Err(_) => invalid("invalid_json", format!("The message is not valid JSON: {error}.")),
         Ok(_) if !text.trim_ascii_start().starts_with('{') => {
             invalid("invalid_event", "A client event must be a JSON object.".to_owned())

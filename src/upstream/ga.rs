@@ -22,9 +22,6 @@ use crate::{
     config::{AgentConfig, Eagerness, NoiseReduction, TurnDetection},
 };
 
-/// The service takes 15 MB an append and does not say whether before or after base64; we stay below, encoded.
-pub const MAX_APPEND_ENCODED: usize = 15_000_000;
-
 static BASE64: LazyLock<Simd> = LazyLock::new(|| Simd::standard(PAD));
 
 const APPEND_HEAD: &str = r#"{"type":"input_audio_buffer.append","event_id":""#;
@@ -84,21 +81,26 @@ pub fn encode(command: &Command, setup: &SessionSetup, number: u64) -> Bytes {
     Bytes::from(event.to_string())
 }
 
-/// An append event without a name, for audio of which the service may complain to its sender.
-pub fn append_unnamed(audio: &[u8]) -> Bytes {
-    json!({"type": "input_audio_buffer.append", "audio": BASE64.encode(audio)}).to_string().into()
+/// One append event, named by its number.
+pub fn append(audio: &[u8], number: u64) -> Bytes {
+    append_event(audio, APPEND_HEAD.len() + event_id::len(number) + APPEND_MIDDLE.len(), |out| {
+        out.push_str(APPEND_HEAD);
+        event_id::write(number, out);
+        out.push_str(APPEND_MIDDLE);
+    })
 }
 
-/// One append event: prefix, base64, suffix in one buffer of the right size.
-pub fn append(audio: &[u8], number: u64) -> Bytes {
+/// An append event without a name, for audio of which the service may complain to its sender.
+pub fn append_unnamed(audio: &[u8]) -> Bytes {
+    const HEAD: &str = r#"{"type":"input_audio_buffer.append","audio":""#;
+    append_event(audio, HEAD.len(), |out| out.push_str(HEAD))
+}
+
+/// Prefix, base64, suffix in one buffer of exactly the right size, which becomes the message without another allocation.
+fn append_event(audio: &[u8], head_len: usize, head: impl FnOnce(&mut String)) -> Bytes {
     let encoded = base64::encoded_len(audio.len(), true).unwrap_or(usize::MAX);
-    debug_assert!(encoded < MAX_APPEND_ENCODED, "chunks are cut far below the service's limit");
-    // Exactly, so that the buffer becomes the message without another allocation.
-    let frame = APPEND_HEAD.len() + event_id::len(number) + APPEND_MIDDLE.len() + APPEND_TAIL.len();
-    let mut out = String::with_capacity(frame + encoded);
-    out.push_str(APPEND_HEAD);
-    event_id::write(number, &mut out);
-    out.push_str(APPEND_MIDDLE);
+    let mut out = String::with_capacity(head_len + encoded + APPEND_TAIL.len());
+    head(&mut out);
     let mut out = out.into_bytes();
     let at = out.len();
     out.resize(at + encoded, 0);

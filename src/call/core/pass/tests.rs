@@ -165,6 +165,21 @@ fn an_agents_values_go_first_and_the_client_sees_them() {
 }
 
 #[test]
+fn a_field_that_stands_twice_gets_round_no_policy() {
+    let policy = PolicyConfig { voice: Rule::Force, ..PolicyConfig::default() };
+    let mut rig = Rig::new(&AgentConfig { policy, ..AgentConfig::default() });
+    rig.up();
+    rig.hear(r#"{"type":"session.updated","event_id":"e","session":{"type":"realtime"}}"#);
+    let _ = (rig.told(), rig.forwarded());
+    rig.say(r#"{"type":"session.update","session":{"audio":{"output":{"voice":"x"}}},"session":{"type":"realtime"}}"#);
+    assert_eq!((rig.refusal().0.as_str(), rig.forwarded().len()), ("invalid_event", 0));
+    rig.say(r#"{"type":"session.update","session":{"audio":{"output":{"voice":"x"}},"audio":{"input":{}}}}"#);
+    rig.say(r#"{"type":"response.create","response":{"audio":{"output":{"voice":"x"}},"audio":{}}}"#);
+    let forwarded = rig.forwarded();
+    assert!(forwarded.len() == 2 && forwarded.iter().all(|text| !text.contains("voice")), "{forwarded:?}");
+}
+
+#[test]
 fn a_configuration_that_the_service_refuses_ends_the_call_with_its_code() {
     let policy = PolicyConfig { voice: Rule::Force, ..PolicyConfig::default() };
     let mut rig = Rig::new(&AgentConfig { policy, ..AgentConfig::default() });
