@@ -11,6 +11,7 @@ pub mod talk;
 use std::{io, net::SocketAddr, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use crate::config::Config;
 
@@ -34,6 +35,23 @@ enum Command {
     Sim(sim::SimArgs),
     /// Print the effective configuration, or what is wrong with it
     Check(check::CheckArgs),
+}
+
+/// Certificates of authorities to trust besides the public ones, from a PEM file (`--ca`).
+#[derive(Debug, Clone)]
+pub struct Authorities(pub Vec<CertificateDer<'static>>);
+
+impl std::str::FromStr for Authorities {
+    type Err = String;
+
+    fn from_str(file: &str) -> Result<Self, String> {
+        let found = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        match found {
+            Ok(found) if found.is_empty() => Err("it holds no certificate; wanted: PEM".to_owned()),
+            Ok(found) => Ok(Self(found)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
 }
 
 /// Wrong usage: arguments or configuration that can never work.

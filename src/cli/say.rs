@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::Usage;
+use super::{Authorities, Usage};
 use crate::{
     audio::{Codec, Format, decode::decode_file},
     caller::{self, ConnectError, Options, Pace, Turns},
@@ -87,6 +87,10 @@ pub struct SayArgs {
     /// Tenant key or call token
     #[arg(long, value_name = "TOKEN", env = "VOXRELAY_TOKEN", hide_env_values = true)]
     pub token: Option<SecretString>,
+
+    /// Trust this authority too (PEM), such as a relay's self-signed certificate
+    #[arg(long, value_name = "FILE", env = "VOXRELAY_CA_FILE")]
+    pub ca: Option<Authorities>,
 
     /// How fast the relay shall send the answer: at playing speed, or as it comes
     #[arg(long, value_name = "PACE", default_value = "realtime", value_parser = paces())]
@@ -166,6 +170,7 @@ impl Plan {
                 pace: Some(args.pace),
                 agent: args.agent.clone(),
                 token: args.token.clone().filter(|token| !token.expose_secret().is_empty()),
+                roots: args.ca.clone().map(|ca| ca.0).unwrap_or_default(),
                 ..Options::default()
             },
             what,

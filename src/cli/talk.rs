@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    Usage,
+    Authorities, Usage,
     say::{
         check_out,
         conversation::{Ask, Patience, Verdict},
@@ -79,6 +79,10 @@ pub struct TalkArgs {
     /// Tenant key or call token
     #[arg(long, value_name = "TOKEN", env = "VOXRELAY_TOKEN", hide_env_values = true)]
     token: Option<SecretString>,
+
+    /// Trust this authority too (PEM), such as a relay's self-signed certificate
+    #[arg(long, value_name = "FILE", env = "VOXRELAY_CA_FILE")]
+    ca: Option<Authorities>,
 
     /// Print the microphones and loudspeakers that there are, and do nothing else
     #[arg(long)]
@@ -222,6 +226,7 @@ impl TalkArgs {
             pace: Some(Pace::Realtime),
             agent: self.agent.clone(),
             token: self.token.clone().filter(|token| !token.expose_secret().is_empty()),
+            roots: self.ca.clone().map(|ca| ca.0).unwrap_or_default(),
             ..Options::default()
         }
     }
