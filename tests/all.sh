@@ -62,6 +62,16 @@ tests() {
   cargo test --locked 2>&1 | tee "$scratch/tests"
 }
 
+# Microphone and loudspeaker: the feature that needs a sound library, on real streams. The script brings what it needs.
+desktop() {
+  if [ "$(uname)" != Linux ]; then
+    echo "skipped: its devices are PulseAudio's, on Linux"
+    return
+  fi
+  tests/desktop/run.sh
+  cargo clippy --locked --features desktop --all-targets -- -D warnings
+}
+
 # Licences and banned crates. Advisories need the network and are checked by the public workflow.
 supply_chain() {
   if cargo deny --version >/dev/null 2>&1; then
@@ -86,6 +96,7 @@ step "tools" tools
 step "format" cargo fmt --check
 step "lints" cargo clippy --locked --all-targets -- -D warnings
 step "tests" tests
+step "desktop" desktop
 # For those who work on it, so links to private parts are meant.
 step "documentation" env RUSTDOCFLAGS="-Dwarnings -Arustdoc::private_intra_doc_links" \
   cargo doc --locked --no-deps --document-private-items

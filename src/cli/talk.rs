@@ -32,7 +32,7 @@ use crate::{
     audio::{Codec, Format},
     caller::{self, Call, ConnectError, Event, Options, Pace, Turns},
     client::wire::{ClientMsg, ServerMsg},
-    desktop::{AudioIo, DeviceError, Note, Setup, Side, Station, Step, Want, file::FileIo, mic, station::Pressed},
+    desktop::{AudioIo, DeviceError, Setup, Side, Station, Step, Want, file::FileIo, mic, station::Pressed},
 };
 
 /// How often the changing line changes while nothing happens.
@@ -109,7 +109,7 @@ pub struct TalkArgs {
     mute: bool,
 
     /// Audio per callback of a device, roughly; a stream that cannot keep up gets more by itself
-    #[arg(long, value_name = "MS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=200))]
+    #[arg(long, value_name = "MS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..=200))]
     buffer: u64,
 
     /// A recording as the microphone: give up when nothing has come for so long after its end
@@ -327,7 +327,6 @@ impl<W: Write> Talk<'_, W> {
                 }
                 self.narrator.conversation.spoken(now);
             }
-            Step::Note(note @ Note::Opened { .. }) => self.screen.line(&note.to_string())?,
             Step::Note(note) => self.screen.at(now, &note.to_string())?,
             Step::Event(event) => {
                 let station = &self.station;

@@ -29,6 +29,9 @@ const STEREO: usize = 2;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cards;
 
+/// What people call a device, and what the system does.
+type Names = (String, String);
+
 /// One device, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
@@ -44,6 +47,7 @@ impl Cards {
     /// # Errors
     /// When the sound system does not answer.
     pub fn list(side: Side) -> Result<(Vec<Listed>, Option<String>), DeviceError> {
+        let _quiet = chatter::keep();
         let listed = all(side)?.into_iter().map(|(device, (name, id))| {
             drop(device);
             Listed { name, id }
@@ -54,13 +58,15 @@ impl Cards {
 
 impl AudioIo for Cards {
     fn check(&self, side: Side, want: &Want) -> Result<(), DeviceError> {
+        let _quiet = chatter::keep();
         choose(side, want).map(drop)
     }
 
     fn open_microphone(&self, want: &Want) -> Result<Running<MicEnd>, DeviceError> {
         let side = Side::Microphone;
+        let complaint = chatter::keep();
         let (device, name) = choose(side, want)?;
-        let failed = |error: Error| DeviceError::Failed { side, device: name.clone(), why: error.to_string() };
+        let failed = |error: Error| failed(side, &name, &error, &complaint);
         let (config, format) = configure(side, &device, want.period).map_err(failed)?;
         let (capture, end) = tap::microphone(config.sample_rate);
         let stream = listen(&device, config, format, capture).map_err(failed)?;
@@ -70,14 +76,21 @@ impl AudioIo for Cards {
 
     fn open_loudspeaker(&self, want: &Want) -> Result<Running<SpeakerEnd>, DeviceError> {
         let side = Side::Loudspeaker;
+        let complaint = chatter::keep();
         let (device, name) = choose(side, want)?;
-        let failed = |error: Error| DeviceError::Failed { side, device: name.clone(), why: error.to_string() };
+        let failed = |error: Error| failed(side, &name, &error, &complaint);
         let (config, format) = configure(side, &device, want.period).map_err(failed)?;
         let (playback, end) = tap::loudspeaker(config.sample_rate);
         let stream = play(&device, config, format, playback).map_err(failed)?;
         stream.play().map_err(failed)?;
         Ok(Running { device: name, end, guard: Box::new(stream) })
     }
+}
+
+/// An error in words; the sound system's own are better where it has some.
+fn failed(side: Side, device: &str, error: &Error, complaint: &chatter::Kept) -> DeviceError {
+    let why = complaint.last().map_or_else(|| error.to_string(), |said| format!("{said} ({error})"));
+    DeviceError::Failed { side, device: device.to_owned(), why }
 }
 
 /// The device that is wanted, and its name.
@@ -87,7 +100,7 @@ fn choose(side: Side, want: &Want) -> Result<(Device, String), DeviceError> {
         let (name, _) = names(&device);
         return Ok((device, name));
     };
-    let (devices, listed): (Vec<Device>, Vec<(String, String)>) = all(side)?.into_iter().unzip();
+    let (devices, listed): (Vec<Device>, Vec<Names>) = all(side)?.into_iter().unzip();
     let index = find(side, wanted, &listed)?;
     let found = devices.into_iter().zip(listed).nth(index);
     found.map(|(device, (name, _))| (device, name)).ok_or(DeviceError::None { side })
@@ -101,7 +114,7 @@ fn default(side: Side) -> Option<Device> {
     }
 }
 
-fn all(side: Side) -> Result<Vec<(Device, (String, String))>, DeviceError> {
+fn all(side: Side) -> Result<Vec<(Device, Names)>, DeviceError> {
     let host = cpal::default_host();
     let named = |device: Device| {
         let names = names(&device);
@@ -118,8 +131,7 @@ fn all(side: Side) -> Result<Vec<(Device, (String, String))>, DeviceError> {
     })
 }
 
-/// What people call it, and what the system does.
-fn names(device: &Device) -> (String, String) {
+fn names(device: &Device) -> Names {
     let id = device.id().map(|id| id.id().to_owned()).unwrap_or_default();
     let name = device.description().map(|description| description.name().trim().to_owned());
     (name.ok().filter(|name| !name.is_empty()).unwrap_or_else(|| id.clone()), id)
@@ -214,7 +226,12 @@ where
 /// What a stream's errors come to.
 fn errors(complaints: Complaints) -> impl FnMut(Error) + Send + 'static {
     let (mut callbacks, mut in_a_row) = (0, 0_u32);
+    let mut first = true;
     move |error| {
+        if std::mem::take(&mut first) {
+            // This thread is the device's.
+            let _quiet = chatter::keep();
+        }
         let gone = match error.kind() {
             // Nothing is wrong: the system has found another way, or gives no more than it must.
             ErrorKind::DeviceChanged | ErrorKind::RealtimeDenied => return,
@@ -226,6 +243,45 @@ fn errors(complaints: Complaints) -> impl FnMut(Error) + Send + 'static {
         callbacks = complaints.callbacks();
         if in_a_row >= PATIENCE {
             thread::sleep(SLOWER);
+        }
+    }
+}
+
+/// What the ALSA library writes to standard error by itself, several lines for each device that does not open: kept from
+/// the screen, thread by thread.
+#[cfg(target_os = "linux")]
+mod chatter {
+    use std::{cell::RefCell, rc::Rc};
+
+    /// What it says from here on.
+    pub(super) struct Kept(Option<Rc<RefCell<alsa::Output>>>);
+
+    /// Keeps it, on this thread, until it ends.
+    pub(super) fn keep() -> Kept {
+        Kept(alsa::Output::local_error_handler().ok())
+    }
+
+    impl Kept {
+        /// The last line, without the name of the library's function.
+        pub(super) fn last(&self) -> Option<String> {
+            let text = self.0.as_ref()?.borrow().to_string();
+            let line = text.lines().rfind(|line| !line.trim().is_empty())?;
+            Some(line.split_once(": ").map_or(line, |(_, said)| said).trim().to_owned())
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod chatter {
+    pub(super) struct Kept;
+
+    pub(super) fn keep() -> Kept {
+        Kept
+    }
+
+    impl Kept {
+        pub(super) fn last(&self) -> Option<String> {
+            None
         }
     }
 }

@@ -12,6 +12,8 @@ use crate::audio::resample::{DeviceRateError, Resampler};
 
 /// Audio that waits for a device, at most; what comes beyond is lost.
 const MAX_WAITING: usize = 60 * RATE as usize;
+/// A loudspeaker's clock may differ from the relay's by what is in its buffers; so much is another matter.
+const TOO_LATE: usize = RATE as usize / 2;
 /// Samples that are changed in rate at a time.
 const BLOCK: usize = 480;
 
@@ -135,7 +137,7 @@ impl Speaker {
     }
 
     /// The device's end.
-    pub fn end(&self) -> Option<&SpeakerEnd> {
+    pub fn device(&self) -> Option<&SpeakerEnd> {
         self.line.as_ref().map(|(end, _)| end)
     }
 
@@ -182,6 +184,16 @@ impl Speaker {
         true
     }
 
+    /// The relay counts `reply` as over. What a lost device has held up for long is not played any more: by now the
+    /// conversation is elsewhere.
+    pub fn end(&mut self, reply: &str) {
+        let index = self.tracks.iter().rposition(|track| &*track.reply == reply);
+        let waits: usize = self.runs.iter().filter(|run| Some(run.track) == index).map(|run| run.len).sum();
+        if waits > TOO_LATE {
+            self.clear(reply);
+        }
+    }
+
     /// A reply that was cleared, and how many ms of it were played or are in the device's own buffer: exact.
     pub fn settled(&mut self) -> Option<(Arc<str>, u64)> {
         self.settled.pop_front()
@@ -190,7 +202,7 @@ impl Speaker {
     /// Learns what the device has taken, and gives it more. Call every few milliseconds.
     pub fn pump(&mut self, now: Instant) {
         // Before the stamps are looked at: what is dropped by now is not in those that come later.
-        let dropped = self.end().is_some_and(SpeakerEnd::is_dropped);
+        let dropped = self.device().is_some_and(SpeakerEnd::is_dropped);
         self.collect();
         self.forget_heard(now);
         if self.dropping {
@@ -526,6 +538,19 @@ mod tests {
         assert_eq!(speaker.kept.len(), MAX_WAITING);
         assert!(speaker.clear("r1"));
         assert_eq!((speaker.settled(), speaker.kept.len()), (Some(("r1".into(), 0)), 0));
+    }
+
+    #[test]
+    fn what_is_still_to_be_played_long_after_its_end_is_dropped() {
+        let mut rig = Rig::new(24_000);
+        rig.hear(0, "r1", TOO_LATE, 7);
+        rig.speaker.end("r1");
+        rig.speaker.end("unknown");
+        assert!(rig.speaker.settled().is_none() && rig.speaker.is_sounding(rig.at(0)), "a moment behind");
+        rig.speaker.detach();
+        rig.hear(10, "r1", 24_000, 7);
+        rig.speaker.end("r1");
+        assert_eq!((rig.speaker.settled(), rig.speaker.kept.len()), (Some(("r1".into(), 0)), 0));
     }
 
     #[test]

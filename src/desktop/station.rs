@@ -385,7 +385,7 @@ impl<L: Line> Station<L> {
             let device = self.input.close(&mut self.jobs);
             self.steps.push_back(Step::Note(Note::Lost { side: Side::Microphone, device, why }));
         }
-        let lost = self.speaker.end().and_then(|end| self.output.keeper.look(now, end.health()));
+        let lost = self.speaker.device().and_then(|end| self.output.keeper.look(now, end.health()));
         if let Some(why) = lost {
             self.speaker.detach();
             let device = self.output.close(&mut self.jobs);
@@ -463,6 +463,7 @@ impl<L: Line> Station<L> {
                 self.gate.give_word(false);
             }
             ServerMsg::ReplyEnded { reply, .. } => {
+                self.speaker.end(reply);
                 // Not one that the caller has stopped: since then there may be another turn.
                 if self.reply.take_if(|open| **open == **reply).is_some() {
                     self.gate.give_word(true);

@@ -94,6 +94,9 @@ struct Rig {
     period: Duration,
 }
 
+/// What the caller does.
+type Hand = fn(&mut Station<Relay>);
+
 /// What came of it.
 struct Outcome {
     sent: Vec<(u128, Sent)>,
@@ -142,7 +145,7 @@ impl Rig {
     }
 
     /// Runs `script` for so long, and does what `hands` says at its moments.
-    async fn run(self, until: u64, script: Vec<(u64, Event)>, hands: &[(u64, fn(&mut Station<Relay>))]) -> Outcome {
+    async fn run(self, until: u64, script: Vec<(u64, Event)>, hands: &[(u64, Hand)]) -> Outcome {
         let (mut station, _folder, tape, sent) = self.start(script).await;
         let mut steps = Vec::new();
         let mut hands = hands.iter().peekable();
@@ -282,7 +285,7 @@ async fn half_duplex_sends_silence_while_a_reply_sounds_and_a_little_longer() {
 #[tokio::test(start_paused = true)]
 async fn a_muted_microphone_is_silence() {
     let rig = Rig::new(&vec![1_000; 24_000], [24_000, 24_000]);
-    let toggle: fn(&mut Station<Relay>) = |station| {
+    let toggle: Hand = |station| {
         assert!(station.level().unwrap() > 0.4, "the meter goes on");
         station.toggle_mute();
     };
@@ -412,6 +415,7 @@ async fn a_microphone_that_disappears_is_replaced() {
 #[tokio::test(start_paused = true)]
 async fn any_rate_and_number_of_channels_will_do() {
     let (loud, quiet) = (9_000.0_f64, 3_000.0_f64);
+    #[expect(clippy::cast_possible_truncation, reason = "below full scale")]
     let tone = |rate: f64, amplitude: f64, n: u32| {
         (amplitude * (f64::from(n) * 440.0 * std::f64::consts::TAU / rate).sin()) as i16
     };
