@@ -112,6 +112,22 @@ impl Shared {
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
+
+    /// The origin of a page that may not call.
+    fn foreign_page<'r>(&self, request: &'r Request) -> Option<&'r str> {
+        let headers = request.headers();
+        let origin = headers.get(header::ORIGIN).map(|v| v.to_str().unwrap_or("null"));
+        let host = headers.get(header::HOST).and_then(|v| v.to_str().ok());
+        origin.filter(|_| !door::origin_allowed(origin, host, self.config.server.insecure_open))
+    }
+
+    /// A line for a call, or why there is none now.
+    fn line(&self) -> Result<OwnedSemaphorePermit, &'static str> {
+        if self.is_draining() {
+            return Err("this server is going away");
+        }
+        self.slots.clone().try_acquire_owned().map_err(|_| "all lines are taken")
+    }
 }
 
 /// A running server.
@@ -301,13 +317,8 @@ async fn thin_door(State(shared): State<Arc<Shared>>, mut request: Request) -> R
 
 /// All checks of a request's head, in the order of the contract's statuses.
 fn knock(shared: &Shared, request: &Request) -> Result<(Query, OwnedSemaphorePermit), Refusal> {
-    let header = |name| request.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok());
-    let origin = request.headers().get(header::ORIGIN).map(|v| v.to_str().unwrap_or("null"));
-    if !door::origin_allowed(origin, header(header::HOST), shared.config.server.insecure_open) {
-        let message = format!(
-            "Origin `{}` may not call; allowed: this server's own pages and loopback",
-            origin.unwrap_or_default()
-        );
+    if let Some(origin) = shared.foreign_page(request) {
+        let message = format!("Origin `{origin}` may not call; allowed: this server's own pages and loopback");
         return Err(Refusal::new(StatusCode::FORBIDDEN, "forbidden", message));
     }
     let UrlQuery(fields) = UrlQuery::<Vec<(String, String)>>::try_from_uri(request.uri())
@@ -320,14 +331,10 @@ fn knock(shared: &Shared, request: &Request) -> Result<(Query, OwnedSemaphorePer
         let message = format!("no agent `{}` is configured", query.agent.chars().take(64).collect::<String>());
         return Err(Refusal { field: Some("agent"), ..Refusal::new(StatusCode::NOT_FOUND, "unknown_agent", message) });
     }
-    let full = |message: &str| Refusal {
+    let slot = shared.line().map_err(|why| Refusal {
         retry_after: Some(FULL_RETRY),
-        ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message.to_owned())
-    };
-    if shared.is_draining() {
-        return Err(full("this server is going away"));
-    }
-    let slot = shared.slots.clone().try_acquire_owned().map_err(|_| full("all lines are taken"))?;
+        ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", why.to_owned())
+    })?;
     Ok((query, slot))
 }
 

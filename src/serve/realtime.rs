@@ -15,10 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{Shared, life, run};
 use crate::{
     call::{core::Core, door::Door, driver::Call, policy::Policy},
-    client::{
-        door,
-        openai::{self, INVALID_REQUEST, SERVER_ERROR},
-    },
+    client::openai::{self, INVALID_REQUEST, SERVER_ERROR},
     config::{AgentConfig, OpenAiConfig, OtherModels},
     net::listen::{Upgrade, UpgradeError},
     observe::fact::Fact,
@@ -115,25 +112,20 @@ fn knock(
     fields: &[(String, String)],
     preview: bool,
 ) -> Result<(Knock, OwnedSemaphorePermit), Refusal> {
-    let header = |name: header::HeaderName| request.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok());
-    let origin = request.headers().get(header::ORIGIN).map(|v| v.to_str().unwrap_or("null"));
-    if !door::origin_allowed(origin, header(header::HOST), shared.config.server.insecure_open) {
-        let message = format!(
-            "Origin `{}` may not call; allowed: this server's own pages and loopback.",
-            origin.unwrap_or_default()
-        );
+    if let Some(origin) = shared.foreign_page(request) {
+        let message = format!("Origin `{origin}` may not call; allowed: this server's own pages and loopback.");
         return Err(Refusal::new(StatusCode::FORBIDDEN, "forbidden", message));
     }
-    let offered = header(header::SEC_WEBSOCKET_PROTOCOL).unwrap_or_default();
+    let header = |name: &str| request.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok());
+    let offered = header("sec-websocket-protocol").unwrap_or_default();
     let mut offered = offered.split(',').map(str::trim).filter(|p| !p.is_empty()).peekable();
     // Browsers give up when a list that they offered is answered with nothing, so better say why.
     if offered.peek().is_some() && !offered.clone().any(|p| p == openai::PROTOCOL) {
         let message = "The subprotocols that were offered do not include `realtime`, which is the one spoken here.";
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid_subprotocol", message.to_owned()));
     }
-    let beta_header = request.headers().get("openai-beta").and_then(|v| v.to_str().ok());
     let beta = preview
-        || beta_header.is_some_and(|value| value.contains("realtime="))
+        || header("openai-beta").is_some_and(|value| value.contains("realtime="))
         || offered.any(|p| p.starts_with(openai::BETA_PROTOCOL));
     let get = |name: &str| fields.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str()).filter(|v| !v.is_empty());
     let name = get("agent").unwrap_or(&shared.config.openai.agent);
@@ -150,15 +142,11 @@ fn knock(
             asked.map_or(Ok(own.clone()), |asked| resolve(&shared.config.openai, own, asked))?
         }
     };
-    let full = |message: &str| Refusal {
+    let slot = shared.line().map_err(|why| Refusal {
         kind: SERVER_ERROR,
         retry_after: Some(super::FULL_RETRY),
-        ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message.to_owned())
-    };
-    if shared.is_draining() {
-        return Err(full("This server is going away."));
-    }
-    let slot = shared.slots.clone().try_acquire_owned().map_err(|_| full("All lines are taken."))?;
+        ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", format!("The call cannot be taken: {why}."))
+    })?;
     Ok((Knock { wanted: Wanted { model, intent }, agent, asked: asked.map(str::to_owned), beta }, slot))
 }
 

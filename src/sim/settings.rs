@@ -499,12 +499,7 @@ impl Settings {
             "prompt": self.prompt,
             "expires_at": expires_at,
             "audio": {
-                "input": {
-                    "format": format_json(self.input_format),
-                    "transcription": self.transcription.as_ref().map(|t| &t.shown),
-                    "noise_reduction": self.noise_reduction,
-                    "turn_detection": self.turn_detection.as_ref().map(TurnDetection::json),
-                },
+                "input": self.input_json(TurnDetection::json),
                 "output": {
                     "format": format_json(self.output_format),
                     "voice": self.voice,
@@ -528,15 +523,17 @@ impl Settings {
             "object": "realtime.transcription_session",
             "id": id,
             "expires_at": expires_at,
-            "audio": {
-                "input": {
-                    "format": format_json(self.input_format),
-                    "transcription": self.transcription.as_ref().map(|t| &t.shown),
-                    "noise_reduction": self.noise_reduction,
-                    "turn_detection": self.turn_detection.as_ref().map(TurnDetection::json_of_listening),
-                },
-            },
+            "audio": { "input": self.input_json(TurnDetection::json_of_listening) },
             "include": if self.include.is_empty() { Value::Null } else { json!(self.include) },
+        })
+    }
+
+    fn input_json(&self, detection: impl Fn(&TurnDetection) -> Value) -> Value {
+        json!({
+            "format": format_json(self.input_format),
+            "transcription": self.transcription.as_ref().map(|t| &t.shown),
+            "noise_reduction": self.noise_reduction,
+            "turn_detection": self.turn_detection.as_ref().map(detection),
         })
     }
 
