@@ -248,6 +248,8 @@ pub struct Core {
     stall: Stall,
     told_trouble: Option<At>,
     drain_at: Option<At>,
+    /// Nothing waits for the client's socket.
+    client_has_all: bool,
     ended: bool,
 }
 
@@ -282,8 +284,9 @@ impl Core {
     }
 
     /// A call that begins now, whose conversation is the client's.
-    pub fn pass_through(life: Life, policy: Policy) -> Self {
-        Self::new(life, Plan::none(), Some(Box::new(Pass::new(policy))))
+    /// `only_writes`: the session writes down what it hears, and answers nothing.
+    pub fn pass_through(life: Life, policy: Policy, only_writes: bool) -> Self {
+        Self::new(life, Plan::none(), Some(Box::new(Pass::new(policy, only_writes))))
     }
 
     fn new(life: Life, plan: Plan, pass: Option<Box<Pass>>) -> Self {
@@ -312,6 +315,7 @@ impl Core {
             stall: Stall::None,
             told_trouble: None,
             drain_at: None,
+            client_has_all: true,
             ended: false,
         }
     }
@@ -375,6 +379,11 @@ impl Core {
     /// Nothing was said for long and nothing is under way: buffers may be given back.
     pub fn is_quiet(&self) -> bool {
         self.slot.idle() && self.playout.is_empty() && !self.turn.speaking()
+    }
+
+    /// Whether something waits for the client's socket.
+    pub fn client_has_all(&mut self, all: bool) {
+        self.client_has_all = all;
     }
 
     /// Pass-through: what the service takes, as far as it has said.

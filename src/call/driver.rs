@@ -130,6 +130,8 @@ struct Driver {
     read_at: Option<Instant>,
     /// Looks at it that found no audio.
     empty_looks: u32,
+    /// It was not read to its end, since the service is behind: messages may lie in its buffer.
+    held_back: bool,
     /// More may wait in a socket although it will not say so again.
     unread: bool,
     /// When something was last said by either side.
@@ -167,6 +169,7 @@ impl Driver {
             stop,
             read_at: None,
             empty_looks: 0,
+            held_back: false,
             unread: false,
             active_at: began,
             shrunk: false,
@@ -258,6 +261,7 @@ impl Driver {
         self.read_service();
         self.read_client();
         self.check_patience();
+        self.core.client_has_all(self.client.is_flushed());
         self.core.handle(self.now(), Input::Tick);
         if let Some(end) = self.act() {
             return Some(end);
@@ -313,17 +317,26 @@ impl Driver {
             return;
         }
         if self.service_behind() {
+            self.held_back = true;
             self.read_at = Some(Instant::now() + READ_PACE);
+            // Its silence is ours.
+            self.client.excuse();
+            self.core.handle(self.now(), Input::ClientPong);
             return self.client.watch(false);
         }
         let looked = self.read_at.take().is_some();
-        let mut audio = false;
+        let (mut audio, taken) = (false, self.bytes_in);
         for _ in 0..BUDGET {
-            if self.service_behind() {
+            // What was taken in just now is nowhere counted yet.
+            if self.service_behind() || self.bytes_in - taken > SERVICE_BEHIND as u64 {
+                self.held_back = true;
                 break;
             }
             let frame = match self.client.read() {
-                Ok(None) => return self.leave_alone(audio, looked),
+                Ok(None) => {
+                    self.held_back = false;
+                    return self.leave_alone(audio, looked);
+                }
                 Ok(Some(frame)) => frame,
                 Err(error) => return self.core.handle(self.now(), Input::ClientGone(client_end(error))),
             };
@@ -489,7 +502,8 @@ impl Driver {
             Service::Up(socket) => Some(socket.as_mut()),
             _ => None,
         };
-        for socket in [&mut self.client].into_iter().chain(service) {
+        let client = (!self.held_back).then_some(&mut self.client);
+        for socket in client.into_iter().chain(service) {
             if quiet {
                 socket.resize(QUIET_BUFFER);
             } else if socket.is_crowded(BUSY_BUFFER) {

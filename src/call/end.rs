@@ -123,6 +123,7 @@ impl End {
         let Verdict { code, close, transient, retry_after } = error.verdict();
         let service = match error {
             UpstreamError::Refused { code, close } => Some(ServiceWords { code: code.clone(), close: *close }),
+            UpstreamError::Http { code: Some(code), .. } => Some(ServiceWords { code: code.clone(), close: None }),
             _ => None,
         };
         let (code, message) = (code.to_owned(), error.to_string());

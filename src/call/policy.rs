@@ -12,7 +12,7 @@ use crate::{
 /// One agent's rules for one call.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
-    /// The service's name of the model that was resolved at the door.
+    /// The service's name of the model that was resolved at the door; empty: the client names it.
     model: String,
     /// Field, rule, and the agent's value.
     rules: Vec<(Field, Rule, Value)>,
@@ -55,14 +55,22 @@ impl Policy {
     /// Rules a client's `session` of a `session.update`. Whether it must be written anew.
     pub fn rule_session(&self, session: &mut Map<String, Value>) -> bool {
         // Which model a name means is decided at the door, once.
-        let model = session.get_mut("model").filter(|model| **model != self.model);
+        let model = session.get_mut("model").filter(|model| !self.model.is_empty() && **model != self.model);
         let changed = model.map(|model| *model = json!(self.model)).is_some();
         self.rule(session) || changed
     }
 
     /// Rules a client's `response` of a `response.create`. Whether it must be written anew.
     pub fn rule_reply(&self, response: &mut Map<String, Value>) -> bool {
+        if let (true, Some(Value::Array(items))) = (self.fixes_instructions(), response.get_mut("input")) {
+            items.retain(|item| item.get("role").and_then(Value::as_str) != Some("system"));
+        }
         self.rule(response)
+    }
+
+    /// Nobody but the agent instructs the model: not by items of the system's role either.
+    pub fn fixes_instructions(&self) -> bool {
+        self.rules.iter().any(|(field, rule, _)| *field == Field::Instructions && *rule == Rule::Force)
     }
 
     /// The session has the agent's values already: what is not allowed is left out, so that they stay. Where there are such
@@ -97,12 +105,14 @@ impl Field {
             Self::Voice => {
                 let output = fields.get_mut("audio").and_then(|audio| audio.get_mut("output"));
                 output.and_then(Value::as_object_mut).into_iter().for_each(|output| without(output, "voice"));
+                without(fields, "voice"); // its name in the beta, which the service may speak
             }
             Self::MaxOutputTokens => {
                 let asked = fields.get("max_output_tokens").and_then(Value::as_u64).filter(|n| *n > 0);
                 if asked.is_none() || asked > fixed.as_u64() {
                     without(fields, "max_output_tokens");
                 }
+                without(fields, "max_response_output_tokens"); // its name in the beta
             }
         }
     }

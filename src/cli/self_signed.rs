@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use aws_lc_rs::digest;
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use time::OffsetDateTime;
 
@@ -71,6 +71,7 @@ fn make(files: &TlsConfig, ip: IpAddr) -> anyhow::Result<()> {
     params.distinguished_name.push(DnType::CommonName, "voxrelay, self-signed for development");
     let now = OffsetDateTime::now_utc();
     (params.not_before, params.not_after) = (now - time::Duration::days(1), now + VALID);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]; // some clients want to be told
     let key = KeyPair::generate()?;
     let cert = params.self_signed(&key)?;
     if let Some(folder) = files.cert.parent() {

@@ -47,6 +47,11 @@ pub enum Kind {
     Commit,
     /// The session is set up.
     Configure,
+    /// An item of the conversation is made.
+    CreateItem {
+        /// One that instructs the model.
+        system: bool,
+    },
     /// A reply is asked for.
     CreateReply {
         /// In no conversation: it runs beside others.
@@ -74,6 +79,8 @@ struct Head<'a> {
     audio: Option<&'a RawValue>,
     #[serde(borrow, default)]
     response: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    item: Option<&'a RawValue>,
     /// Only so that two of them are found: which would count?
     #[serde(default, rename = "session")]
     _session: Option<IgnoredAny>,
@@ -84,6 +91,13 @@ struct Head<'a> {
 struct ReplyHead<'a> {
     #[serde(borrow)]
     conversation: Option<Cow<'a, str>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ItemHead<'a> {
+    #[serde(borrow)]
+    role: Option<Cow<'a, str>>,
 }
 
 impl Said {
@@ -126,6 +140,12 @@ impl Head<'_> {
             },
             Some("input_audio_buffer.commit") => Kind::Commit,
             Some("session.update" | "transcription_session.update") => Kind::Configure,
+            Some("conversation.item.create") => {
+                // What cannot be read is taken for the worst.
+                let role = self.item.map(|item| serde_json::from_str::<ItemHead<'_>>(item.get()).map(|head| head.role));
+                let system = role.is_some_and(|role| role.map_or(true, |role| role.as_deref() == Some("system")));
+                Kind::CreateItem { system }
+            }
             Some("response.create") => {
                 let reply = self.response.and_then(|r| serde_json::from_str::<ReplyHead<'_>>(r.get()).ok());
                 Kind::CreateReply { aside: reply.and_then(|r| r.conversation).as_deref() == Some("none") }
@@ -237,6 +257,7 @@ pub fn end_event(end: &End, request_id: String) -> Option<Bytes> {
 fn end_class(end: &End, code: &str) -> &'static str {
     match end {
         End::Upstream { service: Some(said), .. } if said.close.is_some_and(|close| close >= 3000) => INVALID_REQUEST,
+        End::Upstream { retryable: false, .. } if code != "insufficient_quota" => INVALID_REQUEST,
         _ => class(code),
     }
 }
@@ -247,7 +268,9 @@ fn service_code(end: &End) -> Option<&str> {
         End::MaxTime(_) => Some("session_expired"),
         // Not the client's key was refused, but ours.
         End::Upstream { service: Some(said), .. } if said.close == Some(3000) => Some("upstream_auth"),
-        End::Upstream { service: Some(said), .. } => Some(said.code.as_str()).filter(|code| !code.is_empty()),
+        End::Upstream { code, .. } if code == "upstream_auth" => Some("upstream_auth"),
+        // `unknown` stands for words that must not be shown.
+        End::Upstream { service: Some(said), .. } => Some(said.code.as_str()).filter(|c| !["", "unknown"].contains(c)),
         _ => None,
     }
 }
@@ -279,6 +302,9 @@ pub fn close(end: &End) -> (u16, String) {
     }
     match report.close {
         _ if report.code == Some("upstream_auth") => (3000, reason),
+        _ if service_code(end) == Some("insufficient_quota") => (1013, reason),
+        // For good: nobody shall come back for it.
+        _ if report.code == Some("upstream_refused") => (4000, reason),
         4401 | 4403 => (3000, reason),
         4402 | 4429 | 4503 | 4508 => (1013, reason),
         4408 | 4440 => (1001, reason),
@@ -342,6 +368,15 @@ mod tests {
                 r#"{"type":"response.create","response":{"a":[1],"conversation":"none"}}"#,
                 Kind::CreateReply { aside: true },
             ),
+            (
+                r#"{"type":"conversation.item.create","item":{"type":"message","role":"user"}}"#,
+                Kind::CreateItem { system: false },
+            ),
+            (r#"{"type":"conversation.item.create","item":{"role":"system"}}"#, Kind::CreateItem { system: true }),
+            (
+                r#"{"type":"conversation.item.create","item":{"role":"user","role":"system"}}"#,
+                Kind::CreateItem { system: true },
+            ),
             (r#"{"type":"of_tomorrow"}"#, Kind::Other),
         ] {
             assert_eq!(kind(text), want, "{text}");
@@ -366,7 +401,25 @@ mod tests {
             (service("insufficient_quota", Some(1013)), 1013, "insufficient_quota.insufficient_quota"),
             (service("invalid_api_key", Some(3000)), 3000, "invalid_request_error.upstream_auth"),
             (service("session_expired", Some(1001)), 1001, EXPIRED),
-            (service("", Some(1006)), 1011, "upstream_refused"),
+            (service("", Some(1006)), 4000, "upstream_refused"),
+            (
+                End::upstream(&UpstreamError::Http {
+                    status: axum::http::StatusCode::NOT_FOUND,
+                    code: Some("unknown".into()),
+                    retry_after: None,
+                }),
+                4000,
+                "upstream_refused",
+            ),
+            (
+                End::upstream(&UpstreamError::Http {
+                    status: axum::http::StatusCode::TOO_MANY_REQUESTS,
+                    code: Some("insufficient_quota".into()),
+                    retry_after: None,
+                }),
+                1013,
+                "insufficient_quota.insufficient_quota",
+            ),
             (
                 End::upstream(&UpstreamError::Http {
                     status: axum::http::StatusCode::UNAUTHORIZED,
@@ -374,7 +427,7 @@ mod tests {
                     retry_after: None,
                 }),
                 3000,
-                "upstream_auth",
+                "invalid_request_error.upstream_auth",
             ),
             (End::upstream(&UpstreamError::Broken("x".into())), 1011, "upstream_unavailable"),
             (

@@ -16,7 +16,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     time,
 };
@@ -34,6 +34,8 @@ use super::{
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: descriptors are used up, and spinning gives none back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long the request of somebody who speaks no TLS is taken in.
+const DRAIN: Duration = Duration::from_secs(1);
 /// Memory of one connection while it speaks HTTP, bytes. hyper's least is 8 KiB.
 const HTTP_BUFFER: usize = 16 << 10;
 
@@ -100,7 +102,12 @@ async fn secure(mut tcp: TcpStream, peer: SocketAddr, tls: TlsAcceptor) -> Optio
             "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{WORDS}",
             WORDS.len()
         );
-        let _ = tcp.write_all(answer.as_bytes()).await; // it may have left already
+        // It may have left already. Its request is read to its end, since unread bytes cause a reset that can destroy the answer.
+        let _ = tcp.write_all(answer.as_bytes()).await;
+        let _ = tcp.shutdown().await;
+        let mut rest = [0; 1_024];
+        let drained = async { while tcp.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
+        let _ = time::timeout(DRAIN, drained).await;
         return None;
     }
     tls.accept(tcp).await.inspect_err(|error| tracing::debug!(%peer, %error, "no TLS with a client")).ok()

@@ -8,9 +8,10 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::digest;
 use rustls::{
     ServerConfig,
-    crypto::{CryptoProvider, aws_lc_rs},
+    crypto::{self, CryptoProvider},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
@@ -72,6 +73,8 @@ pub enum TlsError {
 #[derive(Debug, Clone)]
 pub struct Tls {
     files: Files,
+    /// What the certificate in force was read from.
+    loaded: Mark,
     current: Arc<Current>,
     config: Arc<ServerConfig>,
 }
@@ -88,11 +91,19 @@ impl ResolvesServerCert for Current {
     }
 }
 
-/// Both files, as they are on disk.
-#[derive(Debug, PartialEq, Eq)]
+/// Both files, as they are on disk. Holds a key, so it is never printed, and never kept.
 struct Content {
     cert: Vec<u8>,
     key: Vec<u8>,
+}
+
+/// Whether two contents are the same: SHA-256 of both files.
+type Mark = [Vec<u8>; 2];
+
+impl Content {
+    fn mark(&self) -> Mark {
+        [&self.cert, &self.key].map(|file| digest::digest(&digest::SHA256, file).as_ref().to_vec())
+    }
 }
 
 impl Files {
@@ -139,8 +150,9 @@ impl Tls {
     /// # Errors
     /// Which file is wrong, what was found and what is wanted.
     pub fn load(files: Files) -> Result<Self, TlsError> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let key = files.parse(&files.read()?, &provider)?;
+        let provider = Arc::new(crypto::aws_lc_rs::default_provider());
+        let content = files.read()?;
+        let key = files.parse(&content, &provider)?;
         let current = Arc::new(Current { key: RwLock::new(Arc::new(key)) });
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -148,7 +160,7 @@ impl Tls {
             .with_no_client_auth()
             .with_cert_resolver(current.clone());
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { files, current, config: Arc::new(config) })
+        Ok(Self { files, loaded: content.mark(), current, config: Arc::new(config) })
     }
 
     /// What accepts connections.
@@ -159,28 +171,27 @@ impl Tls {
     /// Looks at the files from time to time, and takes what is new and good. Broken ones are told once, and the old
     /// certificate stays.
     pub async fn watch(self) {
-        let mut seen = self.files.read().ok();
+        let mut seen = Some(self.loaded.clone());
         loop {
             time::sleep(LOOK_EVERY).await;
             let now = self.files.read();
-            if now.as_ref().ok() == seen.as_ref() {
+            let mark = now.as_ref().ok().map(Content::mark);
+            if mark == seen {
                 continue;
             }
-            match now.and_then(|content| self.take(&content).map(|()| content)) {
-                Ok(content) => {
-                    tracing::info!(cert = %self.files.cert.display(), "new certificate in force");
-                    seen = Some(content);
-                }
+            match now.as_ref().map_err(ToString::to_string).and_then(|new| self.take(new).map_err(|e| e.to_string())) {
+                Ok(()) => tracing::info!(cert = %self.files.cert.display(), "new certificate in force"),
                 Err(error) => {
                     tracing::error!(%error, "the certificate's files have changed and cannot be used; the old one stays");
-                    seen = self.files.read().ok();
                 }
             }
+            // Also what failed: half of an exchange is told once, and its other half is another change.
+            seen = mark;
         }
     }
 
     fn take(&self, content: &Content) -> Result<(), TlsError> {
-        let key = self.files.parse(content, &aws_lc_rs::default_provider())?;
+        let key = self.files.parse(content, &crypto::aws_lc_rs::default_provider())?;
         *self.current.key.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
         Ok(())
     }

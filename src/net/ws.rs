@@ -232,6 +232,11 @@ impl Socket {
         self.unfinished_since.map(|since| since + patience + earned)
     }
 
+    /// We have not read for a while, so what is unfinished is not the peer's fault.
+    pub fn excuse(&mut self) {
+        self.unfinished_since = self.unfinished_since.map(|_| Instant::now());
+    }
+
     fn count_control(&mut self) -> Result<(), SocketError> {
         let now = Instant::now();
         let (tokens, at) = self.control;
@@ -278,6 +283,11 @@ impl Socket {
     /// Payload bytes that no socket has taken yet.
     pub fn queued_bytes(&self) -> usize {
         self.queued_bytes
+    }
+
+    /// The connection has taken everything.
+    pub fn is_flushed(&self) -> bool {
+        self.queue.is_empty() && !self.blocked
     }
 
     /// Since when the peer has taken nothing although there was something to take.
@@ -386,6 +396,11 @@ impl Socket {
                 (*len <= 120).then_some(c)
             })
             .collect();
+        if !self.ws().can_write() {
+            // The peer said goodbye first: after it only our answer may go out, which the library has queued.
+            self.queue.clear();
+            self.queued_bytes = 0;
+        }
         self.flush()?;
         while self.blocked {
             self.writable().await?;

@@ -136,7 +136,8 @@ fn knock(
     let intent = intent(get("intent"), get("model"))?;
     let asked = get("model").or(get("deployment"));
     let model = match intent {
-        Intent::Transcription => String::new(),
+        // Named later, but for Azure's preview, where it is part of the address.
+        Intent::Transcription => get("deployment").unwrap_or_default().to_owned(),
         Intent::Realtime => {
             let own = agent.model.as_ref().unwrap_or(&shared.config.upstream.model);
             asked.map_or(Ok(own.clone()), |asked| resolve(&shared.config.openai, own, asked))?
@@ -199,7 +200,7 @@ fn admit(shared: &Arc<Shared>, knock: Knock, slot: OwnedSemaphorePermit, upgrade
             Intent::Transcription => Policy::new(&AgentConfig::default(), ""),
         };
         Call {
-            core: Core::pass_through(life(&task.config, id.clone()), policy),
+            core: Core::pass_through(life(&task.config, id.clone()), policy, wanted.intent == Intent::Transcription),
             id,
             door: Door::openai(asked, beta),
             wanted,

@@ -153,7 +153,7 @@ async fn azure_is_dialled_by_its_paths_and_its_key() {
     }
     for (key, model, code, close) in [
         ("sk-bad-key", "gpt-realtime-2.1", "upstream_auth", 3000),
-        ("sk-good", "no-such-deployment", "upstream_refused", 1011),
+        ("sk-good", "no-such-deployment", "upstream_refused", 4000),
     ] {
         let rig = rig(SimConfig::default(), |c| {
             c.upstream.dialect = Dialect::Azure;

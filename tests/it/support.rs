@@ -59,6 +59,8 @@ pub(crate) fn config(upstream: &str) -> Config {
     config.server.listen = "127.0.0.1:0".parse().unwrap();
     config.upstream.url = Some(upstream.to_owned());
     config.upstream.api_key = Some(Secret::new("sk-test"));
+    // A machine that runs all these tests at once may take its time.
+    (config.upstream.connect_timeout_ms, config.upstream.session_timeout_ms) = (30_000, 30_000);
     config
 }
 

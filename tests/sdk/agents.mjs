@@ -41,7 +41,8 @@ await main(`@openai/agents-realtime ${version}`, {
     const { response } = await done;
     check(response.status === "completed", JSON.stringify(response));
     const { audio_start_ms } = events.find((event) => event.type === "input_audio_buffer.speech_started");
-    compare(Buffer.concat(heard), SAID, audio_start_ms);
+    const { audio_end_ms } = events.find((event) => event.type === "input_audio_buffer.speech_stopped");
+    compare(Buffer.concat(heard), speech, audio_start_ms, audio_end_ms);
     session.close();
   },
   "tool call": async () => {

@@ -77,10 +77,11 @@ async def livekit():
 
 async def pipecat():
     audio, _ = run("pipecat.md", "pipecat_ask.py", PYTHON)
-    # From where speech was found, at most 300 ms of padding before it, to the end.
-    at = SAID.find(audio[:4_800])
-    common = min(len(audio), len(SAID) - at)
-    assert at >= 0 and common > 3 * 48_000 and audio[:common] == SAID[at : at + common], f"{len(audio)} bytes, from {at}"
+    # From where speech was found, at most 300 ms of padding before its 0.24 s, to the 900 ms of silence after its 4.62 s.
+    speech = SAID + bytes(2 * 24_000)
+    at = speech.find(audio[:4_800])
+    assert 0 <= at <= 0.24 * 48_000 and audio == speech[at : at + len(audio)], f"{len(audio)} bytes, from {at}"
+    assert abs((at + len(audio)) / 48_000 - 5.52) < 0.1, f"it ends at {(at + len(audio)) / 48_000} s"
 
 
 main("documentation", openai_python, openai_node, agents_sdk, livekit, pipecat)

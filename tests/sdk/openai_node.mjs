@@ -21,13 +21,15 @@ function turn(socket, begin) {
   return new Promise((yes, no) => {
     const heard = [];
     let startMs = 0;
+    let endMs = 0;
     socket.on("error", (error) => no(error));
     socket.on("session.created", () => begin());
     socket.on("input_audio_buffer.speech_started", (event) => (startMs = event.audio_start_ms));
+    socket.on("input_audio_buffer.speech_stopped", (event) => (endMs = event.audio_end_ms));
     socket.on("response.output_audio.delta", (event) => heard.push(Buffer.from(event.delta, "base64")));
     socket.on("response.done", (event) => {
       socket.close();
-      yes({ audio: Buffer.concat(heard), startMs, response: event.response });
+      yes({ audio: Buffer.concat(heard), startMs, endMs, response: event.response });
     });
   });
 }
@@ -50,10 +52,11 @@ await main(`openai-node ${VERSION}`, {
   "server VAD": async () => {
     const socket = new OpenAIRealtimeWS({ model: MODEL }, client);
     const turn_detection = { type: "server_vad", silence_duration_ms: 900 };
-    const { audio, startMs } = await turn(socket, () => {
+    const speech = Buffer.concat([SAID, Buffer.alloc(48_000)]);
+    const { audio, startMs, endMs } = await turn(socket, () => {
       socket.send({ type: "session.update", session: { type: "realtime", audio: { input: { turn_detection } } } });
-      append(socket, Buffer.concat([SAID, Buffer.alloc(48_000)]));
+      append(socket, speech);
     });
-    compare(audio, SAID, startMs);
+    compare(audio, speech, startMs, endMs);
   },
 });

@@ -95,12 +95,13 @@ async def server_vad():
         await connection.session.update(
             session={"type": "realtime", "audio": {"input": {"turn_detection": vad, "transcription": {"model": "gpt-transcribe"}}}}
         )
-        await call.say(SAID + bytes(2 * 24_000))
+        speech = SAID + bytes(2 * 24_000)
+        await call.say(speech)
         started = await call.until("input_audio_buffer.speech_started")
+        stopped = await call.until("input_audio_buffer.speech_stopped")
         audio, _ = await call.reply()
-        begin = started.audio_start_ms * 48
-        common = min(len(audio), len(SAID) - begin)
-        assert common > 2 * 48_000 and audio[:common] == SAID[begin : begin + common], "what was said comes back"
+        turn = speech[started.audio_start_ms * 48 : stopped.audio_end_ms * 48]
+        assert len(turn) > 4 * 48_000 and audio == turn, f"{len(audio)} bytes came back of {len(turn)}"
 
     await ga(case)
 

@@ -10,6 +10,8 @@ use crate::{
 
 /// A quiet client is asked whether it lives (fault matrix C2).
 const PING_EVERY: Duration = Duration::from_secs(15);
+/// A conversation in which nothing was said for so long waits for nobody: no answer to a turn, no result of a tool.
+const NO_MORE_COMES: Duration = Duration::from_secs(2);
 /// Two pings without any sign of life.
 const DEAD_AFTER: Duration = Duration::from_secs(33);
 
@@ -31,6 +33,7 @@ impl Core {
             self.tools.deadline(),
             self.stalls_at(),
             self.drain_at,
+            self.leaves_at(),
         ];
         fixed.into_iter().flatten().min()
     }
@@ -41,7 +44,16 @@ impl Core {
 
     fn stalls_at(&self) -> Option<At> {
         let wait = if self.stall == Stall::None { self.life.stall } else { self.life.stall * 2 };
-        (self.up && self.slot.busy()).then_some(self.service_seen + wait)
+        let owes = self.slot.busy() || self.pass.as_ref().is_some_and(|pass| pass.is_opening());
+        (self.up && owes).then_some(self.service_seen + wait)
+    }
+
+    /// A client that owns its conversation is told nothing before it must leave: the best moment is the next quiet one.
+    fn leaves_at(&self) -> Option<At> {
+        let pass = self.pass.as_ref()?;
+        self.drain_at?;
+        let quiet = self.is_quiet() && self.client_has_all;
+        quiet.then(|| self.service_seen.max(pass.spoke_at()) + NO_MORE_COMES)
     }
 
     pub(super) fn tick(&mut self, now: At) {
@@ -72,8 +84,7 @@ impl Core {
         if now >= self.life.max {
             return Some(End::MaxTime(self.life.max));
         }
-        // A client that owns its conversation is told nothing before it must leave: the best moment is the next quiet one.
-        if self.drain_at.is_some_and(|at| now >= at || self.pass.is_some() && self.is_quiet()) {
+        if [self.drain_at, self.leaves_at()].into_iter().flatten().any(|at| now >= at) {
             return Some(End::Drained);
         }
         if now >= self.client_seen + DEAD_AFTER {
@@ -98,6 +109,10 @@ impl Core {
                 let secs = self.life.stall.as_secs();
                 self.notice("stalled", &format!("the service has said nothing for {secs} s although a reply is due"));
                 self.out.push_back(Output::PingService);
+            }
+            Stall::Alive if self.pass.as_ref().is_some_and(|pass| pass.is_opening()) => {
+                let silent = UpstreamError::Timeout { stage: "take the agent's configuration", after: self.life.stall };
+                self.end(now, End::upstream(&silent));
             }
             Stall::Alive if self.pass.is_some() => {
                 // The reply is the client's to give up; one that was never begun shall not keep others away.

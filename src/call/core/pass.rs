@@ -33,6 +33,8 @@ const OPENING: u64 = 0;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Pass {
     policy: Policy,
+    /// The session writes down what it hears, and answers nothing.
+    only_writes: bool,
     stage: Stage,
     /// What the client said before it could be told to the service.
     held: VecDeque<Said>,
@@ -43,6 +45,10 @@ pub(super) struct Pass {
     odd: Option<u8>,
     /// The client's name for the reply that it asked for.
     asked: Option<Option<String>>,
+    /// Replies beside the conversation that were asked for and have not begun.
+    asides: u32,
+    /// When the client last said anything but audio.
+    spoke_at: At,
     /// The conversation's reply that runs.
     live: Option<(String, Times)>,
     /// The service's last word was an error: if it hangs up now, it has said why.
@@ -61,18 +67,31 @@ enum Stage {
 }
 
 impl Pass {
-    pub(super) fn new(policy: Policy) -> Self {
+    pub(super) fn new(policy: Policy, only_writes: bool) -> Self {
         Self {
             policy,
+            only_writes,
             stage: Stage::Dialling,
             held: VecDeque::new(),
             held_bytes: 0,
             input: Format::PCM_24K,
             odd: None,
             asked: None,
+            asides: 0,
+            spoke_at: At::ZERO,
             live: None,
             complained: false,
         }
+    }
+
+    /// The service must take the agent's values first.
+    pub(super) fn is_opening(&self) -> bool {
+        matches!(self.stage, Stage::Opening(_))
+    }
+
+    /// When the client last said anything but audio.
+    pub(super) fn spoke_at(&self) -> At {
+        self.spoke_at
     }
 
     /// What the service takes.
@@ -122,6 +141,9 @@ impl Core {
     pub(super) fn said(&mut self, now: At, said: Said) {
         (self.client_seen, self.message_seen) = (now, now);
         let pass = self.pass();
+        if !matches!(said.kind, Kind::Append { .. }) {
+            pass.spoke_at = now;
+        }
         if pass.stage != Stage::Open {
             pass.held_bytes += said.text.len();
             pass.held.push_back(said);
@@ -154,6 +176,11 @@ impl Core {
                 self.forward(said.text);
             }
             Kind::Configure => self.rule_update(said),
+            Kind::CreateItem { system: true } if self.pass().policy.fixes_instructions() => {
+                let message = "The instructions are fixed here: items of the role 'system' are not taken.";
+                self.complain("invalid_value", message.to_owned(), Some("item.role"), said.event_id);
+            }
+            Kind::CreateItem { .. } => self.forward(said.text),
             Kind::CreateReply { aside } => self.rule_reply(now, *aside, said),
             Kind::Other => self.forward(said.text),
             Kind::Invalid { code, message } => {
@@ -167,11 +194,40 @@ impl Core {
     }
 
     fn rule_update(&mut self, said: Said) {
-        let text = rewritten(&said.text, "session", |session| self.pass().policy.rule_session(session));
-        self.forward(text.unwrap_or(said.text));
+        let only_writes = self.pass().only_writes;
+        let mut speaks = false;
+        let ruled = rewritten(&said.text, "session", |session| {
+            speaks = only_writes && session.get("type").is_some_and(|kind| kind != "transcription");
+            self.pass().policy.rule_session(session)
+        });
+        if speaks {
+            let message =
+                "Passing a realtime session update event to a transcription session is not allowed.".to_owned();
+            return self.complain("invalid_value", message, Some("session.type"), said.event_id);
+        }
+        self.forward_ruled(ruled, said);
+    }
+
+    fn forward_ruled(&mut self, ruled: Result<Option<Bytes>, serde_json::Error>, said: Said) {
+        match ruled {
+            Ok(text) => self.forward(text.unwrap_or(said.text)),
+            // Somebody else might be able to read it, and what we have not ruled must not get there.
+            Err(error) => {
+                let message = format!("The message is not valid JSON: {error}.");
+                self.complain("invalid_json", message, None, said.event_id);
+            }
+        }
     }
 
     fn rule_reply(&mut self, now: At, aside: bool, said: Said) {
+        if self.pass().only_writes {
+            let message = "The event 'response.create' is not supported in transcription sessions.".to_owned();
+            return self.complain("invalid_value", message, Some("type"), said.event_id);
+        }
+        let ruled = rewritten(&said.text, "response", |response| self.pass().policy.rule_reply(response));
+        if ruled.is_err() {
+            return self.forward_ruled(ruled, said);
+        }
         if !aside && !self.slot.take() {
             let running = self.slot.active().map(|id| format!(" in progress: {id}")).unwrap_or_default();
             let message = format!(
@@ -180,13 +236,14 @@ impl Core {
             );
             return self.complain("conversation_already_has_active_response", message, None, said.event_id);
         }
-        if !aside {
-            self.pass().asked = Some(said.event_id);
+        if aside {
+            self.pass().asides += 1;
+        } else {
+            self.pass().asked = Some(said.event_id.clone());
             self.turn.asked(now);
             self.service_seen = now; // it owes us an answer from here on
         }
-        let text = rewritten(&said.text, "response", |response| self.pass().policy.rule_reply(response));
-        self.forward(text.unwrap_or(said.text));
+        self.forward_ruled(ruled, said);
     }
 
     fn forward(&mut self, text: Bytes) {
@@ -222,7 +279,9 @@ impl Core {
                 self.turn.speech_stopped(now, at_ms);
             }
             Event::Committed { .. } => self.turn.committed(now),
-            Event::ReplyCreated { response, aside: false } => {
+            Event::ReplyCreated { aside: true, .. } if self.pass().asides > 0 => self.pass().asides -= 1,
+            // Some services say of no reply which conversation it belongs to.
+            Event::ReplyCreated { response, .. } => {
                 self.slot.created(&response);
                 let turn = self.turn.take_marks();
                 let times = Times { turn, started: Some(now), ..Times::default() };
@@ -271,15 +330,16 @@ impl Core {
 
     /// Whether it is for the client.
     fn error_passes(&mut self, error: &ServiceError) -> bool {
-        if error.event_id.as_deref().and_then(event_id::read).is_some() {
-            self.note(Fact::SwallowedError);
-            return false; // about something that the client never said
+        self.note(Fact::ServiceError);
+        if UpstreamError::refused(error, None).verdict().code == "upstream_auth" {
+            // It is our key that was refused, and its ends may stand in the text: the end of the call is told in our words.
+            self.pass().complained = false;
+            return false;
         }
-        if self.pass().asked.as_ref().is_some_and(|asked| *asked == error.event_id) {
-            self.pass().asked = None;
+        let about = |asked: &mut Option<String>| error.event_id.is_none() || *asked == error.event_id;
+        if self.pass().asked.take_if(about).is_some() {
             self.slot.not_taken(error.code == "conversation_already_has_active_response");
         }
-        self.note(Fact::ServiceError);
         true
     }
 
@@ -343,10 +403,14 @@ fn update(session: &Value) -> Bytes {
 }
 
 /// The message with the object in `field` changed; `None`: it stays as it is, to the byte.
-fn rewritten(text: &[u8], field: &str, rule: impl FnOnce(&mut Map<String, Value>) -> bool) -> Option<Bytes> {
-    let mut message: Value = serde_json::from_slice(text).ok()?;
-    let changed = rule(message.get_mut(field)?.as_object_mut()?);
-    changed.then(|| message.to_string().into())
+fn rewritten(
+    text: &[u8],
+    field: &str,
+    rule: impl FnOnce(&mut Map<String, Value>) -> bool,
+) -> Result<Option<Bytes>, serde_json::Error> {
+    let mut message: Value = serde_json::from_slice(text)?;
+    let changed = message.get_mut(field).and_then(Value::as_object_mut).is_some_and(rule);
+    Ok(changed.then(|| message.to_string().into()))
 }
 
 /// `session.created` with the session of a `session.updated`.

@@ -31,8 +31,12 @@ struct Rig {
 
 impl Rig {
     fn new(agent: &AgentConfig) -> Self {
+        Self::of(agent, false)
+    }
+
+    fn of(agent: &AgentConfig, only_writes: bool) -> Self {
         let life = Life { call: "call_1".into(), max: 3_600 * SECOND, idle: None, stall: 10 * SECOND };
-        let core = Core::pass_through(life, Policy::new(agent, "real-model"));
+        let core = Core::pass_through(life, Policy::new(agent, "real-model"), only_writes);
         Self { core, now: At::ZERO, to_service: vec![], to_client: vec![], pings: 0, end: None }
     }
 
@@ -186,7 +190,7 @@ fn a_configuration_that_the_service_refuses_ends_the_call_with_its_code() {
     rig.up();
     rig.hear(r#"{"type":"error","event_id":"e2","error":{"type":"invalid_request_error","code":"invalid_value","message":"secret sk-1","event_id":"vr_0"}}"#);
     let end = rig.end.take().unwrap();
-    assert_eq!(openai::close(&end).0, 1011);
+    assert_eq!(openai::close(&end).0, 4000, "for good");
     let told = rig.told();
     assert!(
         told[0].contains("refused the agent's configuration (invalid_value)") && !told[0].contains("sk-1"),
@@ -367,8 +371,126 @@ fn a_server_that_leaves_waits_for_a_quiet_moment() {
     rig.pass(5 * SECOND);
     assert_eq!(rig.end, None, "a reply runs");
     rig.hear(r#"{"type":"response.done","event_id":"e","response":{"id":"resp_1","status":"completed"}}"#);
+    rig.core.client_has_all(false);
+    rig.pass(3 * SECOND);
+    assert_eq!(rig.end, None, "its audio is not with the client yet");
+    rig.core.client_has_all(true);
+    rig.say(
+        r#"{"type":"conversation.item.create","item":{"type":"function_call_output","call_id":"c","output":"{}"}}"#,
+    );
+    rig.pass(SECOND);
+    assert_eq!(rig.end, None, "the client is about to ask for more");
+    rig.pass(SECOND);
     assert_eq!(rig.end.take(), Some(End::Drained));
     assert_eq!(openai::close(&End::Drained).0, 1001);
+    // A turn that was just spoken is answered first, and nobody waits past the deadline.
+    let mut rig = Rig::open();
+    rig.input(Input::Drain(5 * SECOND));
+    rig.pass(SECOND);
+    rig.hear(r#"{"type":"input_audio_buffer.speech_started","event_id":"e","audio_start_ms":0}"#);
+    rig.pass(3 * SECOND);
+    assert_eq!(rig.end, None);
+    rig.pass(SECOND);
+    assert_eq!(rig.end.take(), Some(End::Drained));
+}
+
+#[test]
+fn what_only_others_can_read_is_not_passed_on() {
+    let policy = PolicyConfig { instructions: Rule::Force, ..PolicyConfig::default() };
+    for agent in [AgentConfig::default(), AgentConfig { policy, ..AgentConfig::default() }] {
+        let mut rig = Rig::new(&agent);
+        rig.up();
+        rig.hear(r#"{"type":"session.updated","event_id":"e","session":{"type":"realtime"}}"#);
+        let _ = (rig.told(), rig.forwarded());
+        let deep = format!("{}{}", "[".repeat(130), "]".repeat(130));
+        for value in [r#""\ud800""#, "1e999", deep.as_str()] {
+            rig.say(&format!(r#"{{"type":"session.update","session":{{"instructions":"Obey.","tools":[{value}]}}}}"#));
+            assert_eq!((rig.refusal().0.as_str(), rig.forwarded().len()), ("invalid_json", 0), "{value}");
+            rig.say(&format!(
+                r#"{{"type":"response.create","response":{{"instructions":"Obey.","metadata":{value}}}}}"#
+            ));
+            assert_eq!((rig.refusal().0.as_str(), rig.forwarded().len()), ("invalid_json", 0), "{value}");
+        }
+        rig.say(r#"{"type":"response.create"}"#);
+        assert_eq!(rig.forwarded().len(), 1, "the slot was not taken by what never went");
+    }
+}
+
+#[test]
+fn fixed_instructions_and_voices_have_no_other_door() {
+    let policy = PolicyConfig { instructions: Rule::Force, voice: Rule::Force, ..PolicyConfig::default() };
+    let mut rig = Rig::new(&AgentConfig { policy, ..AgentConfig::default() });
+    rig.up();
+    rig.hear(r#"{"type":"session.updated","event_id":"e","session":{"type":"realtime"}}"#);
+    let _ = (rig.told(), rig.forwarded());
+    rig.say(
+        r#"{"type":"conversation.item.create","event_id":"c1","item":{"type":"message","role":"system","content":[]}}"#,
+    );
+    assert_eq!((rig.refusal(), rig.forwarded().len()), (("invalid_value".into(), json!("c1")), 0));
+    let user = r#"{"type":"conversation.item.create","item":{"type":"message","role":"user","content":[]}}"#;
+    rig.say(user);
+    assert_eq!(rig.forwarded(), [user]);
+    rig.say(r#"{"type":"response.create","response":{"voice":"x","input":[{"role":"system"},{"role":"user"}]}}"#);
+    assert_eq!(rig.forwarded(), [r#"{"type":"response.create","response":{"input":[{"role":"user"}]}}"#]);
+}
+
+#[test]
+fn a_session_that_only_writes_answers_nothing() {
+    let mut rig = Rig::of(&AgentConfig::default(), true);
+    rig.up();
+    let _ = rig.told();
+    for text in [r#"{"type":"response.create"}"#, r#"{"type":"session.update","session":{"type":"realtime"}}"#] {
+        rig.say(text);
+        assert_eq!((rig.refusal().0.as_str(), rig.forwarded().len()), ("invalid_value", 0), "{text}");
+    }
+    rig.say(r#"{"type":"session.update","session":{"type":"transcription"}}"#);
+    assert_eq!(rig.forwarded().len(), 1);
+}
+
+#[test]
+fn a_service_that_never_takes_the_agents_values_is_given_up() {
+    let policy = PolicyConfig { voice: Rule::Force, ..PolicyConfig::default() };
+    let mut rig = Rig::new(&AgentConfig { policy, ..AgentConfig::default() });
+    rig.up();
+    rig.pass(11 * SECOND);
+    rig.input(Input::ServicePong);
+    rig.pass(15 * SECOND);
+    assert_eq!(rig.refusal().0, "upstream_timeout");
+    assert_eq!(openai::close(&rig.end.take().unwrap()).0, 1011);
+}
+
+#[test]
+fn errors_are_the_clients_whatever_it_calls_its_events_but_our_keys_are_ours() {
+    let mut rig = Rig::open();
+    rig.say(r#"{"type":"response.create","event_id":"vr_5"}"#);
+    let error = r#"{"type":"error","event_id":"e","error":{"type":"x","code":"invalid_value","message":"m","event_id":"vr_5"}}"#;
+    rig.hear(error);
+    assert_eq!(rig.told(), [error]);
+    rig.say(r#"{"type":"response.create","event_id":"vr_6"}"#);
+    rig.hear(
+        r#"{"type":"error","event_id":"e","error":{"type":"server_error","code":null,"message":"m","event_id":null}}"#,
+    );
+    rig.say(r#"{"type":"response.create","event_id":"vr_7"}"#);
+    assert_eq!(rig.forwarded().len(), 3, "an error that names nothing may be about it");
+    let _ = rig.told();
+    rig.hear(r#"{"type":"error","event_id":"e","error":{"type":"invalid_request_error","code":"invalid_api_key","message":"Incorrect API key provided: sk-1***2."}}"#);
+    assert_eq!(rig.told(), [""; 0]);
+    rig.input(Input::ServiceGone(End::upstream(&UpstreamError::closed(
+        Some(3000),
+        "invalid_request_error.invalid_api_key",
+    ))));
+    assert_eq!(rig.refusal().0, "upstream_auth");
+    assert_eq!(openai::close(&rig.end.take().unwrap()).0, 3000);
+}
+
+#[test]
+fn a_service_that_names_no_conversation_still_has_one_reply_at_a_time() {
+    let mut rig = Rig::open();
+    rig.say(r#"{"type":"response.create"}"#);
+    rig.hear(r#"{"type":"response.created","event_id":"e","response":{"id":"resp_1","conversation_id":null}}"#);
+    rig.hear(r#"{"type":"response.done","event_id":"e","response":{"id":"resp_1","conversation_id":null,"status":"completed"}}"#);
+    rig.say(r#"{"type":"response.create"}"#);
+    assert_eq!(rig.forwarded().len(), 2);
 }
 
 #[test]
