@@ -123,6 +123,54 @@ async fn an_append_of_the_services_own_longest_and_one_of_a_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_longest_appends_back_to_back_all_arrive() {
+    let rig = Rig::with(|_| {}, toml::from_str("max_buffer_s = 2000\n").unwrap(), "").await;
+    let mut client = manual(&rig).await;
+    let text = append(&vec![7; 15_728_640]);
+    for _ in 0..4 {
+        client.json(&text).await;
+    }
+    client.json(r#"{"type":"input_audio_buffer.commit"}"#).await;
+    client.until("input_audio_buffer.committed").await;
+    assert_eq!((rig.sim.stats().append_bytes, rig.sim.stats().appends), (4 * 15_728_640, 8));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_while_the_service_is_dialled_is_kept_whole() {
+    let rig = Rig::with(|_| {}, toml::from_str("[delays]\nconnect = 1500\n").unwrap(), "").await;
+    let mut client = dial(&rig, "/v1/realtime").await;
+    // More than is held before the client is left alone, and behind it small messages in the same breath.
+    let image = format!("data:image/png;base64,{}", "A".repeat(1_300_000));
+    let item = json!({"type": "message", "role": "user", "content": [{"type": "input_image", "image_url": image}]});
+    client.json(&json!({"type": "conversation.item.create", "event_id": "big", "item": item}).to_string()).await;
+    for n in 0..200 {
+        client
+            .json(
+                &json!({"type": "conversation.item.delete", "event_id": format!("n{n}"), "item_id": "none"})
+                    .to_string(),
+            )
+            .await;
+    }
+    assert_eq!(client.json_next().await["type"], "session.created");
+    for n in 0..200 {
+        assert_eq!(client.until("error").await["error"]["event_id"], format!("n{n}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_hangs_up_in_the_middle_of_a_reply_gets_its_goodbye_back() {
+    let rig = Rig::new().await;
+    for _ in 0..5 {
+        let mut client = manual(&rig).await;
+        client.json(&append(&clip("assets/hello.wav"))).await;
+        client.json(r#"{"type":"input_audio_buffer.commit"}"#).await;
+        client.json(r#"{"type":"response.create"}"#).await;
+        client.until("response.output_audio.delta").await;
+        assert_eq!(client.until_closed_by_us().await, Got::Closed(1000));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_events_are_answered_as_the_service_would_and_the_call_goes_on() {
     let rig = Rig::new().await;
     let mut client = manual(&rig).await;
