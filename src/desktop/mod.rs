@@ -4,7 +4,7 @@
 //! it wants samples, on a thread that must never wait; so two lock-free rings lie between ([`tap`]), and all that thinks
 //! is on our side of them: [`mic`] makes 20 ms frames, [`gate`] decides what of them is sent, [`speaker`] plays replies
 //! and knows from the card's own clock what has been heard, [`keeper`] sees when a device is gone. [`station`] is the
-//! driver: the only one that waits. What a device is hides behind [`AudioIo`]: recordings in real time ([`file`]), or a
+//! driver: the only one that waits. What a device is hides behind [`AudioIo`]: recordings in real time ([`mod@file`]), or a
 //! sound card (`card`, feature `desktop`).
 #[cfg(feature = "desktop")]
 pub mod card;
