@@ -19,8 +19,8 @@ type Verdict = Result<String, String>;
 /// Silence that the service keeps before what it takes for speech, seconds (`prefix_padding_ms`).
 const PREFIX: f64 = 0.3;
 
-/// What cpal says to an underrun. On a loaded machine PulseAudio's plugin may fall into a loop of them, in which nothing
-/// can be heard: then a case has a second try, once.
+/// What cpal says to an underrun, and `talk` at its end. On a loaded machine PulseAudio's plugin may fall into a loop of them,
+/// in which nothing can be heard: then a case has a second try, once.
 const XRUN: &str = "A buffer underrun or overrun occurred";
 /// Silence before somebody speaks: a stream needs a moment to begin.
 const LEAD: Duration = Duration::from_millis(1_500);
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
             && why.contains(XRUN)
             && sound.repair().is_ok()
         {
-            println!("again   {name}: the sound server fell into a loop of underruns\n{why}");
+            println!("again   {name}: there were underruns\n{why}");
             verdict = case(&mut sound);
         }
         let took = began.elapsed().as_secs_f32();
