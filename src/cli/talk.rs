@@ -397,6 +397,7 @@ impl<W: Write> Talk<'_, W> {
         let Self { station, narrator, screen, recorded, .. } = self;
         let (dry, dry_time) = station.underruns();
         let lost = station.lost() * 1_000 / u64::from(mic::RATE);
+        let hiccups = station.hiccups();
         let call = station.stop().await;
         if !matches!(verdict, Some(Verdict::Over(_))) {
             let end = call.hang_up(GOODBYE).await;
@@ -407,6 +408,9 @@ impl<W: Write> Talk<'_, W> {
         narrator.table(screen)?;
         if dry > 0 {
             screen.line(&format!("the loudspeaker ran dry {dry} times, {} ms in all", dry_time.as_millis()))?;
+        }
+        for (side, count, why) in hiccups {
+            screen.line(&format!("errors that the {side} has recovered from: {count}, the first: {why}"))?;
         }
         if lost > 0 {
             screen.line(&format!("about {lost} ms of the microphone were lost: this computer was too busy"))?;
@@ -444,4 +448,42 @@ fn keys() -> mpsc::Receiver<String> {
         }
     });
     rx
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_meter_is_as_wide_whatever_it_shows() {
+        for (level, want) in [(0.0, 0), (0.04, 0), (0.5, 6), (1.0, METER), (7.0, METER), (-1.0, 0), (f32::NAN, 0)] {
+            let shown = meter(level);
+            assert_eq!((shown.matches('#').count(), shown.len()), (want, METER + 6), "{level}: {shown}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_told_from_a_device() {
+        for (name, want) in [
+            ("Cargo.toml", true), // it is there, so it is meant
+            ("not/there.wav", true),
+            ("NOT/THERE.WAV", true),
+            ("question.opus", true),
+            ("Headset", false),
+            ("hw:CARD=0,DEV=0", false),
+            ("alsa_output.pci-0000_00_1f.3.analog-stereo", false),
+            ("src", false),
+        ] {
+            assert_eq!(recording(name).is_some(), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_missing_is_a_wrong_command_and_one_that_fails_is_not() {
+        let missing = DeviceError::NotFound { side: Side::Microphone, wanted: "x".into(), names: vec!["y".into()] };
+        let error = refused("--input", missing);
+        assert!(error.is::<Usage>(), "{error}");
+        assert_eq!(error.to_string(), "--input: there is no microphone `x`; there are: y (--list-devices)");
+        assert!(!refused("--input", DeviceError::None { side: Side::Microphone }).is::<Usage>());
+    }
 }

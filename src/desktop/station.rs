@@ -343,6 +343,19 @@ impl<L: Line> Station<L> {
         self.mic.lost()
     }
 
+    /// Errors that the devices in use have recovered from, and the first one's text.
+    pub fn hiccups(&self) -> Vec<(Side, u64, String)> {
+        let healths = [
+            (Side::Microphone, self.mic.end().map(MicEnd::health)),
+            (Side::Loudspeaker, self.speaker.device().map(SpeakerEnd::health)),
+        ];
+        let counted = healths.into_iter().filter_map(|(side, health)| {
+            let health = health.filter(|health| health.errors() > 0)?;
+            Some((side, health.errors(), health.why().unwrap_or_default().to_owned()))
+        });
+        counted.collect()
+    }
+
     /// Closes both devices and gives the call back.
     pub async fn stop(mut self) -> L {
         self.input.close(&mut self.jobs);

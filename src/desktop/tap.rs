@@ -398,6 +398,21 @@ mod tests {
     }
 
     #[test]
+    fn callbacks_do_not_allocate() {
+        let (mut capture, _mic) = microphone(48_000);
+        let (mut playback, mut end) = loudspeaker(48_000);
+        let (mut frames, now) = ([0.0_f32; 960], Instant::now());
+        end.give(&[7; 960]);
+        let counted = allocation_counter::measure(|| {
+            capture.hear(frames.iter().copied(), 2);
+            playback.fill(frames.chunks_exact_mut(2), now, |frame, sample| frame.fill(sample));
+            end.drop_all();
+            playback.fill(frames.chunks_exact_mut(2), now, |frame, sample| frame.fill(sample));
+        });
+        assert_eq!((counted.count_total, end.is_dropped()), (0, true));
+    }
+
+    #[test]
     fn a_device_that_complains_is_counted_and_quoted_once() {
         let (playback, end) = loudspeaker(1_000);
         let complaints = playback.complaints();

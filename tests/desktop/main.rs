@@ -19,9 +19,9 @@ type Verdict = Result<String, String>;
 /// Silence that the service keeps before what it takes for speech, seconds (`prefix_padding_ms`).
 const PREFIX: f64 = 0.3;
 
-/// What cpal says to an underrun. On a loaded machine PulseAudio's plugin may fall into a loop of them, in which nothing
-/// can be heard: then a case has a second try, once.
-const XRUN: &str = "A buffer underrun or overrun occurred";
+/// What cpal says to an underrun, and `talk` at its end. On a loaded machine PulseAudio's plugin may fall into a loop of them,
+/// in which nothing can be heard: then a case has a second try, once.
+const TROUBLE: [&str; 2] = ["A buffer underrun or overrun occurred", "is lost: too many errors"];
 /// Silence before somebody speaks: a stream needs a moment to begin.
 const LEAD: Duration = Duration::from_millis(1_500);
 
@@ -53,10 +53,10 @@ fn main() -> ExitCode {
         let began = Instant::now();
         let mut verdict = case(&mut sound);
         if let Err(why) = &verdict
-            && why.contains(XRUN)
+            && TROUBLE.iter().any(|words| why.contains(words))
             && sound.repair().is_ok()
         {
-            println!("again   {name}: the sound server fell into a loop of underruns\n{why}");
+            println!("again   {name}: the sound server's streams were in trouble\n{why}");
             verdict = case(&mut sound);
         }
         let took = began.elapsed().as_secs_f32();
@@ -137,8 +137,8 @@ fn ended(talk: Talk, asked_by: &str) -> Result<String, String> {
 
 fn alike(heard: &[i16], text: &str) -> Verdict {
     let (likeness, at) = likeness(&clip(), heard);
-    // Something else would be 0 %; an underrun costs a tenth.
-    check(likeness >= 0.6, || {
+    // Something else would be 0 %; an underrun costs a tenth, and there may be some.
+    check(likeness >= 0.5, || {
         format!("only {:.0} % of what was said is in what was heard, at {at:.2} s\n{text}", likeness * 100.0)
     })?;
     Ok(format!("{:.0} % of it is the same", likeness * 100.0))

@@ -401,9 +401,10 @@ async fn where_the_named_device_stays_away_the_default_one_takes_over() {
 
 #[tokio::test(start_paused = true)]
 async fn a_microphone_that_disappears_is_replaced() {
+    let hiccups: Hand = |station| assert_eq!(station.hiccups(), [], "a lost stream is told of, and no longer counted");
     let mut rig = Rig::new(&vec![1_000; 24_000 * 2], [24_000, 24_000]);
     rig.microphone = rig.microphone.with_script([Fate::Lost(t(300), Loss::Gone), Fate::Refused]);
-    let outcome = rig.run(1_000, vec![], &[(450, |station| assert_eq!(station.level(), None))]).await;
+    let outcome = rig.run(1_000, vec![], &[(450, |station| assert_eq!(station.level(), None)), (900, hiccups)]).await;
     let notes: Vec<String> = outcome.notes().into_iter().map(|(_, note)| note).collect();
     assert!(notes[0].contains("the microphone") && notes[1].contains("no microphone"), "{notes:?}");
     assert!(notes[2].starts_with("microphone: "), "{notes:?}");
