@@ -44,9 +44,14 @@ pub struct BetaService {
     open: Recent<Value>,
     /// Names of the functions that are being called.
     names: Recent<Value>,
+    /// What the service calls PCM, in and out: `pcm16`, or `pcm` (Qwen).
+    pcm: [Option<Value>; 2],
     /// Events of ours that the service gave no id.
     made_up: u64,
 }
+
+/// The fields that [`BetaService::pcm`] is about.
+const FORMATS: [&str; 2] = ["input_audio_format", "output_audio_format"];
 
 impl BetaClient {
     /// A client that asked for `model`: its types may know no newer name, whatever model serves it.
@@ -139,10 +144,16 @@ impl BetaService {
                     }
                     object::session_to_beta(session);
                     object::leave_out_what_is_known(session);
+                    self.use_its_names(session);
                 }
             }
             How::Item => object_of(&mut event, "item").into_iter().for_each(object::item_to_beta),
-            How::Reply => object_of(&mut event, "response").into_iter().for_each(object::request_to_beta),
+            How::Reply => {
+                if let Some(response) = object_of(&mut event, "response") {
+                    object::request_to_beta(response);
+                    self.use_its_names(response);
+                }
+            }
             _ => return vec![text],
         }
         vec![written(event, name)]
@@ -158,8 +169,10 @@ impl BetaService {
         let transcription = table::is_transcription(event.get("type"));
         match row.how {
             How::Session => {
-                let session = object_of(&mut event, "session");
-                session.into_iter().for_each(|session| object::session_to_ga(session, transcription));
+                if let Some(session) = object_of(&mut event, "session") {
+                    self.learn_its_names(session);
+                    object::session_to_ga(session, transcription);
+                }
             }
             How::Added => return self.item_created(event),
             How::Item => {
@@ -179,6 +192,23 @@ impl BetaService {
             How::Same | How::Renamed | How::Gone => {}
         }
         vec![written(event, row.ga)]
+    }
+
+    fn learn_its_names(&mut self, session: &Map<String, Value>) {
+        for (name, field) in self.pcm.iter_mut().zip(FORMATS) {
+            let said = session.get(field).filter(|format| object::is_pcm(format));
+            *name = said.cloned().or(name.take());
+        }
+    }
+
+    fn use_its_names(&self, session: &mut Map<String, Value>) {
+        for (name, field) in self.pcm.iter().zip(FORMATS) {
+            if let (Some(name), Some(format)) = (name, session.get_mut(field))
+                && object::is_pcm(format)
+            {
+                *format = name.clone();
+            }
+        }
     }
 
     /// Every GA event has an id; not every service gives one.
@@ -206,7 +236,14 @@ impl BetaService {
         let Some(item) = object_of(&mut event, "item") else { return vec![written(event, "conversation.item.added")] };
         object::item_to_ga(item);
         let id = item.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let under_way = item.get("status") == Some(&json!("in_progress"));
+        // Some mark what has just begun as `incomplete` (speaches).
+        let made_by_model =
+            item.get("role") == Some(&json!("assistant")) || item.get("type") == Some(&json!("function_call"));
+        let under_way = match item.get("status").and_then(Value::as_str) {
+            Some("in_progress") => true,
+            Some("incomplete") => made_by_model,
+            _ => false,
+        };
         let added = written(event.clone(), "conversation.item.added");
         if under_way {
             self.open.put(&id, before);

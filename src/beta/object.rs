@@ -173,9 +173,14 @@ fn flatten(object: &mut Object) {
     }
 }
 
+/// Whether this is one of the names that PCM has among services of the beta (alibabacloud help pages, read 2026-11).
+pub(super) fn is_pcm(format: &Value) -> bool {
+    format.as_str().is_some_and(|name| ["pcm16", "pcm", "pcm24"].contains(&name))
+}
+
 fn format_to_ga(format: Value) -> Value {
     match format.as_str() {
-        Some("pcm16") => json!({"type": "audio/pcm", "rate": 24_000}),
+        Some(_) if is_pcm(&format) => json!({"type": "audio/pcm", "rate": 24_000}),
         Some("g711_ulaw") => json!({"type": "audio/pcmu"}),
         Some("g711_alaw") => json!({"type": "audio/pcma"}),
         // Whoever reads it says what is allowed.

@@ -123,6 +123,22 @@ fn a_client_sees_the_model_by_the_name_that_it_knows() {
 }
 
 #[test]
+fn a_service_hears_pcm_by_its_own_name() {
+    let mut service = BetaService::default();
+    let created = r#"{"type":"session.created","event_id":"e","session":{"input_audio_format":"pcm","output_audio_format":"pcm24"}}"#;
+    let audio = json!({"type": "audio/pcm", "rate": 24_000});
+    let shown = values(&service.up(Bytes::from(created)));
+    assert_eq!(shown[0]["session"]["audio"], json!({"input": {"format": audio}, "output": {"format": audio}}));
+    let update = json!({"type": "session.update", "session": {"type": "realtime",
+        "audio": {"input": {"format": audio}, "output": {"format": audio}}}});
+    let told = values(&service.down(update.to_string().into()));
+    assert_eq!(told[0]["session"], json!({"input_audio_format": "pcm", "output_audio_format": "pcm24"}));
+    let law = update.to_string().replace(r#""audio/pcm","rate":24000"#, r#""audio/pcmu""#);
+    let told = values(&service.down(law.into()));
+    assert_eq!(told[0]["session"], json!({"input_audio_format": "g711_ulaw", "output_audio_format": "g711_ulaw"}));
+}
+
+#[test]
 fn an_item_is_told_once_and_done_once() {
     let mut client = BetaClient::default();
     let added = json!({"type": "conversation.item.added", "event_id": "e", "item": {"id": "i1"}}).to_string();
@@ -142,6 +158,7 @@ fn an_item_is_told_once_and_done_once() {
         ["conversation.item.done", "response.output_item.done"]
     );
     assert_eq!(kinds(service.up(event("response.output_item.done", "completed"))), ["response.output_item.done"]);
+    assert_eq!(kinds(service.up(event("conversation.item.created", "incomplete"))), ["conversation.item.added"]);
 }
 
 #[test]
