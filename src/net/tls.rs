@@ -196,3 +196,62 @@ impl Tls {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::symlink, path::Path};
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// A pair in a folder of its own, and the certificate.
+    fn pair(folder: &Path) -> CertificateDer<'static> {
+        fs::create_dir_all(folder).unwrap();
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        fs::write(folder.join("tls.crt"), made.cert.pem()).unwrap();
+        fs::write(folder.join("tls.key"), made.signing_key.serialize_pem()).unwrap();
+        made.cert.der().clone()
+    }
+
+    fn files(folder: &Path) -> Files {
+        Files { cert: folder.join("tls.crt"), key: folder.join("tls.key") }
+    }
+
+    fn in_force(current: &Current) -> CertificateDer<'static> {
+        current.key.read().unwrap().cert[0].clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_exchange_in_two_steps_is_taken_at_the_second() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (pair(dir.path()), pair(&dir.path().join("new")));
+        let tls = Tls::load(files(dir.path())).unwrap();
+        let (current, mut tasks) = (tls.current.clone(), JoinSet::new());
+        tasks.spawn(tls.watch());
+        for (file, want) in [("tls.crt", &old), ("tls.key", &new)] {
+            fs::copy(dir.path().join("new").join(file), dir.path().join(file)).unwrap();
+            time::sleep(LOOK_EVERY * 2).await;
+            assert!(in_force(&current) == *want, "{file}");
+        }
+        fs::write(dir.path().join("tls.key"), "nonsense").unwrap();
+        time::sleep(LOOK_EVERY * 2).await;
+        assert!(in_force(&current) == new, "a broken one changes nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_that_is_set_to_another_folder_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b, link) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("current"));
+        let (old, new) = (pair(&a), pair(&b));
+        symlink(&a, &link).unwrap();
+        let tls = Tls::load(files(&link)).unwrap();
+        let (current, mut tasks) = (tls.current.clone(), JoinSet::new());
+        assert!(in_force(&current) == old);
+        tasks.spawn(tls.watch());
+        symlink(&b, dir.path().join("next")).unwrap();
+        fs::rename(dir.path().join("next"), &link).unwrap();
+        time::sleep(LOOK_EVERY * 2).await;
+        assert!(in_force(&current) == new);
+    }
+}
