@@ -30,7 +30,7 @@ export async function runAll(only) {
 }
 
 /** Attempts at a case that hears through a browser's devices. */
-const ATTEMPTS = 3;
+const ATTEMPTS = 5;
 
 /**
  * A case, and again if it hears through a browser's devices and failed: on a loaded machine Chromium's microphone and
