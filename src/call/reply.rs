@@ -11,6 +11,7 @@ use super::{At, ms, turn::Marks};
 use crate::{
     audio::pace::Position,
     client::wire::{Latency, ReplyStatus, Usage},
+    upstream::Ended,
 };
 
 /// A report is believed to go on for so long; a client that paused its loudspeaker says nothing more.
@@ -63,6 +64,17 @@ impl Times {
     /// From the end of the caller's turn to the client's socket.
     pub fn answered_after(&self) -> Option<Duration> {
         Some(self.first_audio?.saturating_sub(self.turn.end?))
+    }
+}
+
+impl From<Ended> for ReplyStatus {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Completed => Self::Completed,
+            Ended::Cancelled => Self::Interrupted,
+            Ended::Incomplete => Self::Incomplete,
+            Ended::Failed => Self::Failed,
+        }
     }
 }
 

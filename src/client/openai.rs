@@ -225,7 +225,11 @@ pub const SERVER_ERROR: &str = "server_error";
 pub fn error_event(problem: &Problem, call: &str, number: u64) -> Bytes {
     let Problem { kind, code, message, param, event_id } = problem;
     let error = json!({"type": kind, "code": code, "message": message, "param": param, "event_id": event_id});
-    json!({"type": "error", "event_id": format!("event_{call}_{number}"), "error": error}).to_string().into()
+    error_with(&error, &format!("{call}_{number}"))
+}
+
+fn error_with(error: &serde_json::Value, id: &str) -> Bytes {
+    json!({"type": "error", "event_id": format!("event_{id}"), "error": error}).to_string().into()
 }
 
 /// The body of a refusal before the upgrade.
@@ -243,7 +247,7 @@ pub fn write(message: &ServerMsg) -> Option<Bytes> {
 fn our_error(kind: &str, error: &ErrorBody) -> Bytes {
     let ErrorBody { code, message, field, request_id, .. } = error;
     let error = json!({"type": kind, "code": code, "message": message, "param": field, "event_id": null});
-    json!({"type": "error", "event_id": format!("event_{request_id}"), "error": error}).to_string().into()
+    error_with(&error, request_id)
 }
 
 /// Why a call ends, as an `error` event in front of the close; `None`: the close code says it all.

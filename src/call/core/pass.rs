@@ -317,12 +317,7 @@ impl Core {
 
     fn reply_passed(&mut self, response: &str, ended: Ended) {
         self.slot.done(response);
-        let status = match ended {
-            Ended::Completed => ReplyStatus::Completed,
-            Ended::Cancelled => ReplyStatus::Interrupted,
-            Ended::Incomplete => ReplyStatus::Incomplete,
-            Ended::Failed => ReplyStatus::Failed,
-        };
+        let status = ReplyStatus::from(ended);
         let times = self.pass().live.take_if(|(id, _)| id == response).map(|(_, times)| times).unwrap_or_default();
         let (answered_after, relay_added) = (times.answered_after(), times.relay_added());
         self.note(Fact::ReplyEnded { status, answered_after, relay_added });

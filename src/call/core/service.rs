@@ -82,12 +82,7 @@ impl Core {
                 if ended == Ended::Failed && self.playout.by_response(&response).is_some_and(|r| !r.is_generated()) {
                     self.reply_failed(reason.as_deref(), retry_after);
                 }
-                let status = match ended {
-                    Ended::Completed => ReplyStatus::Completed,
-                    Ended::Cancelled => ReplyStatus::Interrupted,
-                    Ended::Incomplete => ReplyStatus::Incomplete,
-                    Ended::Failed => ReplyStatus::Failed,
-                };
+                let status = ReplyStatus::from(ended);
                 let reason = reason.filter(|_| matches!(status, ReplyStatus::Incomplete | ReplyStatus::Failed));
                 self.playout.generated(&response, Generated { status, reason }, usage);
             }
