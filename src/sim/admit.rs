@@ -19,6 +19,12 @@ pub struct Knock {
     pub beta: bool,
     /// It came by the path of Azure's preview, which has that shape.
     pub preview: bool,
+    /// Its key is a client secret: the session that was configured with it; or it joins a call that has this one.
+    pub session: Option<Value>,
+    /// Its key looks like a client secret, and is none or has expired.
+    pub unknown_secret: bool,
+    /// It joins a call by its id.
+    pub joins: bool,
 }
 
 /// Why there will be no session.
@@ -56,16 +62,14 @@ pub(super) enum Admitted {
 /// # Errors
 /// With the error event and the close code, in the order key, shape, model, credit.
 pub(super) fn admit(config: &SimConfig, knock: &Knock) -> Result<Admitted, Rejected> {
-    let key = knock.key.as_deref().filter(|key| !key.is_empty()).ok_or_else(no_key)?;
-    if key.starts_with("sk-bad") || config.bad_keys.iter().any(|bad| bad == key) {
-        return Err(bad_key(key));
-    }
+    let key = key(config, knock)?;
     if knock.beta && !knock.preview && config.shape == Shape::Ga {
         let message = "The Realtime Beta API is no longer supported. Please use the GA API: leave out the OpenAI-Beta \
                        header.";
         return Err(Rejected::new(4_000, Refusal::new("beta_api_shape_disabled", message)));
     }
-    match (knock.intent.as_deref(), knock.model.as_deref()) {
+    let set = |field: &str| knock.session.as_ref().and_then(|session| session.get(field)?.as_str());
+    match (knock.intent.as_deref().or(set("type").filter(|_| knock.model.is_none())), knock.model.as_deref()) {
         (None | Some("realtime"), _) => {}
         (Some("transcription"), None) => return Ok(Admitted::Transcription),
         (Some("transcription"), Some(_)) => {
@@ -77,7 +81,7 @@ pub(super) fn admit(config: &SimConfig, knock: &Knock) -> Result<Admitted, Rejec
             return Err(Rejected::new(4_000, refusal));
         }
     }
-    let Some(name) = knock.model.as_deref().filter(|model| !model.is_empty()) else {
+    let Some(name) = knock.model.as_deref().filter(|model| !model.is_empty()).or(set("model")) else {
         let message = "You must provide a model parameter.";
         return Err(Rejected::new(4_000, Refusal::new("missing_model", message).at("model")));
     };
@@ -96,6 +100,15 @@ pub(super) fn admit(config: &SimConfig, knock: &Knock) -> Result<Admitted, Rejec
         return Err(Rejected::new(1_013, refusal));
     }
     Ok(Admitted::Voice(model))
+}
+
+/// The key, if it is a good one.
+pub(super) fn key<'k>(config: &SimConfig, knock: &'k Knock) -> Result<&'k str, Rejected> {
+    let key = knock.key.as_deref().filter(|key| !key.is_empty()).ok_or_else(no_key)?;
+    if knock.unknown_secret || key.starts_with("sk-bad") || config.bad_keys.iter().any(|bad| bad == key) {
+        return Err(bad_key(key));
+    }
+    Ok(key)
 }
 
 fn no_key() -> Rejected {

@@ -61,6 +61,12 @@ pub struct SimConfig {
     pub cache_block_tokens: u64,
     /// Keep all received audio in the statistics.
     pub record_audio: bool,
+    /// Shortest life of a client secret that may be asked for, seconds.
+    pub secret_min_s: u64,
+    /// How far the service's clock is ahead of this machine's, seconds: shown in `Date` and `expires_at`.
+    pub clock_offset_s: i64,
+    /// Who joins a call by its id hears an answer begin after so long, as if its caller had spoken, ms; 0: nobody speaks.
+    pub caller_speaks_ms: u64,
 }
 
 impl Default for SimConfig {
@@ -92,6 +98,9 @@ impl Default for SimConfig {
             semantic_silence: SemanticSilence::default(),
             cache_block_tokens: 64,
             record_audio: false,
+            secret_min_s: 10,
+            clock_offset_s: 0,
+            caller_speaks_ms: 0,
         }
     }
 }
@@ -163,6 +172,11 @@ pub struct Model {
 impl Model {
     fn new(name: &str, context_tokens: u64, max_output_tokens: u64, reasoning: bool) -> Self {
         Self { name: name.to_owned(), context_tokens, max_output_tokens, reasoning }
+    }
+
+    /// A model that nobody has heard of yet.
+    pub(super) fn named(name: &str) -> Self {
+        Self::new(name, 32_768, 4_096, false)
     }
 
     /// What a session has that speaks with none.
@@ -251,6 +265,8 @@ pub struct Delays {
     pub transcription: Delay,
     /// From `response.done` to `rate_limits.updated`.
     pub rate_limits: Delay,
+    /// From a REST request to its answer.
+    pub rest: Delay,
 }
 
 impl Default for Delays {
@@ -265,6 +281,7 @@ impl Default for Delays {
             item_added: Delay::ms(100),
             transcription: Delay { ms: 900, jitter_ms: 60 },
             rate_limits: Delay::ms(43),
+            rest: Delay::ms(2),
         }
     }
 }
@@ -283,6 +300,7 @@ impl Delays {
             item_added: none,
             transcription: none,
             rate_limits: none,
+            rest: none,
         }
     }
 }
@@ -343,11 +361,13 @@ pub struct RateLimits {
     pub tokens: u64,
     /// Requests a day; 0 sends no such entry, as the service does today.
     pub requests: u64,
+    /// Requests a minute over REST, as its headers show them.
+    pub rest_requests: u64,
 }
 
 impl Default for RateLimits {
     fn default() -> Self {
-        Self { tokens: 15_000_000, requests: 0 }
+        Self { tokens: 15_000_000, requests: 0, rest_requests: 5_000 }
     }
 }
 

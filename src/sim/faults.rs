@@ -28,6 +28,9 @@
 //! for_ms = 6_000
 //! ```
 //!
+//! `refuse` and `hang` stand at a door: `door = "session"` (the default), `"mint"` (client secrets), `"calls"` (SDP) or
+//! `"acts"` (hang up, refer, accept, reject); there `session = n` is the n-th request at that door.
+//!
 //! | when | meaning |
 //! |---|---|
 //! | `at_ms = 1500` | so long after the 101 (what a fault without a moment has, with 0) |
@@ -38,8 +41,9 @@
 //!
 //! | kind | keys | what happens |
 //! |---|---|---|
-//! | `refuse` | `status`, `retry_after_s`, `body` | HTTP refusal in place of the 101 |
-//! | `hang` | `for_ms` | no 101 for so long; absent: never |
+//! | `refuse` | `status`, `retry_after_s`, `body`, `door` | HTTP refusal in place of the 101, or of what else the door gives |
+//! | `hang` | `for_ms`, `door` | no 101 for so long; absent: never |
+//! | `expiry` | `offset_s` | a client secret whose `expires_at` is so far from now (as it pleases: past, or absurd) |
 //! | `no_created` | | the 101, but never a `session.created` |
 //! | `delay` | `ms`, `jitter_ms`, `for_ms` | every event comes later, in order |
 //! | `stall_send` | `for_ms` | nothing is sent; absent: never again |
@@ -99,8 +103,8 @@ pub struct Fault {
 /// The moment of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// In place of the 101.
-    Connect,
+    /// In place of the 101, or of another door's answer.
+    Connect(Place),
     /// So long after the 101, ms.
     At(u64),
     /// Once so much audio was received, ms.
@@ -116,6 +120,22 @@ pub enum When {
         /// 0: at `response.created`.
         after_deltas: u64,
     },
+}
+
+/// Where a request comes in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Place {
+    /// The sockets of sessions.
+    #[default]
+    Session,
+    /// Client secrets.
+    Mint,
+    /// The life of a client secret.
+    Expiry,
+    /// SDP.
+    Calls,
+    /// What is done to a call.
+    Acts,
 }
 
 /// Which of several.
@@ -139,6 +159,7 @@ impl Nth {
 pub enum FaultKind {
     Refuse { status: u16, retry_after_s: Option<u64>, body: Option<String> },
     Hang { for_ms: Option<u64> },
+    Expiry { offset_s: i64 },
     NoCreated,
     Delay { delay: Delay, for_ms: Option<u64> },
     StallSend { for_ms: Option<u64> },
@@ -158,9 +179,10 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    const NAMES: [&'static str; 18] = [
+    const NAMES: [&'static str; 19] = [
         "refuse",
         "hang",
+        "expiry",
         "no_created",
         "delay",
         "stall_send",
@@ -184,6 +206,7 @@ impl FaultKind {
         match self {
             Self::Refuse { .. } => "refuse",
             Self::Hang { .. } => "hang",
+            Self::Expiry { .. } => "expiry",
             Self::NoCreated => "no_created",
             Self::Delay { .. } => "delay",
             Self::StallSend { .. } => "stall_send",
@@ -205,7 +228,7 @@ impl FaultKind {
 
     /// Whether it comes in place of the 101.
     fn is_at_connect(&self) -> bool {
-        matches!(self, Self::Refuse { .. } | Self::Hang { .. })
+        matches!(self, Self::Refuse { .. } | Self::Hang { .. } | Self::Expiry { .. })
     }
 }
 
@@ -276,6 +299,7 @@ impl Keys<'_> {
                 body: self.text("body")?,
             },
             "hang" => FaultKind::Hang { for_ms: self.span()? },
+            "expiry" => FaultKind::Expiry { offset_s: self.offset()? },
             "no_created" => FaultKind::NoCreated,
             "delay" => {
                 let ms = self.integer("ms", 0, 3_600_000)?.unwrap_or(0);
@@ -333,8 +357,11 @@ impl Keys<'_> {
     }
 
     fn when(&mut self, kind: &FaultKind) -> Result<When, String> {
+        if matches!(kind, FaultKind::Expiry { .. }) {
+            return Ok(When::Connect(Place::Expiry));
+        }
         if kind.is_at_connect() {
-            return Ok(When::Connect);
+            return Ok(When::Connect(self.door()?));
         }
         let at = self.integer("at_ms", 0, u64::MAX)?.map(When::At);
         let audio = self.integer("after_audio_ms", 0, u64::MAX)?.map(When::Audio);
@@ -358,6 +385,25 @@ impl Keys<'_> {
                 FaultKind::FailTranscript | FaultKind::ReorderTranscripts => When::Turn(Nth::Each),
                 _ => When::At(0),
             }),
+        }
+    }
+
+    fn door(&mut self) -> Result<Place, String> {
+        let Some((line, value)) = self.take("door") else { return Ok(Place::Session) };
+        match value.as_str() {
+            Some("session") => Ok(Place::Session),
+            Some("mint") => Ok(Place::Mint),
+            Some("calls") => Ok(Place::Calls),
+            Some("acts") => Ok(Place::Acts),
+            _ => Self::wrong(line, "door", &value, "\"session\", \"mint\", \"calls\" or \"acts\""),
+        }
+    }
+
+    fn offset(&mut self) -> Result<i64, String> {
+        match self.take("offset_s") {
+            None => Ok(0),
+            Some((_, Value::Integer(seconds))) => Ok(seconds),
+            Some((line, other)) => Self::wrong(line, "offset_s", &other, "a whole number of seconds"),
         }
     }
 
@@ -457,12 +503,12 @@ impl FaultBook {
         FaultScript { book: self.clone(), number, dice, heard: Vec::new() }
     }
 
-    /// What happens in place of the 101 of the `number`-th connection attempt, if anything.
-    pub(super) fn at_connect(self: &Arc<Self>, number: u64) -> Option<FaultKind> {
+    /// What happens in place of the answer to the `number`-th request at a door, if anything.
+    pub(super) fn at_door(self: &Arc<Self>, place: Place, number: u64) -> Option<FaultKind> {
         let mut script = self.script(number);
         // Dice of its own: the session throws the script's from the beginning.
         script.dice = Dice::new(self.faults.seed ^ 0xC0FA, number);
-        script.due(Moment::Connect).into_iter().find_map(|due| script.fire(due.fault))
+        script.due(Moment::Connect(place)).into_iter().find_map(|due| script.fire(due.fault))
     }
 }
 
@@ -479,7 +525,7 @@ pub(super) struct FaultScript {
 /// Something that has just happened in a session.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Moment {
-    Connect,
+    Connect(Place),
     Start,
     /// So much audio was received, ms.
     Audio(u64),
@@ -508,7 +554,7 @@ impl FaultScript {
                 continue;
             }
             let after = match (fault.when, moment) {
-                (When::Connect, Moment::Connect) => 0,
+                (When::Connect(door), Moment::Connect(here)) if door == here => 0,
                 (When::At(ms), Moment::Start) => ms,
                 (When::Audio(ms), Moment::Audio(now)) if now >= ms && !self.heard.contains(&index) => {
                     self.heard.push(index);
@@ -565,7 +611,7 @@ mod tests {
         assert_eq!(die.kind, FaultKind::Die { mid_frame: true, reset: false });
         assert_eq!((die.session, die.when), (Some(2), When::Response { nth: Nth::At(1), after_deltas: 3 }));
         assert_eq!(refuse.kind, FaultKind::Refuse { status: 429, retry_after_s: Some(2), body: None });
-        assert_eq!((refuse.when, refuse.times), (When::Connect, Some(5)));
+        assert_eq!((refuse.when, refuse.times), (When::Connect(Place::Session), Some(5)));
         assert_eq!(stall.kind, FaultKind::StallSend { for_ms: Some(6_000) });
         assert_eq!((stall.after_ms, stall.chance), (300, 0.05));
     }

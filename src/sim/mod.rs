@@ -14,13 +14,15 @@
 //! | transcription | `?intent=transcription` without a model; name one in `session.update` |
 //! | compatible servers | `shape = "beta"`, and `pcm16_rate = 16000` for those that hear 16 kHz |
 //! | Azure | `/openai/v1/realtime?model=`, `/openai/realtime?api-version=&deployment=` (beta shape); `api-key: ...` |
+//! | client secrets | `POST /v1/realtime/client_secrets`; a secret opens any number of sessions until it expires |
+//! | WebRTC and SIP calls | `POST /v1/realtime/calls`, a canned answer that browsers take; `/accept`, `/reject`, `/refer`, `/hangup`; sideband by `?call_id=` |
 //! | text, greetings | are answered with the bundled voice |
 //! | refused connects | keys `sk-bad...`, `sk-no-credit`; models `gpt-4o-realtime-preview`, `gpt-5`; no model; no key |
 //! | the session cap, delays, limits | [`SimConfig`], as a TOML file |
 //! | everything that goes wrong | [`faults`], as a TOML file |
 //!
 //! Inside, [`session`] is a machine without sockets or clock that can be driven in virtual time; `server` gives it a
-//! socket. Not here yet, with their places kept: REST (`server::router`), GPT-Live.
+//! socket, `rest` stands beside it. Not here yet: transcriptions and responses over REST, GPT-Live.
 mod admit;
 mod beta;
 mod commands;
@@ -33,7 +35,9 @@ mod input;
 mod outbox;
 mod reply;
 mod response;
+mod rest;
 mod script;
+mod sdp;
 mod server;
 pub mod session;
 mod settings;

@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use axum::{
@@ -44,7 +44,8 @@ use super::{
     admit::{self, Knock},
     config::SimConfig,
     dice::Dice,
-    faults::{FaultKind, Faults},
+    faults::{FaultKind, Faults, Place},
+    rest,
     session::{Incoming, Output, Session, World},
     stats::SimStats,
 };
@@ -116,6 +117,21 @@ impl Sim {
         self.world.stats()
     }
 
+    /// Every client secret is unknown from now on; sessions go on.
+    pub fn revoke_secrets(&self) {
+        self.world.desk.revoke_secrets();
+    }
+
+    /// A call from the telephone network rings, to be accepted by its id.
+    pub fn ring(&self, id: &str) {
+        self.world.desk.ring(id);
+    }
+
+    /// Calls by WebRTC or telephone that have not been hung up.
+    pub fn live_calls(&self) -> usize {
+        self.world.desk.live_calls()
+    }
+
     /// Closes every session with 1001 and waits for the goodbyes, at most a few seconds.
     pub async fn stop(self) {
         self.stop.cancel();
@@ -125,12 +141,13 @@ impl Sim {
     }
 }
 
-/// The addresses. REST (`client_secrets`, `calls`, `transcriptions`, `responses`) and the other dialects' sockets go here.
+/// The addresses. `transcriptions`, `responses` and the other dialects' sockets go here.
 fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/realtime", get(realtime))
         .route("/openai/v1/realtime", get(realtime))
         .route("/openai/realtime", get(realtime))
+        .merge(rest::routes(shared.world.clone()))
         .fallback(async || error(StatusCode::NOT_FOUND))
         .with_state(shared)
 }
@@ -155,7 +172,7 @@ async fn realtime(
         *world.stats.lock().refused.entry(response.status().as_u16()).or_default() += 1;
         response
     };
-    match world.faults.at_connect(number) {
+    match world.faults.at_door(Place::Session, number) {
         Some(FaultKind::Refuse { status, retry_after_s, body }) => {
             return refused(refusal(status, retry_after_s, body));
         }
@@ -169,12 +186,14 @@ async fn realtime(
     if !delay.is_zero() {
         let _ = shared.stop.run_until_cancelled(time::sleep(delay)).await;
     }
-    if query.contains_key("call_id") {
-        // No calls are simulated, so every id is unknown: 404 with an empty body, as the service does.
+    let joined = query.get("call_id").map(|id| world.desk.join(id));
+    if let Some(None) = joined {
+        // An unknown id: 404 with an empty body, as the service does.
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NOT_FOUND;
         return refused(response);
     }
+    let joined = joined.flatten();
     if world.stats.lock().sessions_now >= world.config.max_sessions as u64 {
         return refused(error(StatusCode::SERVICE_UNAVAILABLE));
     }
@@ -185,7 +204,17 @@ async fn realtime(
     };
     let azure = request.uri().path().starts_with("/openai/");
     let preview = request.uri().path() == "/openai/realtime";
-    let knock = Knock { preview, ..knock(request.headers(), upgrade.protocols(), &query) };
+    let mut knock = Knock { preview, ..knock(request.headers(), upgrade.protocols(), &query) };
+    world.desk.look_up(&mut knock);
+    let over = joined.map(|(session, over)| {
+        (knock.session, knock.joins) = (Some(session), true);
+        world.stats.lock().sidebands += 1;
+        over
+    });
+    let mut stats = world.stats.lock();
+    stats.safety_ids.extend(header_of(request.headers(), "openai-safety-identifier"));
+    stats.sessions_by_secret += u64::from(knock.session.is_some() && !knock.joins);
+    drop(stats);
     if azure && let Err(rejected) = admit::admit(&world.config, &knock) {
         let (status, body) = admit::azure_error(&rejected);
         return refused(refusal(status, None, Some(body.to_string())));
@@ -199,14 +228,14 @@ async fn realtime(
     let task = shared.clone();
     shared.tracker.spawn(async move {
         match pending.stream().await {
-            Ok((tcp, read_already)) => serve(&task, number, &knock, tcp, read_already).await,
+            Ok((tcp, read_already)) => serve(&task, number, &knock, over, tcp, read_already).await,
             Err(error) => tracing::debug!(%error, "the client left during the upgrade"),
         }
     });
     response
 }
 
-fn refusal(status: u16, retry_after_s: Option<u64>, body: Option<String>) -> Response<Body> {
+pub(super) fn refusal(status: u16, retry_after_s: Option<u64>, body: Option<String>) -> Response<Body> {
     let mut response = error(StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
     if let Some(body) = body {
         *response.body_mut() = Body::from(body);
@@ -217,7 +246,11 @@ fn refusal(status: u16, retry_after_s: Option<u64>, body: Option<String>) -> Res
     response
 }
 
-fn knock(headers: &HeaderMap, protocols: &[String], query: &HashMap<String, String>) -> Knock {
+fn header_of(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+pub(super) fn knock(headers: &HeaderMap, protocols: &[String], query: &HashMap<String, String>) -> Knock {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let bearer = header("authorization").and_then(|value| {
         let (scheme, key) = value.split_once(' ')?;
@@ -230,19 +263,27 @@ fn knock(headers: &HeaderMap, protocols: &[String], query: &HashMap<String, Stri
         intent: query.get("intent").cloned(),
         beta: header("openai-beta").is_some_and(|value| value.contains("realtime"))
             || protocols.iter().any(|p| p.starts_with("openai-beta.realtime")),
-        preview: false,
+        ..Knock::default()
     }
 }
 
-async fn serve(shared: &Shared, number: u64, knock: &Knock, tcp: TcpStream, read_already: Vec<u8>) {
+async fn serve(
+    shared: &Shared,
+    number: u64,
+    knock: &Knock,
+    over: Option<CancellationToken>,
+    tcp: TcpStream,
+    read_already: Vec<u8>,
+) {
     let config = WebSocketConfig::default()
         .read_buffer_size(8 << 10)
         .write_buffer_size(16 << 10)
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE));
     let ws = WebSocketStream::from_partially_read(tcp, read_already, Role::Server, Some(config)).await;
-    let unix_now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let world = shared.world.clone();
+    let unix_now = world.unix_now();
+    let speaks_at = Duration::from_millis(world.config.caller_speaks_ms);
     let _open = Open::new(world.clone());
     let link = Link {
         session: Session::new(world.clone(), number, knock, unix_now),
@@ -257,6 +298,8 @@ async fn serve(shared: &Shared, number: u64, knock: &Knock, tcp: TcpStream, read
         ping_due: false,
         pong_at: Duration::ZERO,
         stopping: None,
+        speaks_at: (over.is_some() && !speaks_at.is_zero()).then_some(speaks_at),
+        over: over.unwrap_or_default(),
         world,
     };
     link.run(&shared.stop).await;
@@ -305,6 +348,10 @@ struct Link {
     pong_at: Duration,
     /// Since when the simulator wants to be gone.
     stopping: Option<Duration>,
+    /// Ends when the call that it joined does.
+    over: CancellationToken,
+    /// When the caller of that call speaks.
+    speaks_at: Option<Duration>,
 }
 
 impl Link {
@@ -319,8 +366,15 @@ impl Link {
                 return self.world.stats.closed(false, 1_006);
             }
             let timer = self.began + self.wake_at();
+            let over = self.over.clone();
             let event = tokio::select! {
                 biased;
+                () = over.cancelled(), if self.stopping.is_none() => {
+                    let now = self.now();
+                    self.stopping = Some(now);
+                    self.session.hang_up(now);
+                    continue;
+                }
                 () = stop.cancelled(), if self.stopping.is_none() => {
                     let now = self.now();
                     self.stopping = Some(now);
@@ -361,6 +415,7 @@ impl Link {
             (self.world.config.ping_ms > 0 && self.ending.is_none()).then_some(self.ping_at),
             (self.read_from > self.now()).then_some(self.read_from),
             self.stopping.map(|since| since + GOODBYE),
+            self.speaks_at,
         ];
         wakes.into_iter().flatten().min().unwrap_or(LONGEST_SLEEP).min(self.now() + LONGEST_SLEEP)
     }
@@ -368,6 +423,9 @@ impl Link {
     /// Does what is due; `false`: the client is taken for dead.
     fn on_time(&mut self) -> bool {
         let now = self.now();
+        if self.speaks_at.take_if(|at| now >= *at).is_some() {
+            self.session.handle(now, Incoming::Text(r#"{"type":"response.create"}"#));
+        }
         if !self.congested() {
             self.session.tick(now);
         }

@@ -19,6 +19,7 @@ use super::{
     input::{Detection, Input, Turn},
     outbox::Outbox,
     response::{Request, Run},
+    rest::Desk,
     settings::Settings,
     stats::{SimStats, Stats},
     tokens::Cache,
@@ -38,13 +39,14 @@ pub struct World {
     pub(super) config: SimConfig,
     pub(super) faults: Arc<FaultBook>,
     pub(super) stats: Arc<Stats>,
+    pub(super) desk: Desk,
 }
 
 impl World {
     /// A service that behaves like this.
     pub fn new(config: SimConfig, faults: Faults) -> Arc<Self> {
         let stats = Arc::new(Stats::default());
-        Arc::new(Self { config, faults: FaultBook::new(faults, stats.clone()), stats })
+        Arc::new(Self { config, faults: FaultBook::new(faults, stats.clone()), stats, desk: Desk::default() })
     }
 
     /// What was seen and done so far.
@@ -101,6 +103,8 @@ pub struct Session {
     pub(super) damage: Damage,
     /// It speaks the protocol in its former shape.
     pub(super) beta: bool,
+    /// It joined a call, whose audio goes another way.
+    joins: bool,
     id: String,
     expires_at: u64,
     pub(super) conversation_id: String,
@@ -134,6 +138,10 @@ impl Session {
         };
         let beta = knock.preview || world.config.shape == Shape::Beta;
         let mut settings = settings;
+        if let (Ok(_), Some(session)) = (&admitted, &knock.session) {
+            // It was found good when the secret was made.
+            let _ = settings.update(session, false);
+        }
         if beta {
             settings.hear_pcm_at(world.config.pcm16_rate);
         }
@@ -143,6 +151,7 @@ impl Session {
             faults: world.faults.script(number),
             damage: Damage::default(),
             beta,
+            joins: knock.joins,
             id: dice.id("sess"),
             expires_at: unix_now + world.config.session_cap_ms.div_ceil(1_000),
             conversation_id: dice.id("conv"),
@@ -252,6 +261,13 @@ impl Session {
         self.out.bytes()
     }
 
+    /// The call that it joined is over.
+    pub fn hang_up(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+        self.out.drop_late(self.now);
+        self.close(1_000, "");
+    }
+
     /// The service goes away: a close frame at once.
     pub fn go_away(&mut self, now: Duration) {
         self.now = self.now.max(now);
@@ -268,7 +284,7 @@ impl Session {
 
     /// Sends an event after a delay; the order of events stays.
     pub(super) fn send_after(&mut self, delay: Duration, kind: &str, fields: Value) {
-        if self.ended {
+        if self.ended || self.joins && kind == "response.output_audio.delta" {
             return;
         }
         if self.beta {

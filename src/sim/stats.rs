@@ -58,6 +58,22 @@ pub struct SimStats {
     pub pongs: u64,
     /// Tokens of all `response.done`.
     pub tokens: u64,
+    /// Requests for a client secret, refused ones too.
+    pub mint_attempts: u64,
+    /// Client secrets made.
+    pub mints: u64,
+    /// REST requests refused, by HTTP status.
+    pub rest_refused: BTreeMap<u16, u64>,
+    /// WebRTC calls begun.
+    pub calls: u64,
+    /// What was done to calls: `hangup`, `refer`, `accept`, `reject`.
+    pub call_acts: BTreeMap<String, u64>,
+    /// Sockets that joined a call by its id.
+    pub sidebands: u64,
+    /// Every `OpenAI-Safety-Identifier` that came, in this order.
+    pub safety_ids: Vec<String>,
+    /// Sessions that were opened with a client secret.
+    pub sessions_by_secret: u64,
     /// Received audio, when `record_audio` is set.
     #[serde(skip)]
     pub recorded: Vec<Recorded>,

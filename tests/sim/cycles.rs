@@ -328,7 +328,7 @@ fn semantic_vad_waits_as_long_as_its_eagerness() {
 
 #[test]
 fn rate_limits_tell_of_requests_when_asked_to() {
-    let rate_limits = RateLimits { tokens: 600_000, requests: 100 };
+    let rate_limits = RateLimits { tokens: 600_000, requests: 100, ..RateLimits::default() };
     let mut client = Client::new(SimConfig { rate_limits, ..at_once() });
     client.wait(0);
     client.events();

@@ -112,7 +112,7 @@ impl Player {
         if let Some(Value::Object(given)) = head.get("knock") {
             let text = |name: &str| given.get(name).and_then(Value::as_str).map(str::to_owned);
             let beta = given.get("beta").is_some();
-            knock = Knock { key: text("key"), model: text("model"), intent: text("intent"), beta, preview: false };
+            knock = Knock { key: text("key"), model: text("model"), intent: text("intent"), beta, ..Knock::default() };
         }
         Self { client: Client::with(config, faults, &knock), names: Names::default() }
     }

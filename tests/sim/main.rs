@@ -6,6 +6,7 @@ mod faults;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
+mod rest;
 mod robust;
 #[cfg(test)]
 mod support;
