@@ -2,6 +2,8 @@
 //!
 //! Precedence: command line, then the file, then the environment (`OPENAI_API_KEY`, `OPENAI_BASE_URL`), then the
 //! defaults here. The commented example is `assets/voxrelay.toml`.
+mod access;
+
 use std::{
     collections::BTreeMap,
     fmt, fs, io,
@@ -13,6 +15,10 @@ use std::{
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
+pub use self::access::{
+    AuthConfig, KeyConfig, KeyHash, Moment, Net, Scope, SigningKeyConfig, StoreConfig, TENANT_IDS, TenantConfig,
+    is_origin, is_tenant_id,
+};
 use crate::audio::Codec;
 
 /// The whole file. An empty one is valid.
@@ -23,6 +29,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// The model service.
     pub upstream: UpstreamConfig,
+    /// Further accounts and services, by name; tenants say which one they use.
+    pub upstreams: BTreeMap<String, UpstreamConfig>,
     /// The door for OpenAI's own protocol.
     pub openai: OpenAiConfig,
     /// How audio is cut and paced.
@@ -31,8 +39,17 @@ pub struct Config {
     pub call: CallConfig,
     /// What is logged.
     pub log: LogConfig,
+    /// Call tokens, and what people are called upstream.
+    pub auth: AuthConfig,
+    /// What outlives a process.
+    pub store: StoreConfig,
+    /// Who pays, by id; none, and none in the store: nobody is asked for a credential.
+    pub tenants: BTreeMap<String, TenantConfig>,
     /// Personas by name; `default` always exists.
     pub agents: BTreeMap<String, AgentConfig>,
+    /// The file that this was read from.
+    #[serde(skip)]
+    pub source: Option<PathBuf>,
 }
 
 /// `[server]`
@@ -50,6 +67,10 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Largest client message, bytes.
     pub max_message_bytes: usize,
+    /// Requests at any door from one address in a minute; 0: no limit. This machine's own addresses have none.
+    pub connects_per_minute: u32,
+    /// Proxies in front of us: the client's address is what they write in `X-Forwarded-For`.
+    pub trusted_proxies: Vec<Net>,
     /// How long running turns may go on after SIGTERM, seconds.
     pub drain_s: u64,
     /// Speak TLS, and nothing else.
@@ -100,6 +121,8 @@ impl Default for ServerConfig {
             max_calls: 4_000,
             max_connections: 16_384,
             max_message_bytes: 256 << 10,
+            connects_per_minute: 600,
+            trusted_proxies: Vec::new(),
             drain_s: 10,
             tls: None,
         }
@@ -119,6 +142,17 @@ pub enum Dialect {
     Azure,
 }
 
+/// What sessions are opened with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Credentials {
+    /// The account's key itself.
+    #[default]
+    ApiKey,
+    /// Client secrets that are made with it, and used again as long as they are good.
+    Ephemeral,
+}
+
 /// `[upstream]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -129,6 +163,12 @@ pub struct UpstreamConfig {
     /// The account's key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_key: Option<Secret>,
+    /// What sessions are opened with.
+    pub credentials: Credentials,
+    /// Life of a client secret that is asked for, seconds; only for `credentials = "ephemeral"`.
+    pub secret_ttl_s: u64,
+    /// Name the model in the URL although the client secret has it in it.
+    pub model_with_secret: bool,
     /// The protocol spoken there.
     pub dialect: Dialect,
     /// Azure: speak to the preview of this version instead of the generally available API.
@@ -161,6 +201,9 @@ impl Default for UpstreamConfig {
         Self {
             url: None,
             api_key: None,
+            credentials: Credentials::ApiKey,
+            secret_ttl_s: 600,
+            model_with_secret: false,
             dialect: Dialect::Ga,
             api_version: None,
             input_rate: 24_000,
@@ -363,8 +406,21 @@ pub struct PolicyConfig {
     pub max_output_tokens: Rule,
 }
 
-/// Who decides.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+impl PolicyConfig {
+    /// Of each rule the stricter one.
+    #[must_use]
+    pub fn or_stricter(self, other: Self) -> Self {
+        Self {
+            instructions: self.instructions.max(other.instructions),
+            tools: self.tools.max(other.tools),
+            voice: self.voice.max(other.voice),
+            max_output_tokens: self.max_output_tokens.max(other.max_output_tokens),
+        }
+    }
+}
+
+/// Who decides; the later, the stricter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rule {
     /// The client; the agent's value is not used.
@@ -526,13 +582,17 @@ pub enum ConfigError {
         /// Why.
         source: io::Error,
     },
-    /// Not TOML, or an unknown key, or a value of the wrong kind; the text names line and column.
-    #[error("{}: {}", file.display(), source.to_string().trim_end())]
+    /// Not TOML, or an unknown key, or a value of the wrong kind. Never the line itself: there may stand a key in it.
+    #[error("{}: line {line}, column {column}: {problem}", file.display())]
     Parse {
         /// Which file.
         file: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
+        /// Where, from 1.
+        line: usize,
+        /// Where, from 1.
+        column: usize,
+        /// What is wrong.
+        problem: String,
     },
     /// Values that cannot work.
     #[error("{}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
@@ -578,6 +638,7 @@ impl Config {
         };
         let name = file.unwrap_or(Path::new("(no file)"));
         let mut config = Self::parse(&source, name)?;
+        config.source = file.map(Path::to_owned);
         let set = |name: &str| env(name).filter(|value| !value.trim().is_empty());
         config.upstream.url = config.upstream.url.or_else(|| set("OPENAI_BASE_URL"));
         config.upstream.api_key = config.upstream.api_key.or_else(|| set("OPENAI_API_KEY").map(Secret::new));
@@ -591,8 +652,12 @@ impl Config {
     }
 
     fn parse(source: &str, name: &Path) -> Result<Self, ConfigError> {
-        let mut config: Self = toml::from_str(source)
-            .map_err(|source| ConfigError::Parse { file: name.to_owned(), source: Box::new(source) })?;
+        let mut config: Self = toml::from_str(source).map_err(|error| {
+            let before = source.get(..error.span().map_or(0, |span| span.start)).unwrap_or_default();
+            let (line, column) =
+                (before.matches('\n').count() + 1, before.chars().rev().take_while(|c| *c != '\n').count() + 1);
+            ConfigError::Parse { file: name.to_owned(), line, column, problem: without_values(error.message()) }
+        })?;
         config.agents.entry("default".to_owned()).or_default();
         Ok(config)
     }
@@ -614,27 +679,6 @@ impl Config {
         if self.audio.out_batch_ms > self.audio.out_lead_ms {
             problem("audio.out_batch_ms", self.audio.out_batch_ms.to_string(), "at most audio.out_lead_ms");
         }
-        if let Some(url) = &self.upstream.url
-            && let Err(allowed) = Endpoint::parse(url, self.upstream.plaintext)
-        {
-            problem("upstream.url", format!("`{url}`"), &allowed);
-        }
-        if self.upstream.model.is_empty() {
-            problem("upstream.model", "nothing".to_owned(), "the name of a realtime model");
-        }
-        for (key, value) in [
-            ("upstream.api_key", self.upstream.api_key.as_ref().map(Secret::expose)),
-            ("upstream.organization", self.upstream.organization.as_deref()),
-            ("upstream.project", self.upstream.project.as_deref()),
-        ] {
-            if value.is_some_and(|v| v.is_empty() || v.bytes().any(|b| !b.is_ascii_graphic())) {
-                problem(
-                    key,
-                    "something that no HTTP header can hold".to_owned(),
-                    "visible ASCII characters, no spaces or line ends",
-                );
-            }
-        }
         if !is_log_level(&self.log.level) {
             problem("log.level", format!("`{}`", self.log.level), LOG_LEVELS);
         }
@@ -644,17 +688,21 @@ impl Config {
         if let Some((name, _)) = self.openai.models.iter().find(|(from, to)| from.is_empty() || to.is_empty()) {
             problem(&format!("openai.models.{name}"), "an empty name".to_owned(), "names of models");
         }
-        let rates = if self.upstream.dialect == Dialect::Beta { Codec::Pcm16.rates() } else { &[24_000] };
-        if !rates.contains(&self.upstream.input_rate) {
-            let allowed = "24000, or with dialect = \"beta\" also 8000, 16000 and 48000";
-            problem("upstream.input_rate", self.upstream.input_rate.to_string(), allowed);
+        self.upstream.check("upstream", &mut problem);
+        for (name, upstream) in &self.upstreams {
+            upstream.check(&format!("upstreams.{name}"), &mut problem);
         }
-        match (&self.upstream.api_version, self.upstream.dialect) {
-            (Some(version), dialect) if dialect != Dialect::Azure || version.is_empty() => {
-                let allowed = "a version such as 2025-04-01-preview, with dialect = \"azure\"";
-                problem("upstream.api_version", format!("`{version}`"), allowed);
+        self.auth.check(&mut problem);
+        let (agents, upstreams) = (|a: &str| self.agents.contains_key(a), |u: &str| self.upstreams.contains_key(u));
+        let mut hashes = BTreeMap::new();
+        for (name, tenant) in &self.tenants {
+            tenant.check(name, agents, upstreams, &mut problem);
+            for (index, key) in tenant.keys.iter().enumerate() {
+                if let Some(other) = hashes.insert(key.hash, name) {
+                    let key = format!("tenants.{name}.keys[{index}].hash");
+                    problem(&key, format!("a key that tenant `{other}` has"), "a key of its own");
+                }
             }
-            _ => {}
         }
         for (name, agent) in &self.agents {
             agent.check(name, &mut problem);
@@ -662,17 +710,13 @@ impl Config {
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Values { problems }) }
     }
 
-    fn ranges(&self) -> [(&'static str, u64, u64, u64, &'static str); 17] {
-        let (server, upstream, audio, call) = (&self.server, &self.upstream, &self.audio, &self.call);
+    fn ranges(&self) -> [(&'static str, u64, u64, u64, &'static str); 13] {
+        let (server, audio, call) = (&self.server, &self.audio, &self.call);
         [
             ("server.max_calls", server.max_calls as u64, 1, 1_000_000, "calls"),
             ("server.max_connections", server.max_connections as u64, 1, 1_000_000, "connections"),
             ("server.max_message_bytes", server.max_message_bytes as u64, 4_096, 16 << 20, "bytes"),
             ("server.drain_s", server.drain_s, 0, 3_600, "seconds"),
-            ("upstream.connect_timeout_ms", upstream.connect_timeout_ms, 100, 60_000, "ms"),
-            ("upstream.session_timeout_ms", upstream.session_timeout_ms, 100, 120_000, "ms"),
-            ("upstream.attempts", u64::from(upstream.attempts), 1, 10, "tries"),
-            ("upstream.max_message_bytes", upstream.max_message_bytes as u64, 64 << 10, 64 << 20, "bytes"),
             ("openai.max_message_bytes", self.openai.max_message_bytes as u64, 64 << 10, 64 << 20, "bytes"),
             ("audio.chunk_ms", audio.chunk_ms, 20, 200, "ms"),
             ("audio.out_lead_ms", audio.out_lead_ms, 40, 10_000, "ms"),
@@ -683,6 +727,58 @@ impl Config {
             ("call.stall_s", call.stall_s, 1, 600, "seconds"),
             ("call.max_backlog_s", call.max_backlog_s, 1, 3_600, "seconds"),
         ]
+    }
+}
+
+impl UpstreamConfig {
+    fn check(&self, section: &str, problem: &mut impl FnMut(&str, String, &str)) {
+        let key = |field: &str| format!("{section}.{field}");
+        for (field, found, least, most, unit) in [
+            ("connect_timeout_ms", self.connect_timeout_ms, 100, 60_000, "ms"),
+            ("session_timeout_ms", self.session_timeout_ms, 100, 120_000, "ms"),
+            ("attempts", u64::from(self.attempts), 1, 10, "tries"),
+            ("max_message_bytes", self.max_message_bytes as u64, 64 << 10, 64 << 20, "bytes"),
+            ("secret_ttl_s", self.secret_ttl_s, 10, 7_200, "seconds"),
+        ] {
+            if !(least..=most).contains(&found) {
+                problem(&key(field), found.to_string(), &format!("{least} to {most} {unit}"));
+            }
+        }
+        if let Some(url) = &self.url
+            && let Err(allowed) = Endpoint::parse(url, self.plaintext)
+        {
+            problem(&key("url"), format!("`{url}`"), &allowed);
+        }
+        if self.model.is_empty() {
+            problem(&key("model"), "nothing".to_owned(), "the name of a realtime model");
+        }
+        for (field, value) in [
+            ("api_key", self.api_key.as_ref().map(Secret::expose)),
+            ("organization", self.organization.as_deref()),
+            ("project", self.project.as_deref()),
+        ] {
+            if value.is_some_and(|v| v.is_empty() || v.bytes().any(|b| !b.is_ascii_graphic())) {
+                let found = "something that no HTTP header can hold".to_owned();
+                problem(&key(field), found, "visible ASCII characters, no spaces or line ends");
+            }
+        }
+        let rates = if self.dialect == Dialect::Beta { Codec::Pcm16.rates() } else { &[24_000] };
+        if !rates.contains(&self.input_rate) {
+            let allowed = "24000, or with dialect = \"beta\" also 8000, 16000 and 48000";
+            problem(&key("input_rate"), self.input_rate.to_string(), allowed);
+        }
+        match &self.api_version {
+            Some(version) if self.dialect != Dialect::Azure || version.is_empty() => {
+                let allowed = "a version such as 2025-04-01-preview, with dialect = \"azure\"";
+                problem(&key("api_version"), format!("`{version}`"), allowed);
+            }
+            _ => {}
+        }
+        let mints = self.dialect == Dialect::Ga || self.dialect == Dialect::Azure && self.api_version.is_none();
+        if self.credentials == Credentials::Ephemeral && !mints {
+            let allowed = "api_key; client secrets are made by services with dialect = \"ga\" or \"azure\"";
+            problem(&key("credentials"), "ephemeral".to_owned(), allowed);
+        }
     }
 }
 
@@ -788,6 +884,17 @@ pub fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// A message without the values that it quotes: names of keys stand in backticks, values in quotes.
+fn without_values(message: &str) -> String {
+    let mut pieces = message.trim_end().split('"');
+    let first = pieces.next().unwrap_or_default().to_owned();
+    let rest: Vec<&str> = pieces.collect();
+    let outside = rest.iter().enumerate().filter(|(index, _)| index % 2 == 1).map(|(_, piece)| *piece);
+    outside.fold(if rest.is_empty() { first.clone() } else { format!("{first}(a text)") }, |told, piece| {
+        if piece.is_empty() { told } else { format!("{told}{piece}") }
+    })
+}
+
 /// The line on which a dotted key stands, or its nearest parent.
 fn locate(source: &str, key: &str) -> Option<usize> {
     let table = toml::de::DeTable::parse(source).ok()?;
@@ -891,6 +998,21 @@ mod tests {
             for part in parts {
                 assert!(error.contains(part), "{source:?} gave {error:?}, without {part:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_broken_file_is_described_and_not_quoted() {
+        for source in [
+            "[upstream]\napi_kye = \"sk-live-0123\"\n",
+            "[upstream]\napi_key = \"sk-live-0123\n",
+            "[upstream]\napi_key = sk-live-0123\n",
+            "[upstream]\nsecret_ttl_s = \"sk-live-0123\"\n",
+            "[tenants.acme]\nmax_calls = \"sk-live-0123\"\n",
+            "[[tenants.acme.keys]]\nlabel = \"x\"\nhash = \"sk-live-0123\"\n",
+        ] {
+            let error = load(source).unwrap_err();
+            assert!(error.contains("line ") && !error.contains("sk-live"), "{source}: {error}");
         }
     }
 

@@ -19,26 +19,31 @@
 //! # Rooms, in the order in which audio passes
 //! | room | what it is |
 //! |---|---|
-//! | [`cli`] | one file per command: serve, say, talk, sim, check |
+//! | [`cli`] | one file per command: serve, say, talk, sim, tenant, check |
 //! | [`caller`] | our own client of `voxrelay.v1`: say, talk and the tests use it |
 //! | [`desktop`] | microphone and loudspeaker of this computer on a call: talk |
 //! | [`config`] | one struct per section, every default in one place |
 //! | [`serve`] | listen, doors, one task per call, drain |
+//! | [`admit`] | who may come in: keys, tenants, call tokens, limits, running calls, what outlives a process |
 //! | [`net`] | one accept loop and one WebSocket for every door and both legs |
 //! | [`client`] | them → us: the thin door, its wire types and its public page; OpenAI's own protocol |
 //! | [`audio`] | samples, pure: codecs, resampling, lanes, chunks in, paced frames out, recordings |
 //! | [`call`] | decisions: the core, its parts, and the driver |
-//! | [`upstream`] | us → model: one file per dialect, and the opening of sessions |
+//! | [`upstream`] | us → model: one file per dialect, the opening of sessions, client secrets, limits |
 //! | [`beta`] | the protocol's former shape and its present one, each said in the other; used at both edges |
-//! | [`http`] | what is asked for over plain HTTP: the page at `/` |
+//! | [`http`] | what is asked for over plain HTTP: the page, tokens, client secrets and SDP, the end of calls |
 //! | [`sim`] | the simulated model service, its habits and its faults |
+//! | [`wall`] | the clock on the wall, for what others count in it |
 //! | [`observe`] | facts (an occurrence knows its log line and its metric), the metrics page |
 //!
 //! At the thin door and at telephones the conversation is ours; at OpenAI's ([`client::openai`]) it is the client's: there
 //! messages pass as they came, and the same core only watches and rules ([`call::core`]).
 //!
+//! Nobody reaches the upstream whom [`admit`] has not let in: what dials takes a [`admit::Principal`], which only the gate makes.
+//!
 //! Who knows whom: `client`, `audio` and `upstream` do not know each other's insides; `call` knows all three; `serve`
 //! and `cli` stand above; `sim` knows `audio` and `net` only. Inside of the relay every message has the GA shape.
+pub mod admit;
 pub mod audio;
 pub mod beta;
 pub mod call;
@@ -53,3 +58,4 @@ pub mod observe;
 pub mod serve;
 pub mod sim;
 pub mod upstream;
+pub mod wall;

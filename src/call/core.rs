@@ -30,7 +30,7 @@ use crate::{
     audio::Format,
     client::{
         openai::{self, Said},
-        wire::{AudioFormats, ClientMsg, ErrorBody, Limits, ServerMsg},
+        wire::{AudioFormats, ClientMsg, ErrorBody, Limits, ServerMsg, Usage},
     },
     observe::fact::Fact,
     upstream::{Command, Event},
@@ -47,6 +47,8 @@ pub struct Life {
     pub idle: Option<Duration>,
     /// A reply without an event for so long is stalled.
     pub stall: Duration,
+    /// The client's credential is good for so long; none: as long as somebody else says.
+    pub credential: Option<Duration>,
 }
 
 /// What was agreed at a door where the relay owns the conversation, and what the configuration allows.
@@ -133,6 +135,10 @@ pub enum Input<'a> {
     Said(Said),
     /// Pass-through: a binary message of the client.
     SaidAudio(&'a Bytes),
+    /// The client's next credential was found good, for so long from now.
+    Renewed(Option<Duration>),
+    /// It was not.
+    NotRenewed,
     /// The client answered a ping.
     ClientPong,
     /// The client is gone, or must go.
@@ -191,6 +197,8 @@ pub enum Output {
         /// Say [`Input::FirstAudioLeft`] when it has left.
         first: bool,
     },
+    /// See whether this is a good credential for the call, and say [`Input::Renewed`] or [`Input::NotRenewed`].
+    Renew(Credential),
     /// Ping the client.
     PingClient,
     /// Ping the service.
@@ -199,6 +207,16 @@ pub enum Output {
     Fact(Fact),
     /// The call is over; the last output.
     End(End),
+}
+
+/// A credential on its way: not for any log, and not to be written down with the call.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct Credential(#[serde(skip)] pub String);
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Credential(..)")
+    }
 }
 
 /// What a command was about, for when it fails.
@@ -217,6 +235,8 @@ enum About {
 
 /// Commands remembered for their errors; the service answers within a round trip.
 const REMEMBERED: usize = 64;
+/// A client hears of its credential's end so long before.
+const EXPIRES_SOON: Duration = Duration::from_secs(60);
 /// Kept for a session that is not up yet, bytes: minutes of audio, which the intake does not let come that fast.
 const EARLY_MAX: usize = 16 << 20;
 
@@ -247,6 +267,10 @@ pub struct Core {
     service_seen: At,
     stall: Stall,
     told_trouble: Option<At>,
+    /// When the client's credential ends.
+    credential_at: Option<At>,
+    /// When the client is told so; none: it has been.
+    expiring_at: Option<At>,
     drain_at: Option<At>,
     /// Nothing waits for the client's socket.
     client_has_all: bool,
@@ -290,6 +314,7 @@ impl Core {
     }
 
     fn new(life: Life, plan: Plan, pass: Option<Box<Pass>>) -> Self {
+        let credential_at = life.credential;
         let turn = Turn::new(plan.upstream_input, plan.chunk, plan.auto_turns, plan.silence, plan.ends_speech);
         let playout = Playout::new(plan.upstream_output, plan.lead, plan.batch, plan.max_backlog);
         Self {
@@ -314,6 +339,8 @@ impl Core {
             service_seen: At::ZERO,
             stall: Stall::None,
             told_trouble: None,
+            credential_at,
+            expiring_at: credential_at.map(|end| warning(At::ZERO, end)),
             drain_at: None,
             client_has_all: true,
             ended: false,
@@ -334,6 +361,11 @@ impl Core {
             | Input::Ignored => self.hear_client(now, input),
             Input::Said(said) => self.said(now, said),
             Input::SaidAudio(audio) => self.said_audio(now, audio),
+            Input::Renewed(good_for) => self.renewed(now, good_for),
+            Input::NotRenewed => {
+                let message = "`token` is no valid credential for this call; the one before stays in force".to_owned();
+                self.refuse("unauthorized", message, Some("token"), true);
+            }
             Input::ClientPong => self.client_seen = now,
             Input::ClientGone(end) | Input::ServiceGone(end) => self.end(now, end),
             Input::SessionUp => self.session_up(now),
@@ -414,6 +446,13 @@ impl Core {
 
     fn note(&mut self, fact: Fact) {
         self.out.push_back(Output::Fact(fact));
+    }
+
+    /// The service has counted a reply.
+    fn used(&mut self, usage: Option<Usage>) {
+        if let Some(usage) = usage {
+            self.note(Fact::Tokens { usage });
+        }
     }
 
     fn notice(&mut self, code: &str, message: &str) {
@@ -550,6 +589,11 @@ impl Core {
         self.out.push_back(Output::End(end));
         self.ended = true;
     }
+}
+
+/// When a client is told of its credential's end: a minute before, or a fifth of its life.
+fn warning(now: At, end: At) -> At {
+    end.saturating_sub((end.saturating_sub(now) / 5).min(EXPIRES_SOON))
 }
 
 /// What a client can make large.

@@ -6,6 +6,7 @@ use std::{
     future::{self, Future},
     panic::AssertUnwindSafe,
     pin::{Pin, pin},
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,14 +26,17 @@ use super::{
     rate::Rerate,
 };
 use crate::{
+    admit::{Cut, License},
     audio::Codec,
     client::wire::ServerMsg,
     net::ws::{Frame, Socket, SocketError},
     observe::fact::Fact,
     upstream::{
-        Command, Shape, Wanted, ga,
-        open::{Session, Upstream, UpstreamError},
+        Command, Shape, UpstreamError, Wanted, ga,
+        limits::{self, Board, Source},
+        open::{Session, Upstream},
     },
+    wall::unix_now,
 };
 
 /// Messages taken from one socket before the other has its turn.
@@ -77,6 +81,8 @@ pub struct Call {
     pub core: Core,
     /// What the client speaks.
     pub door: Door,
+    /// Its right to go on, and who speaks for it.
+    pub license: License,
     /// The session that it wants.
     pub wanted: Wanted,
     /// Where sessions come from.
@@ -126,6 +132,10 @@ struct Driver {
     rerate: Option<Rerate>,
     drain: Option<watch::Receiver<Option<Instant>>>,
     stop: CancellationToken,
+    license: License,
+    board: Arc<Board>,
+    /// Somebody has ended the call.
+    cut: bool,
     /// The client's socket is left alone until then.
     read_at: Option<Instant>,
     /// Looks at it that found no audio.
@@ -149,13 +159,15 @@ enum Wake {
     Opened(Box<Result<Session, UpstreamError>>),
     Drain,
     Stop,
+    Cut(Cut),
 }
 
 impl Driver {
     fn new(call: Call, began: Instant) -> Self {
-        let Call { id, core, door, wanted, upstream, client, drain, stop } = call;
+        let Call { id, core, door, license, wanted, upstream, client, drain, stop } = call;
         let rerate = Rerate::to(upstream.config().input_rate).filter(|_| door.setup().is_none());
-        let opening: Opening = Box::pin(async move { upstream.open(&wanted).await });
+        let (board, who, call) = (upstream.board().clone(), license.who().clone(), id.clone());
+        let opening: Opening = Box::pin(async move { upstream.open(&wanted, &who, &call).await });
         Self {
             id,
             core,
@@ -167,6 +179,9 @@ impl Driver {
             rerate,
             drain: Some(drain),
             stop,
+            license,
+            board,
+            cut: false,
             read_at: None,
             empty_looks: 0,
             held_back: false,
@@ -201,6 +216,14 @@ impl Driver {
                 },
                 Wake::Drain => self.drain_begins(),
                 Wake::Stop => self.core.handle(self.now(), Input::ClientGone(End::Drained)),
+                Wake::Cut(cut) => {
+                    self.cut = true;
+                    let end = match cut {
+                        Cut::Revoked => End::Revoked,
+                        Cut::Ended => End::EndedByTenant,
+                    };
+                    self.core.handle(self.now(), Input::ClientGone(end));
+                }
             }
         }
     }
@@ -208,7 +231,7 @@ impl Driver {
     /// Stop, then a due timer, then work: a flood must hide neither.
     async fn wait(&mut self, timer: Pin<&mut time::Sleep>) -> Wake {
         let gated = self.read_at.is_some();
-        let Self { client, service, drain, stop, unread, .. } = self;
+        let Self { client, service, drain, stop, unread, license, cut, .. } = self;
         let client_ready = future::poll_fn(|cx| {
             if !gated && client.poll_readable(cx).is_ready() {
                 return std::task::Poll::Ready(());
@@ -230,6 +253,7 @@ impl Driver {
         tokio::select! {
             biased;
             () = stop.cancelled() => Wake::Stop,
+            why = license.cut(), if !*cut => Wake::Cut(why),
             _ = draining => Wake::Drain,
             () = timer => Wake::Timer,
             wake = service_ready => wake,
@@ -295,11 +319,12 @@ impl Driver {
 
     fn service_text(&mut self, text: Bytes) {
         let now = self.now();
-        let Self { shape, core, door, .. } = self;
+        let Self { shape, core, door, board, license, .. } = self;
         let passes = door.setup().is_none();
         shape.incoming(text, |text| {
-            let input = if passes { Input::Heard(ga::glance(&text), text) } else { Input::Service(ga::decode(&text)) };
-            core.handle(now, input);
+            let event = if passes { ga::glance(&text) } else { ga::decode(&text) };
+            limits::heard(board, license.who().tenant_id(), &event);
+            core.handle(now, if passes { Input::Heard(event, text) } else { Input::Service(event) });
         });
     }
 
@@ -398,6 +423,13 @@ impl Driver {
                 Output::Relay { text, first } => {
                     self.first_audio |= first;
                     self.relay(text);
+                }
+                Output::Renew(credential) => {
+                    let input = match self.license.renew(&credential.0, unix_now()) {
+                        Ok(good_for) => Input::Renewed(good_for),
+                        Err(_) => Input::NotRenewed,
+                    };
+                    self.core.handle(self.now(), input);
                 }
                 Output::PingClient => self.client.send_ping(),
                 Output::PingService => {
@@ -526,6 +558,9 @@ impl Driver {
 
     fn service_gone(&mut self, error: &UpstreamError) {
         tracing::warn!(%error, "the service is gone");
+        if matches!(self.service, Service::Up(_)) {
+            self.board.refused(Source::Close, self.license.who().tenant_id(), error);
+        }
         self.service = Service::Gone;
         self.core.handle(self.now(), Input::ServiceGone(End::upstream(error)));
     }

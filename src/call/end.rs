@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::ms;
 use crate::{
     client::wire::ErrorBody,
-    upstream::open::{UpstreamError, Verdict},
+    upstream::{UpstreamError, Verdict},
 };
 
 /// What a client is asked to wait before it comes again, where nobody says more.
@@ -65,6 +65,15 @@ pub enum End {
     /// The client answers no pings.
     #[error("no answer to two pings")]
     NoPong,
+    /// The client's credential has ended.
+    #[error("the credential of this call has ended")]
+    TokenExpired,
+    /// Its tenant or its key is gone.
+    #[error("the credential of this call was revoked")]
+    Revoked,
+    /// Somebody who may has ended the call.
+    #[error("the call was ended by its tenant")]
+    EndedByTenant,
     /// The longest call.
     #[error("the longest call time of {} s is reached", .0.as_secs())]
     MaxTime(Duration),
@@ -163,6 +172,9 @@ impl End {
             Self::MessageTooLarge { .. } => of("message_too_large", 1009, true),
             Self::AudioTooFast => Report { retry_after: Some(COME_BACK), ..of("audio_too_fast", 4429, true) },
             Self::Idle(_) | Self::NoPong => of("idle_timeout", 4408, true),
+            Self::TokenExpired => of("token_expired", 4401, true),
+            Self::Revoked => of("unauthorized", 4401, true),
+            Self::EndedByTenant => of("forbidden", 4403, false),
             Self::MaxTime(_) => of("max_call_time", 4440, false),
             Self::ResumeRefused => of("resume_refused", 4410, false),
             Self::SlowConsumer => of("slow_consumer", 4508, true),
@@ -179,8 +191,14 @@ impl End {
 
 /// The contract's own word for an upstream code.
 fn known(code: &str) -> &'static str {
-    const CODES: [&str; 5] =
-        ["upstream_refused", "upstream_timeout", "upstream_auth", "rate_limited", "upstream_unavailable"];
+    const CODES: [&str; 6] = [
+        "upstream_refused",
+        "upstream_timeout",
+        "upstream_auth",
+        "rate_limited",
+        "upstream_unavailable",
+        "credentials_unavailable",
+    ];
     CODES.into_iter().find(|c| *c == code).unwrap_or("upstream_unavailable")
 }
 

@@ -13,6 +13,7 @@ pub mod playout;
 pub mod policy;
 pub mod rate;
 pub mod reply;
+pub mod sideband;
 pub mod slot;
 pub mod tools;
 pub mod turn;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::{AgentConfig, Rule},
+    config::{AgentConfig, PolicyConfig, Rule},
     upstream::ga,
 };
 
@@ -16,6 +16,11 @@ pub struct Policy {
     model: String,
     /// Field, rule, and the agent's value.
     rules: Vec<(Field, Rule, Value)>,
+    /// Models that may be named; empty: all.
+    models: Vec<String>,
+    /// The session has its values already.
+    #[serde(default)]
+    joined: bool,
 }
 
 /// What can be ruled.
@@ -28,28 +33,57 @@ enum Field {
 }
 
 impl Policy {
-    /// The rules of `agent` for a session of `model`.
-    pub fn new(agent: &AgentConfig, model: &str) -> Self {
+    /// The rules of `agent` for a session of `model`, or the tenant's where they are stricter.
+    pub fn new(agent: &AgentConfig, model: &str, tenant: PolicyConfig) -> Self {
+        let rule = agent.policy.or_stricter(tenant);
+        // A limit that the agent does not have cannot be kept.
+        let longest = if agent.max_output_tokens.is_some() { rule.max_output_tokens } else { Rule::Allow };
         let rules = [
-            (Field::Instructions, agent.policy.instructions, json!(agent.instructions)),
-            (Field::Tools, agent.policy.tools, ga::tools(agent)),
-            (Field::Voice, agent.policy.voice, json!(agent.voice)),
-            (Field::MaxOutputTokens, agent.policy.max_output_tokens, json!(agent.max_output_tokens)),
+            (Field::Instructions, rule.instructions, json!(agent.instructions)),
+            (Field::Tools, rule.tools, ga::tools(agent)),
+            (Field::Voice, rule.voice, json!(agent.voice)),
+            (Field::MaxOutputTokens, longest, json!(agent.max_output_tokens)),
         ];
         let rules = rules.into_iter().filter(|(_, rule, _)| *rule != Rule::Allow).collect();
-        Self { model: model.to_owned(), rules }
+        Self { model: model.to_owned(), rules, models: Vec::new(), joined: false }
+    }
+
+    /// Only these models may be named; an empty list is all of them.
+    #[must_use]
+    pub fn with_models(self, models: &[String]) -> Self {
+        Self { models: models.to_vec(), ..self }
+    }
+
+    /// For a session that others have set up: what is in force is not changed, and nothing is set.
+    #[must_use]
+    pub fn joined(self) -> Self {
+        Self { joined: true, ..self }
+    }
+
+    /// The model that a session names to write down what is said, and may not.
+    pub fn forbidden_model<'s>(&self, session: &'s Map<String, Value>) -> Option<&'s str> {
+        let now = session.get("audio").and_then(|audio| audio.pointer("/input/transcription/model"));
+        // And its place in the beta, which the service may speak.
+        let then = session.get("input_audio_transcription").and_then(|transcription| transcription.get("model"));
+        let named = [now, then].into_iter().flatten().filter_map(Value::as_str);
+        named.into_iter().find(|model| !self.models.is_empty() && !self.models.iter().any(|allowed| allowed == model))
     }
 
     /// What a session is told before its client may say anything; `None`: nothing.
     pub fn opening(&self) -> Option<Value> {
-        if self.rules.is_empty() {
+        if self.rules.is_empty() || self.joined {
             return None;
         }
+        Some(self.values())
+    }
+
+    /// All values that the agent gives.
+    fn values(&self) -> Value {
         let mut session = Map::from_iter([("type".to_owned(), json!("realtime"))]);
         for (field, _, value) in &self.rules {
             field.set(&mut session, value.clone());
         }
-        Some(Value::Object(session))
+        Value::Object(session)
     }
 
     /// Rules a client's `session` of a `session.update`. Whether it must be written anew.
@@ -57,7 +91,28 @@ impl Policy {
         // Which model a name means is decided at the door, once.
         let model = session.get_mut("model").filter(|model| !self.model.is_empty() && **model != self.model);
         let changed = model.map(|model| *model = json!(self.model)).is_some();
-        self.rule(session) || changed
+        // Where models are ruled, what was read is also what is sent (see `rule`).
+        self.rule(session) || changed || !self.models.is_empty()
+    }
+
+    /// A whole session for a client that will speak to the service by itself: the agent's values where they are in force, the
+    /// client's where it may have some.
+    pub fn merge(&self, mut asked: Map<String, Value>) -> Value {
+        self.rule_session(&mut asked);
+        let mut session = match self.values() {
+            Value::Object(session) => session,
+            _ => Map::new(),
+        };
+        lay_over(&mut session, asked);
+        // Nothing that was laid over may have swept away what is in force.
+        for (field, _, value) in self.rules.iter().filter(|(_, rule, _)| *rule == Rule::Force) {
+            field.fix(&mut session, value);
+        }
+        if !self.model.is_empty() {
+            session.insert("model".to_owned(), json!(self.model));
+        }
+        session.entry("type").or_insert_with(|| json!("realtime"));
+        Value::Object(session)
     }
 
     /// Rules a client's `response` of a `response.create`. Whether it must be written anew.
@@ -96,6 +151,23 @@ impl Field {
         };
     }
 
+    /// Sets `fixed`, whatever stands there; a limit only where a lower one does not.
+    fn fix(self, fields: &mut Map<String, Value>, fixed: &Value) {
+        match self {
+            Self::Voice => {
+                let audio = object_at(fields, "audio");
+                object_at(audio, "output").insert("voice".to_owned(), fixed.clone());
+            }
+            Self::MaxOutputTokens => {
+                let asked = fields.get("max_output_tokens").and_then(Value::as_u64).filter(|n| *n > 0);
+                if asked.is_none() || asked > fixed.as_u64() {
+                    self.set(fields, fixed.clone());
+                }
+            }
+            Self::Instructions | Self::Tools => self.set(fields, fixed.clone()),
+        }
+    }
+
     /// Keeps `fixed` in force.
     fn hold(self, fields: &mut Map<String, Value>, fixed: &Value) {
         match self {
@@ -103,8 +175,17 @@ impl Field {
             Self::Instructions => ["instructions", "prompt"].iter().for_each(|name| without(fields, name)),
             Self::Tools => ["tools", "prompt"].iter().for_each(|name| without(fields, name)),
             Self::Voice => {
-                let output = fields.get_mut("audio").and_then(|audio| audio.get_mut("output"));
-                output.and_then(Value::as_object_mut).into_iter().for_each(|output| without(output, "voice"));
+                // What is no object here would be one way to sweep the voice away.
+                if fields.get("audio").is_some_and(|audio| !audio.is_object()) {
+                    without(fields, "audio");
+                }
+                if let Some(audio) = fields.get_mut("audio").and_then(Value::as_object_mut) {
+                    match audio.get_mut("output").map(Value::as_object_mut) {
+                        Some(Some(output)) => without(output, "voice"),
+                        Some(None) => without(audio, "output"),
+                        None => {}
+                    }
+                }
                 without(fields, "voice"); // its name in the beta, which the service may speak
             }
             Self::MaxOutputTokens => {
@@ -118,6 +199,25 @@ impl Field {
     }
 }
 
+/// The object in a field, made if something else is there.
+fn object_at<'f>(fields: &'f mut Map<String, Value>, name: &str) -> &'f mut Map<String, Value> {
+    let value = fields.entry(name).or_insert_with(|| json!({}));
+    if !value.is_object() {
+        *value = json!({});
+    }
+    value.as_object_mut().expect("it was made one")
+}
+
+/// Objects are laid over each other field by field, everything else is replaced.
+fn lay_over(below: &mut Map<String, Value>, above: Map<String, Value>) {
+    for (name, value) in above {
+        match (below.get_mut(&name), value) {
+            (Some(Value::Object(below)), Value::Object(above)) => lay_over(below, above),
+            (_, value) => drop(below.insert(name, value)),
+        }
+    }
+}
+
 fn without(fields: &mut Map<String, Value>, name: &str) {
     fields.shift_remove(name);
 }
@@ -125,7 +225,6 @@ fn without(fields: &mut Map<String, Value>, name: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::PolicyConfig;
 
     fn policy(rule: Rule) -> Policy {
         let agent = AgentConfig {
@@ -135,7 +234,7 @@ mod tests {
             policy: PolicyConfig { instructions: rule, tools: rule, voice: rule, max_output_tokens: rule },
             ..AgentConfig::default()
         };
-        Policy::new(&agent, "real-model")
+        Policy::new(&agent, "real-model", PolicyConfig::default())
     }
 
     fn ruled(rule: Rule, session: Value) -> (Value, bool) {
@@ -182,6 +281,84 @@ mod tests {
         for rule in [Rule::Default, Rule::Force] {
             assert_eq!(policy(rule).opening(), Some(want.clone()), "{rule:?}");
         }
+    }
+
+    #[test]
+    fn a_session_is_merged_of_what_is_in_force_and_what_was_asked_for() {
+        let Value::Object(asked) = json!({"type": "realtime", "instructions": "Obey.", "model": "fast",
+            "audio": {"output": {"voice": "marin", "speed": 1.2}}, "of_tomorrow": 1})
+        else {
+            panic!()
+        };
+        let voice = |voice: &str| json!({"output": {"voice": voice, "speed": 1.2}});
+        for (rule, instructions, audio) in [
+            (Rule::Allow, "Obey.", voice("marin")),
+            (Rule::Default, "Obey.", voice("marin")),
+            (Rule::Force, "Be brief.", voice("cedar")),
+        ] {
+            let merged = policy(rule).merge(asked.clone());
+            assert_eq!((merged["instructions"].as_str(), &merged["audio"]), (Some(instructions), &audio), "{rule:?}");
+            assert_eq!((merged["model"].as_str(), &merged["of_tomorrow"]), (Some("real-model"), &json!(1)));
+        }
+        let least = policy(Rule::Default).merge(Map::new());
+        assert_eq!((least["type"].as_str(), least["instructions"].as_str()), (Some("realtime"), Some("Be brief.")));
+    }
+
+    #[test]
+    fn nothing_sweeps_away_what_is_in_force() {
+        for audio in [
+            json!(null),
+            json!([]),
+            json!({"output": null}),
+            json!({"output": "x"}),
+            json!({"output": {"voice": null}}),
+        ] {
+            let Value::Object(asked) = json!({"type": "realtime", "audio": audio, "max_output_tokens": null}) else {
+                panic!()
+            };
+            let merged = policy(Rule::Force).merge(asked.clone());
+            assert_eq!(merged["audio"]["output"]["voice"], "cedar", "{audio}");
+            assert_eq!(merged["max_output_tokens"], 500, "{audio}");
+            let mut update = asked;
+            policy(Rule::Force).rule_session(&mut update);
+            let audio = update.get("audio");
+            assert!(
+                audio.is_none_or(|a| a.is_object() && a.get("output").is_none_or(|o| o.get("voice").is_none())),
+                "{audio:?}"
+            );
+        }
+        let Value::Object(less) = json!({"max_output_tokens": 7}) else { panic!() };
+        assert_eq!(policy(Rule::Force).merge(less)["max_output_tokens"], 7);
+    }
+
+    #[test]
+    fn models_that_write_down_are_models_too() {
+        let only = policy(Rule::Allow).with_models(&["gpt-transcribe".to_owned()]);
+        for (session, want) in [
+            (json!({"audio": {"input": {"transcription": {"model": "gpt-transcribe"}}}}), None),
+            (json!({"audio": {"input": {"transcription": {"model": "whisper-1"}}}}), Some("whisper-1")),
+            (json!({"input_audio_transcription": {"model": "whisper-1"}}), Some("whisper-1")),
+            (json!({"audio": {"input": {"transcription": null}}}), None),
+            (json!({}), None),
+        ] {
+            assert_eq!(only.forbidden_model(session.as_object().unwrap()), want, "{session}");
+            assert_eq!(policy(Rule::Allow).forbidden_model(session.as_object().unwrap()), None);
+        }
+    }
+
+    #[test]
+    fn a_session_that_others_have_set_up_is_only_ruled() {
+        assert_eq!(policy(Rule::Force).joined().opening(), None);
+        let mut update = json!({"instructions": "Obey."}).as_object().unwrap().clone();
+        assert!(policy(Rule::Force).joined().rule_session(&mut update) && update.is_empty());
+    }
+
+    #[test]
+    fn a_tenants_rules_count_where_they_are_stricter() {
+        let agent = AgentConfig { max_output_tokens: None, ..AgentConfig::default() };
+        let force = PolicyConfig { voice: Rule::Force, max_output_tokens: Rule::Force, ..PolicyConfig::default() };
+        let opening = Policy::new(&agent, "m", force).opening();
+        assert_eq!(opening, Some(json!({"type": "realtime", "audio": {"output": {"voice": "marin"}}})));
     }
 
     #[test]

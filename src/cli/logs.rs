@@ -6,7 +6,7 @@ use std::io::{IsTerminal as _, stderr};
 
 use tracing::{Level, Metadata};
 use tracing_subscriber::{
-    EnvFilter, Layer as _, filter::filter_fn, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter, Layer as _, filter::filter_fn, fmt::MakeWriter, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
 use super::Usage;
@@ -17,8 +17,19 @@ use crate::config::{LOG_LEVELS, LogConfig, LogFormat, is_log_level};
 /// # Errors
 /// When `RUST_LOG` is not a level.
 pub fn install(config: &LogConfig) -> Result<(), Usage> {
-    let filter = filter(std::env::var("RUST_LOG").ok().as_deref(), &config.level)?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(stderr);
+    install_to(config, std::env::var("RUST_LOG").ok().as_deref(), stderr)
+}
+
+/// As [`install`], to another place.
+///
+/// # Errors
+/// When `rust_log` is not a level.
+pub fn install_to<W>(config: &LogConfig, rust_log: Option<&str>, place: W) -> Result<(), Usage>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let filter = filter(rust_log, &config.level)?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(place);
     let lines = match config.format {
         LogFormat::Pretty => {
             let colours = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());

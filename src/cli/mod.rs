@@ -7,6 +7,7 @@ pub mod self_signed;
 pub mod serve;
 pub mod sim;
 pub mod talk;
+pub mod tenant;
 
 use std::{io, net::SocketAddr, process::ExitCode};
 
@@ -33,6 +34,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Run the simulated model service alone, to test voice clients against
     Sim(sim::SimArgs),
+    /// Add, show, rotate and revoke tenants: who may call, and with which keys
+    Tenant(tenant::TenantArgs),
     /// Print the effective configuration, or what is wrong with it
     Check(check::CheckArgs),
 }
@@ -66,7 +69,8 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Talk(args) => talk::run(args).await,
         Command::Serve(args) => serve::run(args).await,
         Command::Sim(args) => sim::run(args).await,
-        Command::Check(args) => check::run(args).await,
+        Command::Tenant(args) => tenant::run(args),
+        Command::Check(args) => Box::pin(check::run(args)).await,
     };
     match done {
         Ok(code) => code,

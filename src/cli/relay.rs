@@ -39,7 +39,7 @@ impl Relay {
         };
         let server = Server::start(config, metrics).await.map_err(|error| match error {
             ServeError::Listen { .. } => anyhow::Error::new(error),
-            ServeError::Open { .. } | ServeError::Upstream(_) | ServeError::Tls(_) => {
+            ServeError::Open { .. } | ServeError::Upstream { .. } | ServeError::Tls(_) | ServeError::Store(_) => {
                 super::Usage(error.to_string()).into()
             }
         })?;

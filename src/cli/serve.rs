@@ -31,6 +31,9 @@ pub struct ServeArgs {
     /// Speak TLS with a certificate made for development; its path and fingerprint are printed
     #[arg(long, conflicts_with = "tls_cert")]
     tls_self_signed: bool,
+    /// Where tenants and their keys are kept [default: store.file of the configuration, or voxrelay.db in the user's data folder]
+    #[arg(long, value_name = "FILE")]
+    store: Option<PathBuf>,
     /// Serve other machines although nobody is asked for a credential
     #[arg(long)]
     insecure_open: bool,
@@ -46,6 +49,9 @@ impl ServeArgs {
             config.upstream.url = Some(url);
         }
         config.server.insecure_open |= self.insecure_open;
+        let named = self.store.or(config.store.file);
+        config.store.required = named.is_some();
+        config.store.file = named.or_else(|| Some(store_file()));
         if let (Some(cert), Some(key)) = (self.tls_cert, self.tls_key) {
             config.server.tls = Some(TlsConfig { cert, key });
         }
@@ -61,6 +67,11 @@ impl ServeArgs {
             .map_err(|e| Usage(e.to_string()))?;
         Ok(config)
     }
+}
+
+/// The store, where nobody says another one.
+pub fn store_file() -> PathBuf {
+    self_signed::folder(|name| std::env::var(name).ok()).join("voxrelay.db")
 }
 
 /// The configuration from a file and this process's environment.

@@ -1,5 +1,4 @@
 //! THEM -> US: one file per client dialect.
-pub mod door;
 pub mod openai;
 pub mod thin;
 pub mod wire;

@@ -327,7 +327,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::upstream::open::UpstreamError;
+    use crate::upstream::UpstreamError;
 
     fn kind(text: &str) -> Kind {
         Said::read(Bytes::from(text.to_owned())).kind
@@ -411,6 +411,7 @@ mod tests {
                     status: axum::http::StatusCode::NOT_FOUND,
                     code: Some("unknown".into()),
                     retry_after: None,
+                    param: None,
                 }),
                 4000,
                 "upstream_refused",
@@ -420,6 +421,7 @@ mod tests {
                     status: axum::http::StatusCode::TOO_MANY_REQUESTS,
                     code: Some("insufficient_quota".into()),
                     retry_after: None,
+                    param: None,
                 }),
                 1013,
                 "insufficient_quota.insufficient_quota",
@@ -429,6 +431,7 @@ mod tests {
                     status: axum::http::StatusCode::UNAUTHORIZED,
                     code: None,
                     retry_after: None,
+                    param: None,
                 }),
                 3000,
                 "invalid_request_error.upstream_auth",

@@ -11,16 +11,14 @@ use crate::audio::{Codec, Format};
 
 /// The subprotocol's name.
 pub const PROTOCOL: &str = "voxrelay.v1";
-/// A subprotocol that carries a credential begins so; never echoed.
-pub const TOKEN_PROTOCOL: &str = "voxrelay.token.";
 /// Longest typed turn or tool result, bytes; the service's own limits are near.
 const MAX_TEXT: usize = 64 << 10;
 
 /// What a client asks for at the door.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Query {
-    /// The agent's name.
-    pub agent: String,
+    /// The agent's name; none: whatever is usual.
+    pub agent: Option<String>,
     /// What the client sends.
     pub input: Format,
     /// What it wants.
@@ -85,7 +83,7 @@ impl Query {
         let out_rate = rate("out_rate")?.or(Some(input.rate).filter(|r| out_codec.rates().contains(r)));
         let output = format("out_rate", out_codec, out_rate)?;
         Ok(Self {
-            agent: get("agent").unwrap_or("default").to_owned(),
+            agent: get("agent").map(str::to_owned),
             input,
             output,
             auto_turns: choice("turns", "auto", "manual")?,

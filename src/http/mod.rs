@@ -1,2 +1,16 @@
-//! Everything that is asked for over plain HTTP and is no call: the pages that people open in a browser.
+//! Everything that is asked for over plain HTTP and is no call of ours: pages for people, tokens and the broker for programs.
+//!
+//! | file | what is there |
+//! |---|---|
+//! | [`pages`] | the page at `/` |
+//! | [`tokens`] | `POST /v1/tokens`: short-lived call tokens |
+//! | [`calls`] | `/v1/calls`, `/v1/limits`: what runs, what may run, and its end |
+//! | [`broker`] | client secrets and SDP, for clients that speak to the service directly |
+//! | [`cors`] | which web pages may ask for these |
+//! | [`body`] | bodies, bounded in size and time |
+pub mod body;
+pub mod broker;
+pub mod calls;
+pub mod cors;
 pub mod pages;
+pub mod tokens;

@@ -180,6 +180,20 @@ impl Socket {
         self.ws.as_ref().expect("only taken inside `resize`, which puts it back").get_ref()
     }
 
+    /// Waits for the next frame, for those who have nothing else to do.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn next(&mut self) -> Result<Frame, SocketError> {
+        loop {
+            if let Some(frame) = self.read()? {
+                return Ok(frame);
+            }
+            self.flush()?; // pongs
+            std::future::poll_fn(|cx| self.poll_readable(cx)).await.map_err(SocketError::Lost)?;
+        }
+    }
+
     /// The next message, or `None` when there is none at the moment.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::{borrow::Cow, time::Duration};
 use metrics::{counter, gauge, histogram};
 use serde::{Deserialize, Serialize};
 
-use crate::client::wire::ReplyStatus;
+use crate::client::wire::{ReplyStatus, Usage};
 
 /// Something happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +44,28 @@ pub enum Fact {
         answered_after: Option<Duration>,
         /// Of it, in the relay itself.
         relay_added: Option<Duration>,
+    },
+    /// The service has counted a reply's tokens.
+    Tokens {
+        /// Its count.
+        usage: Usage,
+    },
+    /// A client secret was made.
+    SecretMade {
+        /// After so long.
+        after: Duration,
+    },
+    /// None could be made.
+    SecretFailed {
+        /// `error.code`
+        code: Cow<'static, str>,
+    },
+    /// A client secret was used.
+    SecretUsed {
+        /// So long after it was made.
+        age: Duration,
+        /// After so long a wait for it.
+        waited: Duration,
     },
     /// The service said something that we do not know.
     UnknownEvent,
@@ -92,6 +114,30 @@ impl Fact {
                     histogram!("voxrelay_relay_added_seconds").record(added.as_secs_f64());
                 }
                 tracing::info!(status, "reply ended");
+            }
+            Self::Tokens { usage } => {
+                let of = |direction: &'static str, kind: &'static str, count: u64| {
+                    counter!("voxrelay_tokens_total", "direction" => direction, "kind" => kind).increment(count);
+                };
+                of("in", "text", usage.input_text_tokens);
+                of("in", "audio", usage.input_audio_tokens);
+                of("out", "text", usage.output_text_tokens);
+                of("out", "audio", usage.output_audio_tokens);
+                counter!("voxrelay_cached_tokens_total").increment(usage.cached_tokens);
+                tracing::info!(input = usage.input_tokens, output = usage.output_tokens, "tokens used");
+            }
+            Self::SecretMade { after } => {
+                counter!("voxrelay_secrets_made_total").increment(1);
+                tracing::info!(seconds = after.as_secs_f64(), "client secret made");
+            }
+            Self::SecretFailed { code } => {
+                counter!("voxrelay_secrets_failed_total", "code" => code.clone()).increment(1);
+            }
+            Self::SecretUsed { age, waited } => {
+                let how = if waited.is_zero() { "ready" } else { "waited" };
+                counter!("voxrelay_secrets_used_total", "how" => how).increment(1);
+                histogram!("voxrelay_secret_age_seconds").record(age.as_secs_f64());
+                histogram!("voxrelay_secret_wait_seconds").record(waited.as_secs_f64());
             }
             Self::UnknownEvent => {
                 counter!("voxrelay_unknown_events_total").increment(1);

@@ -6,12 +6,16 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 const SECONDS: [f64; 16] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0];
 
+/// Seconds, for what lives for minutes.
+const AGES: [f64; 10] = [1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 7_200.0];
+
 /// Collects from now on; the handle renders the page. Only one can be in a process.
 ///
 /// # Errors
 /// When one is there already.
 pub fn install() -> Result<PrometheusHandle, BuildError> {
     let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full("voxrelay_secret_age_seconds".to_owned()), &AGES)?
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .install_recorder()?;
     describe_counter!("voxrelay_calls_total", "Calls begun, by door");
@@ -37,6 +41,14 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         Unit::Seconds,
         "First delta at the relay to the client's socket"
     );
+    describe_counter!("voxrelay_tokens_total", "Tokens that the service counted, by direction and kind");
+    describe_counter!("voxrelay_cached_tokens_total", "Of the tokens in, those that the service had in its cache");
+    describe_counter!("voxrelay_secrets_made_total", "Client secrets made");
+    describe_counter!("voxrelay_secrets_failed_total", "Client secrets that could not be made, by error code");
+    describe_counter!("voxrelay_secrets_used_total", "Uses of client secrets: ready (cached), or waited for");
+    describe_counter!("voxrelay_upstream_limits_total", "Limits of the service that were hit, by limit");
+    describe_histogram!("voxrelay_secret_age_seconds", Unit::Seconds, "Age of client secrets at their use");
+    describe_histogram!("voxrelay_secret_wait_seconds", Unit::Seconds, "Wait for a client secret");
     describe_histogram!("voxrelay_session_up_seconds", Unit::Seconds, "Dialling to session.created");
     // What is still nothing is shown as such, so that a new relay's page is not an empty one.
     for door in ["thin", "openai"] {

@@ -2,44 +2,48 @@
 //!
 //! Refuses before the upgrade where it can, in the service's own shape; what the service itself would say after it (a model
 //! that nobody knows, an account without credit) is left to the service.
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
-    extract::{Query as UrlQuery, Request, State},
-    http::{HeaderValue, Response, StatusCode, header},
+    extract::{Request, State},
+    http::{HeaderValue, Response, StatusCode, header, request::Parts},
     response::IntoResponse as _,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Shared, life, run};
+use super::{FULL_RETRY, Shared, fields, license, random_id, refusal::whole_seconds, run};
 use crate::{
+    admit::{Denied, License, Principal},
     call::{core::Core, door::Door, driver::Call, policy::Policy},
     client::openai::{self, INVALID_REQUEST, SERVER_ERROR},
-    config::{AgentConfig, OpenAiConfig, OtherModels},
+    config::{AgentConfig, OpenAiConfig, OtherModels, PolicyConfig, Scope},
     net::listen::{Upgrade, UpgradeError},
     observe::fact::Fact,
-    upstream::{Intent, Wanted},
+    upstream::{Intent, Wanted, open::Upstream, rest::is_call},
 };
 
-/// A refusal before the upgrade.
+/// Longest name of a model, bytes.
+const LONGEST_MODEL: usize = 128;
+
+/// A refusal in the service's own shape.
 #[derive(Debug)]
-struct Refusal {
-    status: StatusCode,
-    kind: &'static str,
-    code: &'static str,
-    message: String,
-    param: Option<&'static str>,
-    retry_after: Option<Duration>,
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) kind: &'static str,
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+    pub(crate) param: Option<Cow<'static, str>>,
+    pub(crate) retry_after: Option<Duration>,
 }
 
 impl Refusal {
-    fn new(status: StatusCode, code: &'static str, message: String) -> Self {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: String) -> Self {
         Self { status, kind: INVALID_REQUEST, code, message, param: None, retry_after: None }
     }
 
-    fn at(self, param: &'static str) -> Self {
-        Self { param: Some(param), ..self }
+    pub(crate) fn at(self, param: impl Into<Cow<'static, str>>) -> Self {
+        Self { param: Some(param.into()), ..self }
     }
 }
 
@@ -47,10 +51,13 @@ impl From<Refusal> for Response<Body> {
     fn from(refusal: Refusal) -> Self {
         let Refusal { status, kind, code, message, param, retry_after } = refusal;
         Fact::Refused { code: code.into() }.record();
-        let body = openai::refusal(kind, code, &message, param);
+        let body = openai::refusal(kind, code, &message, param.as_deref());
         let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(after) = retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
         }
         if status == StatusCode::UPGRADE_REQUIRED {
             response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -59,9 +66,31 @@ impl From<Refusal> for Response<Body> {
     }
 }
 
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        let (status, code) = match denied {
+            Denied::Credential => (StatusCode::UNAUTHORIZED, "invalid_api_key"),
+            Denied::Origin(..) | Denied::Address | Denied::Scope(_) => (StatusCode::FORBIDDEN, "forbidden"),
+            Denied::TooOften(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
+            Denied::TooMany(_) => (StatusCode::TOO_MANY_REQUESTS, "concurrency_limited"),
+            Denied::Taken => (StatusCode::CONFLICT, "invalid_call_state"),
+            Denied::Store => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
+        };
+        let (kind, retry_after) = match denied {
+            Denied::TooOften(wait) => ("requests", Some(wait)),
+            Denied::TooMany(_) => ("requests", Some(FULL_RETRY)),
+            Denied::Store => (SERVER_ERROR, Some(FULL_RETRY)),
+            _ => (INVALID_REQUEST, None),
+        };
+        Self { kind, retry_after, ..Self::new(status, code, format!("{denied}.")) }
+    }
+}
+
 /// What a client asks for.
 #[derive(Debug)]
 struct Knock {
+    who: Principal,
+    upstream: Upstream,
     wanted: Wanted,
     agent: Arc<AgentConfig>,
     /// The model, by the client's own name.
@@ -72,51 +101,55 @@ struct Knock {
 
 /// `GET /v1/realtime`, and `/openai/v1/realtime`.
 pub(super) async fn realtime(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
-    serve(&shared, request, false)
+    serve(&shared, request, false).await
 }
 
 /// `GET /openai/realtime`: Azure's preview, which has the shape of the beta.
 pub(super) async fn azure_preview(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
-    serve(&shared, request, true)
+    serve(&shared, request, true).await
 }
 
-fn serve(shared: &Arc<Shared>, mut request: Request, preview: bool) -> Response<Body> {
-    let fields = match UrlQuery::<Vec<(String, String)>>::try_from_uri(request.uri()) {
-        Ok(UrlQuery(fields)) => fields,
-        Err(error) => {
-            let message = format!("Unreadable query: {error}.");
-            return Refusal::new(StatusCode::BAD_REQUEST, "invalid_query", message).into();
-        }
+async fn serve(shared: &Arc<Shared>, request: Request, preview: bool) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let (knock, slot) = match knock(shared, &head, preview).await {
+        Err(refusal) => return refusal.into(),
+        Ok(found) => found,
     };
-    if fields.iter().any(|(name, _)| name == "call_id") {
-        // There are no calls that could be joined, so every id is unknown: the service answers 404 with an empty body.
+    let mut request = Request::from_parts(head, body);
+    if knock.wanted.joins.as_ref().is_some_and(|call| !owns(shared, &knock.who, call)) {
+        // The service answers 404 with an empty body for calls that it does not know; so are other people's here.
         Fact::Refused { code: "unknown_call".into() }.record();
         return StatusCode::NOT_FOUND.into_response();
     }
-    match knock(shared, &request, &fields, preview) {
-        Err(refusal) => refusal.into(),
-        Ok((knock, slot)) => match Upgrade::from_request(&mut request) {
-            Ok(upgrade) => admit(shared, knock, slot, upgrade),
-            Err(error @ UpgradeError::NotAsked) => {
-                Refusal::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", format!("{error}.")).into()
+    match Upgrade::from_request(&mut request) {
+        Ok(upgrade) => {
+            let id = random_id("call");
+            match license(shared, &knock.who, &id, "openai").await {
+                Ok(license) => admit(shared, knock, license, id, slot, upgrade),
+                Err(denied) => Refusal::from(denied).into(),
             }
-            Err(error) => Refusal::new(StatusCode::BAD_REQUEST, "invalid_upgrade", format!("{error}.")).into(),
-        },
+        }
+        Err(error @ UpgradeError::NotAsked) => {
+            Refusal::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", format!("{error}.")).into()
+        }
+        Err(error) => Refusal::new(StatusCode::BAD_REQUEST, "invalid_upgrade", format!("{error}.")).into(),
     }
 }
 
+/// Whether a call by WebRTC or telephone is this principal's to steer.
+fn owns(shared: &Shared, who: &Principal, call: &str) -> bool {
+    is_call(call) && shared.gate.roster().who(call).is_some_and(|owner| who.secret().is_none() && who.steers(&owner))
+}
+
 /// All checks of a request's head.
-fn knock(
-    shared: &Shared,
-    request: &Request,
-    fields: &[(String, String)],
-    preview: bool,
-) -> Result<(Knock, OwnedSemaphorePermit), Refusal> {
-    if let Some(origin) = shared.foreign_page(request) {
-        let message = format!("Origin `{origin}` may not call; allowed: this server's own pages and loopback.");
-        return Err(Refusal::new(StatusCode::FORBIDDEN, "forbidden", message));
+async fn knock(shared: &Shared, head: &Parts, preview: bool) -> Result<(Knock, OwnedSemaphorePermit), Refusal> {
+    let fields = fields(&head.uri);
+    let who = shared.identify(head, fields.as_ref().unwrap_or(&Vec::new())).await?;
+    let fields = fields.map_err(|why| Refusal::new(StatusCode::BAD_REQUEST, "invalid_query", format!("{why}.")))?;
+    if !who.may(Scope::Call) {
+        return Err(Denied::Scope(Scope::Call).into());
     }
-    let header = |name: &str| request.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok());
+    let header = |name: &str| head.headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok());
     let offered = header("sec-websocket-protocol").unwrap_or_default();
     let mut offered = offered.split(',').map(str::trim).filter(|p| !p.is_empty()).peekable();
     // Browsers give up when a list that they offered is answered with nothing, so better say why.
@@ -128,27 +161,124 @@ fn knock(
         || header("openai-beta").is_some_and(|value| value.contains("realtime="))
         || offered.any(|p| p.starts_with(openai::BETA_PROTOCOL));
     let get = |name: &str| fields.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str()).filter(|v| !v.is_empty());
-    let name = get("agent").unwrap_or(&shared.config.openai.agent);
-    let agent = shared.agents.get(name).cloned().ok_or_else(|| {
-        let message = format!("No agent `{}` is configured.", shorten(name));
-        Refusal::new(StatusCode::NOT_FOUND, "unknown_agent", message).at("agent")
-    })?;
-    let intent = intent(get("intent"), get("model"))?;
+    let joins = fields.iter().find(|(name, _)| name == "call_id").map(|(_, id)| id.clone());
     let asked = get("model").or(get("deployment"));
-    let model = match intent {
-        // Named later, but for Azure's preview, where it is part of the address.
-        Intent::Transcription => get("deployment").unwrap_or_default().to_owned(),
-        Intent::Realtime => {
-            let own = agent.model.as_ref().unwrap_or(&shared.config.upstream.model);
-            asked.map_or(Ok(own.clone()), |asked| resolve(&shared.config.openai, own, asked))?
+    let name = agent_name(&who, get("agent"))?;
+    let agent = agent(shared, &who, name)?;
+    let upstream = upstream(shared, &who)?;
+    let intent = match (&joins, who.secret()) {
+        // Both say themselves what they are: a client that could say something else could choose its rules.
+        (Some(_), _) if get("intent").is_some() || asked.is_some() => {
+            let message =
+                "A call that is joined by `call_id` has its kind and its model: leave out `intent` and `model`.";
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid_value", message.to_owned()).at("call_id"));
         }
+        (None, Some(secret)) if secret.model.is_none() => Intent::Transcription,
+        (None, Some(_)) => Intent::Realtime,
+        _ => intent(get("intent"), get("model"))?,
+    };
+    let model = match (intent, who.secret().and_then(|secret| secret.model.as_deref())) {
+        // The call has one already.
+        _ if joins.is_some() => String::new(),
+        (Intent::Realtime, Some(own)) => {
+            let named = asked.map(|asked| model(shared, &who, &upstream, &agent, Some(asked))).transpose()?;
+            match named {
+                Some(other) if other != own => {
+                    let message = "The client secret was made for another model.".to_owned();
+                    return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid_model", message).at("model"));
+                }
+                _ => own.to_owned(),
+            }
+        }
+        // Named later, but for Azure's preview, where it is part of the address.
+        (Intent::Transcription, _) => match get("deployment") {
+            Some(model) if !who.may_use(model) => return Err(no_model(model)),
+            model => model.unwrap_or_default().to_owned(),
+        },
+        (Intent::Realtime, None) => model(shared, &who, &upstream, &agent, asked)?,
+    };
+    let who = match header("openai-safety-identifier") {
+        Some(user) => named_user(shared, who, user)?,
+        None => who,
     };
     let slot = shared.line().map_err(|why| Refusal {
         kind: SERVER_ERROR,
-        retry_after: Some(super::FULL_RETRY),
+        retry_after: Some(FULL_RETRY),
         ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", format!("The call cannot be taken: {why}."))
     })?;
-    Ok((Knock { wanted: Wanted { model, intent }, agent, asked: asked.map(str::to_owned), beta }, slot))
+    let wanted = Wanted { joins, ..Wanted::new(model, intent) };
+    Ok((Knock { who, upstream, wanted, agent, asked: asked.map(str::to_owned), beta }, slot))
+}
+
+/// A backend names its end user; what it calls them stays here.
+pub(crate) fn named_user(shared: &Shared, who: Principal, user: &str) -> Result<Principal, Refusal> {
+    const LONGEST: usize = 256;
+    if who.user().is_some() || who.token().is_some() || who.secret().is_some() {
+        return Ok(who); // whom it was made for is known
+    }
+    if !(1..=LONGEST).contains(&user.len()) {
+        let message = format!("`OpenAI-Safety-Identifier` must have 1 to {LONGEST} characters.");
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid_value", message).at("OpenAI-Safety-Identifier"));
+    }
+    Ok(shared.gate.for_user(who, user.to_owned()))
+}
+
+/// The agent that is named, or that the client secret was made under.
+fn agent_name<'n>(who: &'n Principal, named: Option<&'n str>) -> Result<Option<&'n str>, Refusal> {
+    match (who.secret().map(|secret| secret.agent.as_str()), named) {
+        (Some(own), Some(other)) if own != other => {
+            let message = "The client secret was made for another agent.".to_owned();
+            Err(Refusal::new(StatusCode::FORBIDDEN, "forbidden", message).at("agent"))
+        }
+        (own, named) => Ok(own.or(named)),
+    }
+}
+
+/// The agent whose policy rules.
+pub(crate) fn agent(shared: &Shared, who: &Principal, named: Option<&str>) -> Result<Arc<AgentConfig>, Refusal> {
+    let name = named.unwrap_or_else(|| usual_agent(shared, who));
+    let agent = shared.agent(name).ok_or_else(|| {
+        let message = format!("No agent `{}` is configured.", shorten(name));
+        Refusal::new(StatusCode::NOT_FOUND, "unknown_agent", message).at("agent")
+    })?;
+    if !who.may_call(name) {
+        let message = format!("Agent `{}` is not one that this credential may call.", shorten(name));
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "forbidden", message).at("agent"));
+    }
+    Ok(agent)
+}
+
+/// The agent of whoever names none.
+pub(crate) fn usual_agent<'a>(shared: &'a Shared, who: &'a Principal) -> &'a str {
+    who.agent(&shared.config.openai.agent)
+}
+
+/// The account of whoever pays.
+pub(crate) fn upstream(shared: &Shared, who: &Principal) -> Result<Upstream, Refusal> {
+    shared.upstream(who).cloned().ok_or_else(|| Refusal {
+        kind: SERVER_ERROR,
+        ..Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "upstream_unavailable",
+            "The tenant's service is not configured.".to_owned(),
+        )
+    })
+}
+
+/// The service's name of the model that is asked for, or of the agent's own.
+pub(crate) fn model(
+    shared: &Shared,
+    who: &Principal,
+    upstream: &Upstream,
+    agent: &AgentConfig,
+    asked: Option<&str>,
+) -> Result<String, Refusal> {
+    let own = agent.model.as_ref().unwrap_or(&upstream.config().model);
+    if let Some(asked) = asked.filter(|asked| asked.len() > LONGEST_MODEL) {
+        return Err(no_model(asked));
+    }
+    let model = asked.map_or(Ok(own.clone()), |asked| resolve(&shared.config.openai, own, asked))?;
+    if who.may_use(&model) { Ok(model) } else { Err(no_model(asked.unwrap_or(&model))) }
 }
 
 fn intent(asked: Option<&str>, model: Option<&str>) -> Result<Intent, Refusal> {
@@ -174,11 +304,14 @@ fn resolve(config: &OpenAiConfig, own: &str, asked: &str) -> Result<String, Refu
         (Some(model), _) => Ok(model.clone()),
         (None, OtherModels::Pass) => Ok(asked.to_owned()),
         (None, OtherModels::Refuse) if asked == own => Ok(asked.to_owned()),
-        (None, OtherModels::Refuse) => {
-            let message = format!("The model `{}` does not exist or you do not have access to it.", shorten(asked));
-            Err(Refusal::new(StatusCode::NOT_FOUND, "model_not_found", message).at("model"))
-        }
+        (None, OtherModels::Refuse) => Err(no_model(asked)),
     }
+}
+
+/// In the service's own words: which models there are for others is nobody's business.
+pub(crate) fn no_model(asked: &str) -> Refusal {
+    let message = format!("The model `{}` does not exist or you do not have access to it.", shorten(asked));
+    Refusal::new(StatusCode::NOT_FOUND, "model_not_found", message).at("model")
 }
 
 /// Foreign text in our errors stays short.
@@ -187,24 +320,37 @@ fn shorten(text: &str) -> String {
 }
 
 /// Answers 101 and runs the call in a task of its own.
-fn admit(shared: &Arc<Shared>, knock: Knock, slot: OwnedSemaphorePermit, upgrade: Upgrade) -> Response<Body> {
+fn admit(
+    shared: &Arc<Shared>,
+    knock: Knock,
+    license: License,
+    id: String,
+    slot: OwnedSemaphorePermit,
+    upgrade: Upgrade,
+) -> Response<Body> {
     // Only this one is ever chosen: the others may hold a key, which must never be echoed.
     let protocol = upgrade.protocols().iter().any(|p| p == openai::PROTOCOL).then_some(openai::PROTOCOL);
     let (response, pending) = upgrade.accept(protocol);
     let task = shared.clone();
-    run(shared, slot, pending, shared.config.openai.max_message_bytes, move |id, client| {
-        let Knock { wanted, agent, asked, beta } = knock;
+    run(shared, &id.clone(), slot, pending, shared.config.openai.max_message_bytes, move |client| {
+        let Knock { who, upstream, wanted, agent, asked, beta } = knock;
         let policy = match wanted.intent {
-            Intent::Realtime => Policy::new(&agent, &wanted.model),
+            Intent::Realtime => Policy::new(&agent, &wanted.model, who.policy()),
             // An agent's values are those of a voice session.
-            Intent::Transcription => Policy::new(&AgentConfig::default(), ""),
+            Intent::Transcription => Policy::new(&AgentConfig::default(), "", PolicyConfig::default()),
         };
+        let policy = policy.with_models(who.tenant().map_or(&[][..], |tenant| &tenant.config.models));
+        // A call or a client secret has its session already.
+        let set_up = wanted.joins.is_some() || who.secret().is_some();
+        let policy = if set_up { policy.joined() } else { policy };
+        let life = task.life(&who, id.clone());
         Call {
-            core: Core::pass_through(life(&task.config, id.clone()), policy, wanted.intent == Intent::Transcription),
+            core: Core::pass_through(life, policy, wanted.intent == Intent::Transcription),
             id,
             door: Door::openai(asked, beta),
+            license,
             wanted,
-            upstream: task.upstream.clone(),
+            upstream,
             client,
             drain: task.drain.clone(),
             stop: task.stop.clone(),
@@ -237,7 +383,7 @@ mod tests {
         assert_eq!(intent(None, Some("m")).unwrap(), Intent::Realtime);
         assert_eq!(intent(Some("realtime"), None).unwrap(), Intent::Realtime);
         assert_eq!(intent(Some("transcription"), None).unwrap(), Intent::Transcription);
-        assert_eq!(intent(Some("transcription"), Some("m")).unwrap_err().param, Some("model"));
+        assert_eq!(intent(Some("transcription"), Some("m")).unwrap_err().param.as_deref(), Some("model"));
         assert!(intent(Some("singing"), None).unwrap_err().message.contains("'singing'"));
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::{
-    Command, Ended, Event, Hearing, Intent, ServiceError, SessionSetup, Wanted, event_id,
+    Command, Ended, Event, Hearing, Intent, RateLimit, ServiceError, SessionSetup, Wanted, event_id, limits,
     scan::{self, flat},
 };
 use crate::{
@@ -30,7 +30,11 @@ const APPEND_TAIL: &str = r#""}"#;
 
 /// The path and query of a session. `bound`: the credential names the model already.
 pub fn session_path(base: &str, wanted: &Wanted, bound: bool) -> String {
+    if let Some(call) = &wanted.joins {
+        return format!("{base}/realtime?call_id={}", escape_query(call));
+    }
     match wanted.intent {
+        Intent::Transcription if bound => format!("{base}/realtime"),
         Intent::Transcription => format!("{base}/realtime?intent=transcription"),
         Intent::Realtime if bound => format!("{base}/realtime"),
         Intent::Realtime => format!("{base}/realtime?model={}", escape_query(&wanted.model)),
@@ -215,6 +219,7 @@ pub fn glance(text: &[u8]) -> Event {
             | "response.created"
             | "response.done"
             | "error"
+            | "rate_limits.updated"
             | "input_audio_buffer.speech_started"
             | "input_audio_buffer.speech_stopped"
             | "input_audio_buffer.committed",
@@ -323,6 +328,7 @@ struct Incoming {
     item: Option<Item>,
     response: Option<Response>,
     error: Option<ErrorBody>,
+    rate_limits: Option<Vec<RateLimit>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -409,6 +415,7 @@ struct Response {
 struct StatusDetails {
     reason: Option<String>,
     error: Option<ErrorBody>,
+    rate_limits: Option<Vec<RateLimit>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -466,6 +473,10 @@ impl From<UsageBody> for Usage {
 impl From<ErrorBody> for ServiceError {
     fn from(body: ErrorBody) -> Self {
         Self {
+            limit: limits::classify(
+                body.code.as_deref().unwrap_or_default(),
+                body.message.as_deref().unwrap_or_default(),
+            ),
             code: body.code.unwrap_or_default(),
             kind: body.kind.unwrap_or_default(),
             retry_after: body.message.as_deref().and_then(retry_after),
@@ -523,6 +534,7 @@ impl From<Incoming> for Event {
             "response.output_item.done" => e.item.map_or(Self::Nothing, |item| item.into_event(e.response_id)),
             "response.done" => e.response.unwrap_or_default().into(),
             "error" => Self::Error(e.error.unwrap_or_default().into()),
+            "rate_limits.updated" => Self::RateLimits(e.rate_limits.unwrap_or_default()),
             kind if is_known(kind) => Self::Nothing,
             _ => Self::Unknown,
         }
@@ -554,6 +566,10 @@ impl From<Response> for Event {
                 _ => Ended::Failed,
             },
             retry_after: error.message.as_deref().and_then(retry_after),
+            limit: limits::classify(
+                error.code.as_deref().unwrap_or_default(),
+                error.message.as_deref().unwrap_or_default(),
+            ),
             reason: error.code.or(details.reason).or(error.kind),
             usage: response.usage.map(Usage::from),
         }
@@ -593,7 +609,7 @@ pub fn retry_after(message: &str) -> Option<Duration> {
 
 /// Events of the GA protocol that mean nothing to us: others say the same, or nobody asked.
 fn is_known(kind: &str) -> bool {
-    const KNOWN: [&str; 32] = [
+    const KNOWN: [&str; 31] = [
         "conversation.created",
         "conversation.item.added",
         "conversation.item.created",
@@ -621,7 +637,6 @@ fn is_known(kind: &str) -> bool {
         "mcp_list_tools.in_progress",
         "mcp_list_tools.completed",
         "mcp_list_tools.failed",
-        "rate_limits.updated",
         "transcription_session.updated",
         "response.reasoning_summary_text.delta",
         "response.reasoning_summary_text.done",
@@ -844,7 +859,7 @@ mod tests {
                 r#"{"type":"response.output_item.done","event_id":"e","response_id":"resp_1","item":{"id":"item_1","type":"message","role":"assistant","content":[]}}"#,
                 Event::Nothing,
             ),
-            (r#"{"type":"rate_limits.updated","event_id":"e","rate_limits":[]}"#, Event::Nothing),
+            (r#"{"type":"rate_limits.updated","event_id":"e","rate_limits":[]}"#, Event::RateLimits(vec![])),
             (r#"{"type":"conversation.item.added","event_id":"e","item":{"id":"i","type":"message"}}"#, Event::Nothing),
             (r#"{"type":"response.of_tomorrow","event_id":"e"}"#, Event::Unknown),
             ("[]", Event::Unknown),
@@ -861,7 +876,7 @@ mod tests {
                 r#"{{"type":"response.done","event_id":"e","response":{{"id":"resp_1","status":"{status}","status_details":{details},"usage":{usage}}}}}"#
             );
             match decode(text.as_bytes()) {
-                Event::ReplyDone { response, ended, reason, retry_after, usage } => {
+                Event::ReplyDone { response, ended, reason, retry_after, usage, .. } => {
                     assert_eq!(response, "resp_1");
                     (ended, reason, retry_after, usage)
                 }

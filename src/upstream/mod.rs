@@ -5,10 +5,14 @@
 //! the edge of its socket.
 pub mod azure;
 pub mod beta;
+pub mod error;
 pub mod event_id;
 pub mod ga;
+pub mod limits;
 pub mod open;
+pub mod rest;
 pub mod scan;
+pub mod secrets;
 pub mod shape;
 
 use std::{sync::Arc, time::Duration};
@@ -16,7 +20,11 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use self::shape::Shape;
+pub use self::{
+    error::{UpstreamError, Verdict},
+    limits::Limit,
+    shape::Shape,
+};
 use crate::{audio::Format, client::wire::Usage, config::AgentConfig};
 
 /// How a session is to be set up.
@@ -95,7 +103,7 @@ pub enum Ended {
 }
 
 /// What the service tells us.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The session is up.
     SessionCreated {
@@ -192,9 +200,13 @@ pub enum Event {
         reason: Option<String>,
         /// A wait that the service named.
         retry_after: Option<Duration>,
+        /// The limit that was hit.
+        limit: Option<Limit>,
         /// Tokens.
         usage: Option<Usage>,
     },
+    /// How full the account's buckets are.
+    RateLimits(Vec<RateLimit>),
     /// One of our commands failed, or the service is in trouble.
     Error(ServiceError),
     /// Known and of no meaning to us.
@@ -227,6 +239,22 @@ pub struct ServiceError {
     pub event_id: Option<String>,
     /// A wait that it names.
     pub retry_after: Option<Duration>,
+    /// The limit that was hit.
+    pub limit: Option<Limit>,
+}
+
+/// One bucket of an account, as `rate_limits.updated` shows it.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct RateLimit {
+    /// `requests` or `tokens`.
+    pub name: String,
+    /// Its size.
+    pub limit: Option<u64>,
+    /// What is left.
+    pub remaining: Option<u64>,
+    /// Until it is full again, seconds.
+    pub reset_seconds: Option<f64>,
 }
 
 /// What kind of session.
@@ -246,11 +274,31 @@ pub struct Wanted {
     pub model: String,
     /// What kind.
     pub intent: Intent,
+    /// A call by WebRTC or telephone to join, by the service's id of it; then the session is that call's.
+    pub joins: Option<String>,
 }
 
 impl Wanted {
     /// A voice session of this model.
     pub fn voice(model: impl Into<String>) -> Self {
-        Self { model: model.into(), intent: Intent::Realtime }
+        Self::new(model, Intent::Realtime)
+    }
+
+    /// A session of this kind.
+    pub fn new(model: impl Into<String>, intent: Intent) -> Self {
+        Self { model: model.into(), intent, joins: None }
+    }
+
+    /// Somebody else's call.
+    pub fn join(call: impl Into<String>) -> Self {
+        Self { joins: Some(call.into()), ..Self::voice("") }
+    }
+
+    /// What a client secret for it is made with.
+    pub fn session(&self) -> serde_json::Value {
+        match self.intent {
+            Intent::Realtime => serde_json::json!({"type": "realtime", "model": self.model}),
+            Intent::Transcription => serde_json::json!({"type": "transcription"}),
+        }
     }
 }

@@ -2,7 +2,14 @@
 //!
 //! The service answers 101 to everybody; bad keys, unknown models and empty accounts come after it as an `error` event and
 //! a close. So a session counts as up at `session.created`, and everything before is one operation with one deadline.
-use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::Future,
+    io,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::http::{HeaderValue, Request, StatusCode, header};
 use bytes::Bytes;
@@ -21,12 +28,22 @@ use tokio_tungstenite::tungstenite::{
     protocol::Role,
 };
 
-use super::{Event, ServiceError, Shape, Wanted, azure, beta, ga};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    Event, ServiceError, Shape, UpstreamError, Wanted, azure, beta,
+    error::plain_code,
+    ga,
+    limits::{Board, Source},
+    rest::{self, Minted, Rest},
+    secrets::{Lent, Mint, Order, Secrets},
+};
 use crate::{
-    config::{Dialect, Endpoint, UpstreamConfig},
+    admit::Principal,
+    config::{Credentials, Dialect, Endpoint, Secret, UpstreamConfig},
     net::{
         io::Io,
-        ws::{Frame, Socket, SocketError, SocketLimits},
+        ws::{Frame, Socket, SocketLimits},
     },
 };
 
@@ -34,22 +51,38 @@ use crate::{
 const READ_BUFFER: usize = 1 << 10;
 /// How much of a refusal's body is read, bytes.
 const MAX_REFUSAL: usize = 16 << 10;
+/// A model that could be connected is taken to be one for so long.
+const MODEL_KNOWN: Duration = Duration::from_secs(3_600);
+/// And one that could not, for so long.
+const MODEL_REFUSED: Duration = Duration::from_secs(3);
+/// Models that are remembered.
+const MODELS: usize = 1_000;
 /// First pause between tries; doubles, and half of it is chance.
 const RETRY_PAUSE: Duration = Duration::from_millis(150);
 /// No wait between tries is longer; a longer one that the service names is told to the caller instead.
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(3);
 
-/// An upstream that can be dialled: checked, with its credential.
-#[derive(Clone)]
+/// An upstream that can be dialled: an account, and the client secrets that were made with it.
+#[derive(Debug, Clone)]
 pub struct Upstream {
+    account: Arc<Account>,
+    secrets: Arc<Secrets<Arc<Account>>>,
+}
+
+/// One account at a service: checked, with its credential.
+pub struct Account {
     config: Arc<UpstreamConfig>,
     endpoint: Endpoint,
     tls: TlsConnector,
+    rest: Rest,
+    board: Arc<Board>,
+    models: Models,
+    goodbyes: TaskTracker,
 }
 
-impl std::fmt::Debug for Upstream {
+impl std::fmt::Debug for Account {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Upstream").field("endpoint", &self.endpoint).finish_non_exhaustive()
+        f.debug_struct("Account").field("endpoint", &self.endpoint).finish_non_exhaustive()
     }
 }
 
@@ -68,160 +101,13 @@ pub struct Session {
     pub created: Bytes,
 }
 
-/// Why there is no session.
-#[derive(Debug, thiserror::Error)]
-pub enum UpstreamError {
-    /// No connection.
-    #[error("cannot reach the service at {host}:{port}: {source}")]
-    Unreachable {
-        /// Where.
-        host: String,
-        /// Where.
-        port: u16,
-        /// Why.
-        source: io::Error,
-    },
-    /// It took too long.
-    #[error("the service did not {stage} within {} ms", after.as_millis())]
-    Timeout {
-        /// What was waited for.
-        stage: &'static str,
-        /// How long.
-        after: Duration,
-    },
-    /// The upgrade was refused with an HTTP status.
-    #[error("the service refused the connection with HTTP {status}{}", code.as_deref().map(|c| format!(" ({c})")).unwrap_or_default())]
-    Http {
-        /// The status.
-        status: StatusCode,
-        /// The code in the body, if there is one.
-        code: Option<String>,
-        /// The wait that it asks for.
-        retry_after: Option<Duration>,
-    },
-    /// The session was refused after the upgrade, or ended by the service.
-    #[error("the service refused the session: {}", explain(code, *close))]
-    Refused {
-        /// The `error.code`, or its type.
-        code: String,
-        /// The close code that followed.
-        close: Option<u16>,
-    },
-    /// The connection ended, or was no WebSocket.
-    #[error("the connection to the service broke: {0}")]
-    Broken(String),
-}
-
-/// A service's code in words.
-fn explain(code: &str, close: Option<u16>) -> String {
-    let words = match code {
-        "invalid_api_key" => "it does not know the API key",
-        "insufficient_quota" | "credit_balance_exhausted" | "billing_hard_limit_reached" => "the account has no credit",
-        "model_not_found" | "invalid_model" | "missing_model" => "it does not know the model",
-        "beta_api_shape_disabled" => "it no longer speaks the beta protocol",
-        "session_expired" => "the session reached its longest time",
-        "rate_limit_exceeded" => "the rate limit is reached",
-        // What a missing key gets: an error without a code of its own.
-        _ if close == Some(3000) => "it wants an API key, or another one",
-        _ => "",
-    };
-    let close = close.map(|c| format!(", close code {c}")).unwrap_or_default();
-    match (words, code) {
-        ("", "") => format!("no reason given{close}"),
-        ("", code) => format!("{code}{close}"),
-        (words, code) => format!("{words} ({code}{close})"),
-    }
-}
-
-/// What a failure means for the call, in the words of the client protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Verdict {
-    /// `error.code`
-    pub code: &'static str,
-    /// Close code, if the call ends by it.
-    pub close: u16,
-    /// Another try may help: at once from here, later from the client.
-    pub transient: bool,
-    /// The wait that the service named.
-    pub retry_after: Option<Duration>,
-}
-
-impl UpstreamError {
-    /// By code *and* reason: 1013 alone may mean "restarting" or "no money" (realtime-protocol section 6).
-    pub fn verdict(&self) -> Verdict {
-        let of = |code, close, transient| Verdict { code, close, transient, retry_after: None };
-        match self {
-            Self::Unreachable { .. } => of("upstream_unavailable", 4503, true),
-            Self::Timeout { .. } => of("upstream_timeout", 4504, true),
-            Self::Broken(_) => of("upstream_unavailable", 4502, true),
-            Self::Http { status, code, retry_after } => {
-                let known = code.as_deref().and_then(by_code);
-                let verdict = known.unwrap_or_else(|| match status.as_u16() {
-                    401 | 403 => of("upstream_auth", 4502, false),
-                    429 => of("rate_limited", 4429, true),
-                    408 | 500..=599 => of("upstream_unavailable", 4503, true),
-                    _ => of("upstream_refused", 4502, false),
-                });
-                Verdict { retry_after: *retry_after, ..verdict }
-            }
-            Self::Refused { code, close } => by_code(code).unwrap_or_else(|| match close {
-                Some(3000) => of("upstream_auth", 4502, false),
-                Some(1001 | 1011 | 1012 | 1013) => of("upstream_unavailable", 4502, true),
-                _ => of("upstream_refused", 4502, false),
-            }),
-        }
-    }
-
-    /// From a close frame alone; its reason may be `type.code`, or words.
-    pub fn closed(close: Option<u16>, reason: &str) -> Self {
-        let code = reason.rsplit('.').next().unwrap_or_default();
-        let words = code.is_empty() || code.contains(' ');
-        let code = match close {
-            Some(1001) if reason.contains("maximum duration") => "session_expired",
-            _ if words => "",
-            _ => code,
-        };
-        Self::Refused { code: plain_code(code), close }
-    }
-
-    /// From an `error` event, and the close code behind it.
-    pub fn refused(error: &ServiceError, close: Option<u16>) -> Self {
-        let code = [&error.code, &error.kind].into_iter().find(|c| !c.is_empty()).cloned().unwrap_or_default();
-        Self::Refused { code: plain_code(&code), close }
-    }
-}
-
-fn by_code(code: &str) -> Option<Verdict> {
-    let (code, close, transient) = match code {
-        "invalid_api_key" | "invalid_authentication" | "insufficient_permissions" => ("upstream_auth", 4502, false),
-        "insufficient_quota"
-        | "credit_balance_exhausted"
-        | "billing_hard_limit_reached"
-        | "account_deactivated"
-        | "model_not_found"
-        | "invalid_model"
-        | "missing_model"
-        | "beta_api_shape_disabled" => ("upstream_refused", 4502, false),
-        "rate_limit_exceeded" => ("rate_limited", 4429, true),
-        "session_expired" | "server_error" => ("upstream_unavailable", 4502, true),
-        _ => return None,
-    };
-    Some(Verdict { code, close, transient, retry_after: None })
-}
-
-/// Codes are short words; anything else may hold what must not be shown.
-pub fn plain_code(code: &str) -> String {
-    let plain =
-        code.len() <= 64 && code.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_.-".contains(&b));
-    if plain { code.to_owned() } else { "unknown".to_owned() }
-}
-
 impl Upstream {
     /// Checks the address and prepares TLS.
     ///
     /// # Errors
     /// What is allowed instead of the configured URL.
     pub fn new(config: Arc<UpstreamConfig>) -> Result<Self, String> {
+        let board = Arc::new(Board::default());
         let url = config.url.as_deref().unwrap_or("https://api.openai.com/v1");
         let endpoint = Endpoint::parse(url, config.plaintext)?;
         let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
@@ -231,32 +117,69 @@ impl Upstream {
             .with_root_certificates(roots)
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { config, endpoint, tls: TlsConnector::from(Arc::new(tls)) })
+        let rest = Rest::new(config.clone(), &endpoint, tls.clone(), board.clone())?;
+        let (tls, models) = (TlsConnector::from(Arc::new(tls)), Models::default());
+        let account = Arc::new(Account { config, endpoint, tls, rest, board, models, goodbyes: TaskTracker::new() });
+        Ok(Self { secrets: Secrets::new(account.clone()), account })
+    }
+
+    /// The account's REST side.
+    pub fn rest(&self) -> &Rest {
+        &self.account.rest
+    }
+
+    /// The account's client secrets.
+    pub fn secrets(&self) -> &Arc<Secrets<Arc<Account>>> {
+        &self.secrets
+    }
+
+    /// What was seen of the account's limits.
+    pub fn board(&self) -> &Arc<Board> {
+        &self.account.board
     }
 
     /// The section that this was made from.
     pub fn config(&self) -> &UpstreamConfig {
-        &self.config
+        &self.account.config
     }
 
-    /// Opens a session, trying again where that may help.
+    /// Opens a session for somebody who may have one, trying again where that may help. `call`: the id of the call that it
+    /// is for.
     ///
     /// # Errors
     /// The last try's.
-    pub async fn open(&self, wanted: &Wanted) -> Result<Session, UpstreamError> {
-        let mut tried = 0;
+    pub async fn open(&self, wanted: &Wanted, who: &Principal, call: &str) -> Result<Session, UpstreamError> {
+        let config = self.config();
+        let order = Order::new(&wanted.session(), config.secret_ttl_s, who, Some(call));
+        let began = Instant::now();
+        let (mut tried, mut renewed) = (0, false);
         loop {
-            let error = match self.open_once(wanted).await {
-                Ok(session) => return Ok(session),
-                Err(error) => error,
+            let (error, lent) = match self.credential(wanted, who, &order).await {
+                Err(error) => (error, None),
+                Ok(credential) => match self.account.open(wanted, who, &credential).await {
+                    Ok(session) => return Ok(session),
+                    Err(error) => (error, credential.generation()),
+                },
             };
-            tried += 1;
             let verdict = error.verdict();
+            self.board().refused(Source::Connect, who.tenant_id(), &error);
+            if let (Some(generation), "upstream_auth") = (lent, verdict.code) {
+                // Revoked, or it ended sooner than it said: one more is made for everybody, and tried once (fault matrix U11).
+                self.secrets.refused(&order, generation, &error);
+                if !std::mem::replace(&mut renewed, true) {
+                    continue;
+                }
+            }
+            tried += 1;
             let own = RETRY_PAUSE * 2u32.pow(tried.min(8) - 1);
             let pause = own.mul_f64(rand::rng().random_range(0.5..1.0)).max(verdict.retry_after.unwrap_or_default());
-            // A caller has waited long enough when the time for a session is over (fault matrix U7).
-            let hung = matches!(error, UpstreamError::Timeout { .. });
-            if hung || !verdict.transient || tried >= self.config.attempts || pause > RETRY_WAIT_MAX {
+            // A caller has waited long enough when the time for a session is over (fault matrix U7), or for a credential (D1).
+            let hung = match error {
+                UpstreamError::Timeout { .. } => true,
+                UpstreamError::NoCredential { .. } => began.elapsed() + pause > RETRY_WAIT_MAX,
+                _ => false,
+            };
+            if hung || !verdict.transient || tried >= config.attempts || pause > RETRY_WAIT_MAX {
                 return Err(error);
             }
             tracing::info!(%error, tried, "upstream session failed, trying again");
@@ -264,12 +187,62 @@ impl Upstream {
         }
     }
 
-    async fn open_once(&self, wanted: &Wanted) -> Result<Session, UpstreamError> {
+    /// What a session is opened with.
+    async fn credential(&self, wanted: &Wanted, who: &Principal, order: &Order) -> Result<Credential, UpstreamError> {
+        match (who.secret(), self.config().credentials) {
+            // Whoever joins a call steers it: that is the account's own right.
+            _ if wanted.joins.is_some() => Ok(Credential::Key),
+            (Some(secret), _) => Ok(Credential::Brought(secret.value.clone())),
+            (None, Credentials::ApiKey) => Ok(Credential::Key),
+            (None, Credentials::Ephemeral) => self.secrets.get(order, Duration::ZERO).await.map(Credential::Lent),
+        }
+    }
+}
+
+impl Mint for Arc<Account> {
+    async fn mint(&self, order: Order) -> Result<Minted, UpstreamError> {
+        if let Some(model) = &order.connects {
+            self.can_connect(model, &order.who).await?;
+        }
+        self.rest.mint(&order.body, &order.who).await
+    }
+}
+
+impl Account {
+    /// Whether sessions of this model can be opened, tried once an hour by opening one: nothing is said in it, so that it costs
+    /// nothing. The service makes secrets even for models that nobody can connect to (realtime-protocol section 6).
+    async fn can_connect(&self, model: &str, who: &Principal) -> Result<(), UpstreamError> {
+        let known = self.models.of(model);
+        let mut known = known.lock().await;
+        match &*known {
+            Some((at, None)) if at.elapsed() < MODEL_KNOWN => return Ok(()),
+            Some((at, Some(error))) if at.elapsed() < MODEL_REFUSED => {
+                let retry_after = MODEL_REFUSED.saturating_sub(at.elapsed());
+                return Err(UpstreamError::NoCredential { error: error.clone(), retry_after });
+            }
+            _ => {}
+        }
+        match self.open(&Wanted::voice(model), who, &Credential::Key).await {
+            Ok(session) => {
+                *known = Some((Instant::now(), None));
+                // Its goodbye is nobody's concern who waits for the secret.
+                self.goodbyes.spawn(session.socket.close(1000, "", Duration::from_secs(1)));
+                Ok(())
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                *known = Some((Instant::now(), Some(error.clone())));
+                Err(UpstreamError::NoCredential { error, retry_after: MODEL_REFUSED })
+            }
+        }
+    }
+
+    async fn open(&self, wanted: &Wanted, who: &Principal, credential: &Credential) -> Result<Session, UpstreamError> {
         let connect = Duration::from_millis(self.config.connect_timeout_ms);
         let whole = Duration::from_millis(self.config.session_timeout_ms);
         let end = Instant::now() + whole;
         let stream = within(Instant::now() + connect, connect, "accept a connection", self.connect()).await?;
-        let socket = within(end, whole, "answer the handshake", self.upgrade(stream, wanted)).await?;
+        let socket = within(end, whole, "answer the handshake", self.upgrade(stream, wanted, who, credential)).await?;
         within(end, whole, "say session.created", self.created(socket)).await
     }
 
@@ -285,9 +258,15 @@ impl Upstream {
         self.tls.connect(name, tcp).await.map(|tls| MaybeTls::Tls(Box::new(tls))).map_err(unreachable)
     }
 
-    async fn upgrade(&self, stream: MaybeTls, wanted: &Wanted) -> Result<Socket, UpstreamError> {
+    async fn upgrade(
+        &self,
+        stream: MaybeTls,
+        wanted: &Wanted,
+        who: &Principal,
+        credential: &Credential,
+    ) -> Result<Socket, UpstreamError> {
         let key = generate_key();
-        let request = self.request(&key, wanted).map_err(|e| UpstreamError::Broken(e.to_string()))?;
+        let request = self.request(&key, wanted, who, credential).map_err(|e| UpstreamError::Broken(e.to_string()))?;
         let limits = SocketLimits { max_message: self.config.max_message_bytes, read_buffer: READ_BUFFER };
         let (io, read_already) = match stream {
             MaybeTls::Plain(tcp) => {
@@ -303,22 +282,25 @@ impl Upstream {
         Ok(Socket::new(io, Role::Client, limits, read_already.to_vec()))
     }
 
-    fn request(&self, key: &str, wanted: &Wanted) -> Result<Request<Empty<Bytes>>, axum::http::Error> {
+    fn request(
+        &self,
+        key: &str,
+        wanted: &Wanted,
+        who: &Principal,
+        credential: &Credential,
+    ) -> Result<Request<Empty<Bytes>>, axum::http::Error> {
         let Endpoint { tls, host, port, .. } = &self.endpoint;
         let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
         let host = if *port == if *tls { 443 } else { 80 } { host } else { format!("{host}:{port}") };
-        let mut request = Request::get(self.session_path(wanted))
+        let mut request = Request::get(self.session_path(wanted, credential))
             .header(header::HOST, host)
             .header(header::CONNECTION, "Upgrade")
             .header(header::UPGRADE, "websocket")
             .header(header::SEC_WEBSOCKET_VERSION, "13")
             .header(header::SEC_WEBSOCKET_KEY, key)
             .header(header::USER_AGENT, concat!("voxrelay/", env!("CARGO_PKG_VERSION")));
-        if let Some(credential) = &self.config.api_key {
-            let (name, value) = match self.config.dialect {
-                Dialect::Azure => azure::credential(credential.expose()),
-                Dialect::Ga | Dialect::Beta => ("authorization", format!("Bearer {}", credential.expose())),
-            };
+        if let Some(secret) = credential.secret().or(self.config.api_key.as_ref()) {
+            let (name, value) = rest::credential_header(self.config.dialect, secret.expose());
             let mut value = HeaderValue::try_from(value)?;
             value.set_sensitive(true);
             request = request.header(name, value);
@@ -327,9 +309,11 @@ impl Upstream {
             let (name, value) = beta::HEADER;
             request = request.header(name, value);
         }
-        for (name, value) in
-            [("openai-organization", &self.config.organization), ("openai-project", &self.config.project)]
-        {
+        for (name, value) in [
+            ("openai-organization", self.config.organization.as_deref()),
+            ("openai-project", self.config.project.as_deref()),
+            ("openai-safety-identifier", who.safety_id()),
+        ] {
             if let Some(value) = value {
                 request = request.header(name, value);
             }
@@ -337,16 +321,15 @@ impl Upstream {
         request.body(Empty::new())
     }
 
-    fn session_path(&self, wanted: &Wanted) -> String {
+    fn session_path(&self, wanted: &Wanted, credential: &Credential) -> String {
         let base = &self.endpoint.path;
+        // A client secret already names the model, and some servers refuse to hear it twice.
+        let secret = credential.secret().or(self.config.api_key.as_ref());
+        let bound = secret.is_some_and(|key| key.expose().starts_with("ek_")) && !self.config.model_with_secret;
         match self.config.dialect {
-            // A client secret already names the model, and some servers refuse to hear it twice.
-            Dialect::Ga => {
-                let bound = self.config.api_key.as_ref().is_some_and(|key| key.expose().starts_with("ek_"));
-                ga::session_path(base, wanted, bound)
-            }
+            Dialect::Ga => ga::session_path(base, wanted, bound),
             Dialect::Beta => beta::session_path(base, wanted),
-            Dialect::Azure => azure::session_path(base, self.config.api_version.as_deref(), wanted),
+            Dialect::Azure => azure::session_path(base, self.config.api_version.as_deref(), wanted, bound),
         }
     }
 
@@ -355,7 +338,7 @@ impl Upstream {
         let mut refusal: Option<ServiceError> = None;
         let mut shape = Shape::of(&self.config);
         loop {
-            let frame = match next(&mut socket).await {
+            let frame = match socket.next().await {
                 Ok(frame) => frame,
                 Err(error) => {
                     return Err(match refusal {
@@ -388,6 +371,50 @@ impl Upstream {
     }
 }
 
+/// Models that could be connected, or why not, and when.
+#[derive(Debug, Default)]
+struct Models(Mutex<HashMap<String, Tried>>);
+
+type Tried = Arc<tokio::sync::Mutex<Option<(Instant, Option<Arc<UpstreamError>>)>>>;
+
+impl Models {
+    /// One at a time is tried, whoever asks.
+    fn of(&self, model: &str) -> Tried {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MODELS {
+            all.clear();
+        }
+        all.entry(model.to_owned()).or_default().clone()
+    }
+}
+
+/// What one session is opened with.
+enum Credential {
+    /// The account's key, if there is one.
+    Key,
+    /// A client secret of the cache.
+    Lent(Lent),
+    /// The client secret that a client came with.
+    Brought(Secret),
+}
+
+impl Credential {
+    fn secret(&self) -> Option<&Secret> {
+        match self {
+            Self::Key => None,
+            Self::Lent(lent) => Some(&lent.value),
+            Self::Brought(secret) => Some(secret),
+        }
+    }
+
+    fn generation(&self) -> Option<u64> {
+        match self {
+            Self::Lent(lent) => Some(lent.generation),
+            Self::Key | Self::Brought(_) => None,
+        }
+    }
+}
+
 enum MaybeTls {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
@@ -400,17 +427,6 @@ async fn within<T>(
     work: impl Future<Output = Result<T, UpstreamError>>,
 ) -> Result<T, UpstreamError> {
     time::timeout_at(end, work).await.unwrap_or(Err(UpstreamError::Timeout { stage, after }))
-}
-
-/// The next frame of a socket that nobody else uses yet.
-async fn next(socket: &mut Socket) -> Result<Frame, SocketError> {
-    loop {
-        if let Some(frame) = socket.read()? {
-            return Ok(frame);
-        }
-        socket.flush()?; // pongs
-        std::future::poll_fn(|cx| socket.poll_readable(cx)).await.map_err(SocketError::Lost)?;
-    }
 }
 
 /// Sends the handshake and takes the stream back; a refusal's body is read for its code.
@@ -446,89 +462,11 @@ where
 
 async fn refusal(response: axum::http::Response<hyper::body::Incoming>) -> UpstreamError {
     let (head, body) = response.into_parts();
-    let retry_after = head
-        .headers
-        .get(header::RETRY_AFTER)
-        .and_then(|v| v.to_str().ok()?.trim().parse::<f64>().ok())
-        .filter(|s| (0.0..1e9).contains(s))
-        .map(Duration::from_secs_f64);
+    let retry_after = rest::retry_after(&head.headers);
     let body =
         Limited::new(body, MAX_REFUSAL).collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let code = serde_json::from_slice::<serde_json::Value>(&body)
         .ok()
         .and_then(|v| v.pointer("/error/code")?.as_str().map(plain_code));
-    UpstreamError::Http { status: head.status, code, retry_after }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn failures_are_told_apart_by_code_and_reason() {
-        let event = |code: &str, kind: &str, close| {
-            let error = ServiceError { code: code.into(), kind: kind.into(), ..ServiceError::default() };
-            UpstreamError::refused(&error, close)
-        };
-        for (error, code, close, transient) in [
-            (event("invalid_api_key", "invalid_request_error", Some(3000)), "upstream_auth", 4502, false),
-            (event("", "invalid_request_error", Some(3000)), "upstream_auth", 4502, false),
-            (event("model_not_found", "invalid_request_error", Some(4004)), "upstream_refused", 4502, false),
-            (event("insufficient_quota", "insufficient_quota", Some(1013)), "upstream_refused", 4502, false),
-            (
-                UpstreamError::closed(Some(1013), "insufficient_quota.insufficient_quota"),
-                "upstream_refused",
-                4502,
-                false,
-            ),
-            (UpstreamError::closed(Some(1013), ""), "upstream_unavailable", 4502, true),
-            (UpstreamError::closed(Some(3000), "invalid_request_error.invalid_api_key"), "upstream_auth", 4502, false),
-            (
-                UpstreamError::closed(Some(1001), "Your session hit the maximum duration of 60 minutes."),
-                "upstream_unavailable",
-                4502,
-                true,
-            ),
-            (event("rate_limit_exceeded", "", Some(1013)), "rate_limited", 4429, true),
-            (
-                UpstreamError::Http { status: StatusCode::UNAUTHORIZED, code: None, retry_after: None },
-                "upstream_auth",
-                4502,
-                false,
-            ),
-            (
-                UpstreamError::Http {
-                    status: StatusCode::TOO_MANY_REQUESTS,
-                    code: Some("insufficient_quota".into()),
-                    retry_after: None,
-                },
-                "upstream_refused",
-                4502,
-                false,
-            ),
-            (
-                UpstreamError::Http { status: StatusCode::BAD_GATEWAY, code: None, retry_after: None },
-                "upstream_unavailable",
-                4503,
-                true,
-            ),
-            (
-                UpstreamError::Http { status: StatusCode::NOT_FOUND, code: None, retry_after: None },
-                "upstream_refused",
-                4502,
-                false,
-            ),
-            (UpstreamError::Broken("x".into()), "upstream_unavailable", 4502, true),
-        ] {
-            let verdict = error.verdict();
-            assert_eq!((verdict.code, verdict.close, verdict.transient), (code, close, transient), "{error}");
-        }
-    }
-
-    #[test]
-    fn foreign_text_never_gets_into_an_error() {
-        let error = ServiceError { code: "Incorrect API key provided: sk-abc***xyz".into(), ..ServiceError::default() };
-        assert!(!UpstreamError::refused(&error, None).to_string().contains("sk-abc"));
-        assert!(!UpstreamError::closed(Some(4000), "key sk-abc is bad").to_string().contains("sk-abc"));
-    }
+    UpstreamError::Http { status: head.status, code, retry_after, param: None }
 }

@@ -1,7 +1,7 @@
 //! What the client says.
 use serde_json::json;
 
-use super::{Core, Input, Output};
+use super::{Core, Credential, Input, Output};
 use crate::{
     call::{At, end::End, intake::AudioVerdict, slot::Want},
     client::wire::{ClientMsg, ServerMsg},
@@ -51,8 +51,9 @@ impl Core {
             ClientMsg::ToolResult { call_id, output } => self.tool_result(&call_id, output),
             ClientMsg::Ping { t } => self.out.push_back(Output::SendNow(ServerMsg::Pong { t })),
             ClientMsg::Close => self.end(now, End::Asked),
-            // Nothing is kept for a resume yet, and no credential runs out.
-            ClientMsg::Ack { .. } | ClientMsg::Token { .. } => {}
+            ClientMsg::Token { token } => self.out.push_back(Output::Renew(Credential(token))),
+            // Nothing is kept for a resume yet.
+            ClientMsg::Ack { .. } => {}
         }
     }
 

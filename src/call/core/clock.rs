@@ -5,7 +5,7 @@ use super::{Core, Output, Stall};
 use crate::{
     call::{At, end::End, ms, reply::Generated},
     client::wire::{ReplyStatus, ServerMsg},
-    upstream::{Command, open::UpstreamError},
+    upstream::{Command, UpstreamError},
 };
 
 /// A quiet client is asked whether it lives (fault matrix C2).
@@ -23,6 +23,8 @@ impl Core {
         }
         let fixed = [
             Some(self.life.max),
+            self.credential_at,
+            self.expiring_at,
             self.life.idle.map(|idle| self.message_seen + idle),
             Some(self.ping_at()),
             Some(self.client_seen + DEAD_AFTER),
@@ -63,6 +65,9 @@ impl Core {
         if let Some(end) = self.time_is_up(now) {
             return self.end(now, end);
         }
+        if self.expiring_at.take_if(|at| now >= *at).is_some() {
+            self.credential_expires(now);
+        }
         if now >= self.ping_at() {
             self.pinged = Some(now);
             self.out.push_back(Output::PingClient);
@@ -84,6 +89,9 @@ impl Core {
         if now >= self.life.max {
             return Some(End::MaxTime(self.life.max));
         }
+        if self.credential_at.is_some_and(|at| now >= at) {
+            return Some(End::TokenExpired);
+        }
         if [self.drain_at, self.leaves_at()].into_iter().flatten().any(|at| now >= at) {
             return Some(End::Drained);
         }
@@ -91,6 +99,20 @@ impl Core {
             return Some(End::NoPong);
         }
         self.life.idle.filter(|idle| now >= self.message_seen + *idle).map(End::Idle)
+    }
+
+    fn credential_expires(&mut self, now: At) {
+        let left = self.credential_at.unwrap_or(now).saturating_sub(now);
+        // Rounded up: a client that waits as long as it is told shall not come too late.
+        let secs = left.as_millis().div_ceil(1_000);
+        let message = format!("the credential of this call ends in {secs} s: send another one as `token`");
+        let more = serde_json::Map::from_iter([("in_s".to_owned(), serde_json::json!(ms(left).div_ceil(1_000)))]);
+        self.say(ServerMsg::Notice { code: "token_expiring".to_owned(), message, more });
+    }
+
+    pub(super) fn renewed(&mut self, now: At, good_for: Option<Duration>) {
+        self.credential_at = good_for.map(|left| now + left);
+        self.expiring_at = self.credential_at.map(|end| super::warning(now, end));
     }
 
     pub(super) fn drain(&mut self, now: At, length: Duration) {

@@ -21,7 +21,7 @@ use crate::{
         wire::ReplyStatus,
     },
     observe::fact::Fact,
-    upstream::{Ended, Event, ServiceError, event_id, ga, open::UpstreamError},
+    upstream::{Ended, Event, ServiceError, UpstreamError, event_id, ga},
 };
 
 /// Longest part of an append, characters of base64: with its envelope below the service's 15 MB.
@@ -195,15 +195,22 @@ impl Core {
 
     fn rule_update(&mut self, said: Said) {
         let only_writes = self.pass().only_writes;
-        let mut speaks = false;
+        let (mut speaks, mut forbidden) = (false, None);
         let ruled = rewritten(&said.text, "session", |session| {
             speaks = only_writes && session.get("type").is_some_and(|kind| kind != "transcription");
+            forbidden =
+                self.pass().policy.forbidden_model(session).map(|model| model.chars().take(64).collect::<String>());
             self.pass().policy.rule_session(session)
         });
         if speaks {
             let message =
                 "Passing a realtime session update event to a transcription session is not allowed.".to_owned();
             return self.complain("invalid_value", message, Some("session.type"), said.event_id);
+        }
+        if let Some(model) = forbidden {
+            let message = format!("The model `{model}` does not exist or you do not have access to it.");
+            let field = Some("session.audio.input.transcription.model");
+            return self.complain("model_not_found", message, field, said.event_id);
         }
         self.forward_ruled(ruled, said);
     }
@@ -288,7 +295,10 @@ impl Core {
                 let pass = self.pass();
                 (pass.asked, pass.live) = (None, Some((response, times)));
             }
-            Event::ReplyDone { response, ended, .. } => self.reply_passed(&response, ended),
+            Event::ReplyDone { response, ended, usage, .. } => {
+                self.used(usage);
+                self.reply_passed(&response, ended);
+            }
             Event::Error(error) if !self.error_passes(&error) => return,
             Event::Unknown => self.note(Fact::UnknownEvent),
             _ => {}

@@ -14,8 +14,9 @@ use crate::{
     client::wire::{ErrorBody, ReplyStatus, Role, ServerMsg},
     observe::fact::Fact,
     upstream::{
-        Command, Ended, Event, ServiceError, event_id,
-        open::{UpstreamError, plain_code},
+        Command, Ended, Event, ServiceError, UpstreamError,
+        error::{plain_code, plain_field},
+        event_id,
     },
 };
 
@@ -73,7 +74,8 @@ impl Core {
                     self.say(ServerMsg::ToolCall { call_id, name, arguments });
                 }
             }
-            Event::ReplyDone { response, ended, reason, retry_after, usage } => {
+            Event::ReplyDone { response, ended, reason, retry_after, usage, .. } => {
+                self.used(usage);
                 self.slot.done(&response);
                 if self.tools.reply_done(&response, ended == Ended::Completed) {
                     self.slot.want(Want { instructions: None });
@@ -87,7 +89,11 @@ impl Core {
                 self.playout.generated(&response, Generated { status, reason }, usage);
             }
             Event::Error(error) => self.service_error(now, error),
-            Event::SessionCreated { .. } | Event::SessionUpdated { .. } | Event::AudioPasses | Event::Nothing => {}
+            Event::SessionCreated { .. }
+            | Event::SessionUpdated { .. }
+            | Event::AudioPasses
+            | Event::RateLimits(_)
+            | Event::Nothing => {}
             Event::Unknown => self.note(Fact::UnknownEvent),
         }
     }
@@ -168,7 +174,8 @@ impl Core {
             }
             (Some(About::Delete | About::Cancel | About::ClearInput), _) => self.note(Fact::SwallowedError),
             (Some(About::Configure), _) => {
-                let param = error.param.as_deref().map(plain_code).map(|p| format!(" at {p}")).unwrap_or_default();
+                let param =
+                    error.param.as_deref().and_then(plain_field).map(|p| format!(" at {p}")).unwrap_or_default();
                 let refused = UpstreamError::refused(&error, None);
                 let mut end = End::upstream(&refused);
                 if let End::Upstream { message, .. } = &mut end {

@@ -15,7 +15,7 @@ const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
 fn life() -> Life {
-    Life { call: "call_1".into(), max: 3_600 * SECOND, idle: None, stall: 10 * SECOND }
+    Life { call: "call_1".into(), max: 3_600 * SECOND, idle: None, stall: 10 * SECOND, credential: None }
 }
 
 fn plan() -> Plan {
@@ -114,7 +114,14 @@ impl Rig {
     }
 
     fn done(&mut self, response: &str, ended: Ended) {
-        self.event(Event::ReplyDone { response: response.into(), ended, reason: None, retry_after: None, usage: None });
+        self.event(Event::ReplyDone {
+            response: response.into(),
+            ended,
+            reason: None,
+            retry_after: None,
+            limit: None,
+            usage: None,
+        });
     }
 
     /// What was said since the last look: commands by name, messages by type, audio frames counted.
@@ -157,6 +164,7 @@ impl Rig {
 
 fn word(output: &Output) -> Option<String> {
     Some(match output {
+        Output::Renew(credential) => format!("renew {}", credential.0),
         Output::Send(message) | Output::SendNow(message) => match message {
             ServerMsg::Ready { .. } | ServerMsg::Ack { .. } => return None,
             ServerMsg::Clear { reply } => format!("clear {reply}"),
@@ -465,6 +473,7 @@ fn a_failed_reply_is_told_with_its_reason() {
         ended: Ended::Failed,
         reason: Some("rate_limit_exceeded".into()),
         retry_after: Some(1_500 * MS),
+        limit: None,
         usage: None,
     });
     assert_eq!(rig.said(), ["reply_started r1", "error rate_limited", "reply_ended r1 Failed 0/0"]);
@@ -582,7 +591,7 @@ fn a_lost_service_ends_the_reply_and_the_call_with_a_reason() {
     rig.reply_audio("resp_1", "a", 400 * MS);
     rig.pass(100 * MS);
     rig.said();
-    let error = crate::upstream::open::UpstreamError::Broken("reset".into());
+    let error = crate::upstream::UpstreamError::Broken("reset".into());
     rig.input(Input::ServiceGone(End::upstream(&error)));
     assert_eq!(rig.said(), ["reply_ended r1 Failed 100/400", "drop audio", "error upstream_unavailable", "end 4502"]);
     rig.message(ClientMsg::Text { text: "hello?".into() });
@@ -870,4 +879,31 @@ fn what_is_kept_for_a_session_that_does_not_come_is_bounded() {
         rig.message(ClientMsg::Text { text: "x".repeat(64 << 10) });
     }
     assert_eq!(rig.said(), ["drop audio", "error policy_violation", "end 1008"]);
+}
+
+#[test]
+fn a_credential_ends_the_call_unless_it_is_renewed() {
+    let token = |text: &str| ClientMsg::Token { token: text.into() };
+    let mut rig = Rig::living(Life { credential: Some(600 * SECOND), ..life() }, plan());
+    let live = |rig: &mut Rig, until: u32| {
+        rig.pass((SECOND * until).saturating_sub(rig.now));
+        rig.said()
+    };
+    assert!(!live(&mut rig, 530).iter().any(|word| word.starts_with("notice")));
+    assert!(live(&mut rig, 550).contains(&"notice token_expiring".to_owned()), "a minute before");
+    rig.input(Input::Message(token("bad")));
+    rig.input(Input::NotRenewed);
+    assert_eq!(rig.said(), ["renew bad", "error unauthorized"]);
+    rig.input(Input::Message(token("good")));
+    rig.input(Input::Renewed(Some(100 * SECOND)));
+    let words = live(&mut rig, 640);
+    assert!(words.contains(&"notice token_expiring".to_owned()), "a fifth of a short life before its end: {words:?}");
+    rig.input(Input::Renewed(None));
+    let words = live(&mut rig, 2_000);
+    assert!(!words.iter().any(|word| word.starts_with("end") || word.starts_with("notice")), "{words:?}");
+    rig.input(Input::Renewed(Some(SECOND)));
+    rig.pass(2 * SECOND);
+    let words = rig.said();
+    assert!(words.iter().any(|word| word == "error token_expired"), "{words:?}");
+    assert!(rig.log.iter().any(|(_, output)| *output == Output::End(End::TokenExpired)));
 }

@@ -13,7 +13,7 @@ use crate::{
     },
     client::openai::{self, Said},
     config::{AgentConfig, PolicyConfig, Rule},
-    upstream::{ga, open::UpstreamError},
+    upstream::{UpstreamError, ga},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -35,8 +35,9 @@ impl Rig {
     }
 
     fn of(agent: &AgentConfig, only_writes: bool) -> Self {
-        let life = Life { call: "call_1".into(), max: 3_600 * SECOND, idle: None, stall: 10 * SECOND };
-        let core = Core::pass_through(life, Policy::new(agent, "real-model"), only_writes);
+        let life =
+            Life { call: "call_1".into(), max: 3_600 * SECOND, idle: None, stall: 10 * SECOND, credential: None };
+        let core = Core::pass_through(life, Policy::new(agent, "real-model", PolicyConfig::default()), only_writes);
         Self { core, now: At::ZERO, to_service: vec![], to_client: vec![], pings: 0, end: None }
     }
 

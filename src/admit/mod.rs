@@ -1,0 +1,30 @@
+//! Asked before, told after: who may come in, with what, and how often. Decisions only, with the time passed in.
+//!
+//! A [`Principal`] is who speaks for a call. Only the [`Gate`] makes one, out of a credential, and without one nothing
+//! upstream can be dialled: [`crate::upstream::open::Upstream::open`] and the REST calls beside it ask for it by type.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`key`] | long-lived keys: how they look, and the only form in which they are kept |
+//! | [`tenant`] | who pays: found by the hash of a key |
+//! | [`token`] | short-lived call tokens, signed by us |
+//! | [`gate`] | the checks of a request's head, in order |
+//! | [`pace`] | connects a minute, by address and by tenant |
+//! | [`roster`] | calls that run, so that they can be counted and cut |
+//! | [`store`] | what outlives a process (SQLite) |
+//! | [`sources`] | file and store together, read again as they change |
+pub mod gate;
+pub mod key;
+pub mod pace;
+pub mod principal;
+pub mod roster;
+pub mod sources;
+pub mod store;
+pub mod tenant;
+pub mod token;
+
+pub use self::{
+    gate::{Denied, Gate, Head, License},
+    principal::Principal,
+    roster::{Cut, Seat},
+};

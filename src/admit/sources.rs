@@ -1,0 +1,267 @@
+//! Where tenants and agents come from: the configuration file and the store, read again as they change.
+//!
+//! A change is seen within a second, so that what is revoked is cut by then. What is broken changes nothing: the old one
+//! stays in force, and the log says why.
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::time;
+
+use super::{
+    gate::{Gate, Terms},
+    store::{Store, StoreError},
+    tenant::Tenants,
+    token::{LEEWAY, Signer, SigningKey},
+};
+use crate::{
+    config::{AgentConfig, AuthConfig, Config, TenantConfig},
+    wall::unix_now,
+};
+
+/// How often both are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Agents by name.
+pub type Agents = BTreeMap<String, Arc<AgentConfig>>;
+
+/// Both sources, and what was found in them last.
+#[derive(Debug)]
+pub struct Sources {
+    gate: Arc<Gate>,
+    agents: Arc<ArcSwap<Agents>>,
+    auth: AuthConfig,
+    file: Option<PathBuf>,
+    file_content: Vec<u8>,
+    /// Something else stands in the file; taken once it has stood there for a moment, for it may be half written.
+    file_next: Vec<u8>,
+    file_tenants: BTreeMap<String, TenantConfig>,
+    upstreams: Vec<String>,
+    store_file: Option<PathBuf>,
+    store: Option<Opened>,
+    /// What is in force.
+    tenants: BTreeMap<String, TenantConfig>,
+    /// Something was found that is not in force yet.
+    dirty: bool,
+}
+
+/// The store, over two connections: whoever counts a token's use shall not keep a revocation waiting.
+#[derive(Debug)]
+struct Opened {
+    reads: Store,
+    file: u64,
+    version: i64,
+}
+
+/// Agents by name, to be shared.
+pub fn agents(config: &Config) -> Agents {
+    config.agents.iter().map(|(name, agent)| (name.clone(), Arc::new(agent.clone()))).collect()
+}
+
+impl Sources {
+    /// Reads both for the first time. The store is made if tenants stand in the file, since their tokens shall outlive this
+    /// process; and opened if it is there.
+    ///
+    /// # Errors
+    /// When the store cannot be used.
+    pub fn open(config: &Config) -> Result<Self, StoreError> {
+        let unix = unix_now();
+        let terms = Terms {
+            // Behind a proxy of ours, everybody would be this machine.
+            open: config.server.listen.ip().is_loopback() && config.server.trusted_proxies.is_empty()
+                || config.server.insecure_open,
+            insecure: config.server.insecure_open,
+            per_minute: config.server.connects_per_minute,
+            proxies: config.server.trusted_proxies.clone(),
+        };
+        let gate = Arc::new(Gate::new(terms, signer(&config.auth, &[]), unix));
+        if let Some(secret) = &config.auth.safety_secret {
+            gate.set_safety_secret(secret);
+        }
+        let mut sources = Self {
+            gate,
+            agents: Arc::new(ArcSwap::from_pointee(agents(config))),
+            auth: config.auth.clone(),
+            file: config.source.clone(),
+            file_content: config.source.as_deref().map(read).unwrap_or_default(),
+            file_next: Vec::new(),
+            file_tenants: config.tenants.clone(),
+            upstreams: config.upstreams.keys().cloned().collect(),
+            store_file: config.store.file.clone().filter(|file| !file.as_os_str().is_empty()),
+            store: None,
+            tenants: BTreeMap::new(),
+            dirty: true,
+        };
+        if let Some(file) = sources.store_file.clone() {
+            if file.exists() || !sources.file_tenants.is_empty() {
+                sources.open_store(&file)?;
+            } else if config.store.required {
+                // Whoever names a store has tenants in it: without it, the door would stand open.
+                return Err(StoreError::Absent { file });
+            }
+        }
+        sources.apply()?;
+        Ok(sources)
+    }
+
+    /// The gate that they fill.
+    pub fn gate(&self) -> Arc<Gate> {
+        self.gate.clone()
+    }
+
+    /// The agents, as they are at any time.
+    pub fn agents(&self) -> Arc<ArcSwap<Agents>> {
+        self.agents.clone()
+    }
+
+    fn open_store(&mut self, file: &Path) -> Result<(), StoreError> {
+        let counts = Arc::new(Store::open(file)?);
+        let reads = Store::open(file)?;
+        if self.auth.safety_secret.is_none() {
+            self.gate.set_safety_secret(&counts.safety_secret()?);
+        }
+        self.gate.set_store(Some(counts));
+        // Whatever its version is, it has not been read yet.
+        self.store = Some(Opened { reads, file: inode(file), version: i64::MIN });
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// Puts what both say in force.
+    fn apply(&mut self) -> Result<(), StoreError> {
+        let unix = unix_now();
+        let mut tenants = BTreeMap::new();
+        if let Some(Opened { reads, version, .. }) = &mut self.store {
+            // Before the reading: what is written meanwhile is another change.
+            let read = reads.version()?;
+            tenants = reads.tenants()?;
+            self.gate.set_signer(signer(&self.auth, &reads.signing_keys(unix, self.auth.token_max_s + LEEWAY)?));
+            if reads.is_closed()? {
+                self.gate.close();
+            }
+            *version = read;
+        } else if !self.auth.signing_keys.is_empty() {
+            self.gate.set_signer(signer(&self.auth, &[]));
+        }
+        for (id, tenant) in &self.file_tenants {
+            if tenants.insert(id.clone(), tenant.clone()).is_some() {
+                tracing::warn!(
+                    tenant = id,
+                    "this tenant stands in the configuration and in the store: the configuration counts"
+                );
+            }
+        }
+        self.dirty = false;
+        if tenants == self.tenants {
+            return Ok(());
+        }
+        for (id, tenant) in &tenants {
+            if let Some(name) = tenant.upstream.as_ref().filter(|name| !self.upstreams.contains(name)) {
+                tracing::error!(
+                    tenant = id,
+                    upstream = name,
+                    "this tenant's upstream is not configured: its calls are refused"
+                );
+            }
+        }
+        tracing::info!(tenants = tenants.len(), "tenants in force");
+        self.gate.set_tenants(Tenants::new(tenants.clone()), unix);
+        self.tenants = tenants;
+        Ok(())
+    }
+
+    /// Looks at both for as long as it is polled.
+    pub async fn watch(mut self) {
+        loop {
+            time::sleep(LOOK_EVERY).await;
+            let looked = tokio::task::spawn_blocking(move || {
+                // Whatever goes wrong here, keys go on ending.
+                if catch_unwind(AssertUnwindSafe(|| self.look())).is_err() {
+                    tracing::error!("a look at the tenants failed: what was in force stays in force");
+                }
+                self
+            });
+            match looked.await {
+                Ok(sources) => self = sources,
+                // The runtime is going away.
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        self.gate.sweep(unix_now());
+        self.look_at_file();
+        self.look_at_store();
+        if self.dirty
+            && let Err(error) = self.apply()
+        {
+            tracing::error!(%error, "the store cannot be read: the tenants that were in force stay in force, and it is tried again");
+        }
+    }
+
+    fn look_at_file(&mut self) {
+        let Some(file) = &self.file else { return };
+        let content = read(file);
+        // A file that is being written anew may be empty for a moment.
+        if content == self.file_content || content.is_empty() {
+            return;
+        }
+        if content != self.file_next {
+            self.file_next = content;
+            return;
+        }
+        match Config::load(Some(file), |name| std::env::var(name).ok()) {
+            Ok(config) => {
+                tracing::info!("the changed configuration is read: agents, tenants and signing keys");
+                self.agents.store(Arc::new(agents(&config)));
+                self.file_tenants = config.tenants;
+                self.auth.signing_keys = config.auth.signing_keys;
+                self.dirty = true;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the changed configuration is refused: what was in force stays in force")
+            }
+        }
+        self.file_content = content;
+    }
+
+    fn look_at_store(&mut self) {
+        let Some(file) = self.store_file.clone() else { return };
+        match &self.store {
+            Some(opened) if opened.file == inode(&file) => match opened.reads.version() {
+                Ok(version) => self.dirty |= version != opened.version,
+                Err(error) => tracing::error!(%error, "the store cannot be asked"),
+            },
+            // It is new, or another one stands in its place. While there is none, the old one's tenants stay.
+            _ if file.exists() => {
+                if let Err(error) = self.open_store(&file) {
+                    tracing::error!(%error, "the store cannot be opened");
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Tells a file from another one of the same name.
+fn inode(file: &Path) -> u64 {
+    fs::metadata(file).map_or(0, |file| file.ino())
+}
+
+fn read(file: &Path) -> Vec<u8> {
+    fs::read(file).unwrap_or_default()
+}
+
+fn signer(auth: &AuthConfig, stored: &[SigningKey]) -> Signer {
+    let own = auth.signing_keys.iter().map(|key| SigningKey { id: key.id.clone(), secret: key.secret.clone() });
+    let own: Vec<SigningKey> = own.collect();
+    Signer::new(&auth.issuer, if own.is_empty() { stored } else { &own }, auth.token_max_s)
+}
