@@ -35,6 +35,8 @@ leave() {
   [ "$code" = 0 ] || printf '\nFAILED: %s (exit code %d) after %d s\n' "$current" "$code" $((SECONDS - began)) >&2
 }
 trap leave EXIT
+# Whoever runs this may have tenants of their own.
+export XDG_DATA_HOME="$scratch/data"
 
 tools() {
   command -v cargo >/dev/null || die "no cargo: install Rust 1.89 or newer, as https://rustup.rs says"

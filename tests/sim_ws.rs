@@ -242,7 +242,7 @@ mod tests {
         assert_eq!((unknown.status().as_u16(), unknown.body().as_ref().map_or(0, Vec::len)), (404, 0));
         for (path, status) in [("/v1/realtime?model=gpt-realtime", "426"), ("/v1/audio/transcriptions", "404")] {
             let mut tcp = TcpStream::connect(sim.addr()).await.unwrap();
-            tcp.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+            tcp.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes())
                 .await
                 .unwrap();
             let mut answer = String::new();
@@ -294,7 +294,7 @@ mod tests {
     async fn half_a_frame_is_really_on_the_wire() {
         let sim = start(SimConfig::instant(), "[[fault]]\nkind = \"die\"\nmid_frame = true").await;
         let mut tcp = TcpStream::connect(sim.addr()).await.unwrap();
-        let head = "GET /v1/realtime?model=gpt-realtime HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\nupgrade: websocket\r\n\
+        let head = "GET /v1/realtime?model=gpt-realtime HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer k\r\nupgrade: websocket\r\n\
                     connection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
         tcp.write_all(head.as_bytes()).await.unwrap();
         let mut bytes = Vec::new();

@@ -16,6 +16,8 @@ fn voxrelay() -> Command {
     for name in ["OPENAI_API_KEY", "OPENAI_BASE_URL", "RUST_LOG", "VOXRELAY_TOKEN"] {
         command.env_remove(name);
     }
+    // Whoever runs the tests may have tenants of their own.
+    command.env("XDG_DATA_HOME", concat!(env!("CARGO_TARGET_TMPDIR"), "/nobodys-data"));
     command
 }
 
@@ -293,4 +295,116 @@ async fn a_reply_that_only_plays_costs_next_to_nothing() {
     let (ended, used) = tokio::join!(client.until("reply_ended"), waiting);
     assert!(used < 50, "{used} of 200 ticks were spent on waiting");
     assert_eq!(ended["status"], "completed");
+}
+
+/// The tenants' command, and a relay that runs meanwhile.
+#[test]
+fn tenants_are_made_shown_rotated_and_revoked() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = || {
+        let mut command = voxrelay();
+        command.env("XDG_DATA_HOME", dir.path());
+        command
+    };
+    let tenant = |args: &[&str]| run(command().arg("tenant").args(args));
+    let (code, _, stderr) = tenant(&["list"]);
+    assert_eq!((code, stderr.contains("no tenants")), (0, true), "{stderr}");
+    let (code, _, stderr) = tenant(&["rotate", "acme"]);
+    assert_eq!((code, stderr.contains("`voxrelay tenant add` makes one")), (2, true), "{stderr}");
+    let mut serve = command();
+    let relay = Listening::start(serve.args(["serve", "--listen", "127.0.0.1:0"]));
+    let say = |credential: &str| {
+        let out = dir.path().join("reply.wav");
+        let url = format!("ws://{}/v1/voice", relay.addr);
+        let mut say = command();
+        say.args(["say", "--text", "hello", "--url", &url, "--token", credential, "--out"]).arg(&out);
+        run(&mut say)
+    };
+    assert_eq!(say("any").0, 0, "nobody is asked yet");
+    let (code, first, stderr) = tenant(&["add", "acme", "--max-calls", "3", "--label", "backend"]);
+    assert_eq!((code, stderr.contains("shown once")), (0, true), "{stderr}");
+    let first = first.trim();
+    let (_, listed, _) = tenant(&["list"]);
+    assert!(listed.contains("acme") && listed.contains("max_calls = 3") && listed.contains("backend"), "{listed}");
+    assert!(!listed.contains(first), "it is shown once");
+    let eventually = |what: &str, so: &dyn Fn() -> bool| {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !so() {
+            assert!(Instant::now() < end, "never came: {what}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    eventually("the door is shut", &|| relay.get("/v1/voice").starts_with("HTTP/1.1 401"));
+    let (code, _, stderr) = say("wrong");
+    assert!(code != 0 && stderr.contains("a valid credential is needed"), "{stderr}");
+    assert_eq!(say(first).0, 0);
+    let (code, second, stderr) = tenant(&["rotate", "acme", "--keep-s", "0"]);
+    assert_eq!((code, stderr.contains("1 other key(s)")), (0, true), "{stderr}");
+    eventually("the old key has ended", &|| say(first).0 != 0);
+    assert_eq!(say(second.trim()).0, 0);
+    let (code, _, stderr) = tenant(&["revoke", "acme", "--key", "nope"]);
+    assert_eq!((code, stderr.contains("it has: backend")), (2, true), "{stderr}");
+    let (code, stdout, _) = tenant(&["rotate-signing"]);
+    assert_eq!((code, stdout.contains("are signed with key")), (0, true), "{stdout}");
+    assert_eq!(tenant(&["revoke", "acme"]).0, 0);
+    eventually("the new key is gone", &|| say(second.trim()).0 != 0);
+    assert!(relay.get("/v1/voice").starts_with("HTTP/1.1 401"), "the last tenant does not open the door");
+    relay.signal("-TERM");
+    assert_eq!(relay.end().0, 0);
+    // Also after a restart; and a store that was named must be there.
+    let mut again = command();
+    let relay = Listening::start(again.args(["serve", "--listen", "127.0.0.1:0"]));
+    assert!(relay.get("/v1/voice").starts_with("HTTP/1.1 401"));
+    drop(relay);
+    let absent = dir.path().join("absent.db");
+    let (code, _, stderr) = run(command().args(["serve", "--listen", "127.0.0.1:0", "--store"]).arg(&absent));
+    assert_eq!((code, stderr.contains("absent.db` is not there")), (2, true), "{stderr}");
+}
+
+#[test]
+fn a_key_for_the_file_is_printed_with_its_hash() {
+    let (code, key, hash) = run(voxrelay().args(["tenant", "key"]));
+    assert_eq!(code, 0);
+    let want = voxrelay::admit::key::hash(key.trim()).to_string();
+    assert_eq!(hash.trim(), format!("hash = \"{want}\""));
+}
+
+#[test]
+fn check_says_which_limit_stands_in_the_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = dir.path().join("faults.toml");
+    std::fs::write(
+        &faults,
+        "[[fault]]\nkind = \"refuse\"\ndoor = \"mint\"\nstatus = 429\nretry_after_s = 3\ntimes = 1\n",
+    )
+    .unwrap();
+    let mut sim = voxrelay();
+    let sim = Listening::start(sim.args(["sim", "--listen", "127.0.0.1:0", "--faults"]).arg(&faults));
+    let check = |key: &str, args: &[&str]| {
+        let mut check = voxrelay();
+        check.env("OPENAI_BASE_URL", format!("http://{}/v1", sim.addr)).env("OPENAI_API_KEY", key);
+        run(check.args(["check", "--upstream"]).args(args))
+    };
+    let (code, stdout, _) = check("sk-good", &[]);
+    assert_eq!(code, 1, "{stdout}");
+    assert!(
+        stdout.contains("mint     refused: ") && stdout.contains("limit    mint (it asks for 3000 ms): "),
+        "{stdout}"
+    );
+    assert!(stdout.contains("connect  session sess_"), "{stdout}");
+    let (code, stdout, _) = check("sk-good", &["--spend"]);
+    assert_eq!(code, 0, "{stdout}");
+    for part in
+        ["mint     a client secret", "reply    answered, ", "bucket   requests: ", "bucket   tokens: ", "verdict "]
+    {
+        assert!(stdout.contains(part), "{part}: {stdout}");
+    }
+    let (code, stdout, _) = check("sk-no-credit", &[]);
+    assert!(code == 1 && stdout.contains("limit    quota: ") && stdout.contains("no wait helps"), "{stdout}");
+    let (code, stdout, _) = check("sk-bad-1234567", &[]);
+    assert!(code == 1 && stdout.contains("it does not know the API key") && !stdout.contains("sk-bad"), "{stdout}");
+    let (code, _, stderr) = check("sk-good", &["--upstream", "second"]);
+    assert_eq!(code, 2, "{stderr}");
+    let (code, _, stderr) = run(voxrelay().args(["check", "--upstream"]));
+    assert!(code == 2 && stderr.contains("there is no service to ask"), "{stderr}");
 }

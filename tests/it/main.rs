@@ -1,6 +1,14 @@
 //! The relay from outside: real sockets, real processes, the simulator behind it.
 #[cfg(test)]
+mod access;
+#[cfg(test)]
+mod broker;
+#[cfg(test)]
+mod canary;
+#[cfg(test)]
 mod commands;
+#[cfg(test)]
+mod credentials;
 #[cfg(test)]
 mod doors;
 #[cfg(test)]

@@ -311,7 +311,7 @@ async fn a_client_that_leaves_during_the_handshake_leaves_nothing_behind() {
     let rig = Rig::configured(|c| c.server.max_calls = 1).await;
     for _ in 0..3 {
         let mut raw = Raw::connect(rig.relay.addr()).await;
-        raw.send(format!("GET /v1/realtime HTTP/1.1\r\nHost: x\r\n{UPGRADE}\r\n").as_bytes()).await;
+        raw.send(format!("GET /v1/realtime HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}\r\n").as_bytes()).await;
         drop(raw); // during the handshake
     }
     // The one line that there is is free again, and of the sessions only this client's is left.

@@ -1,6 +1,7 @@
 //! A relay on a simulator, and clients that may misbehave.
 use std::time::Duration;
 
+use crate::canary;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::Value;
 use tokio::{
@@ -10,10 +11,11 @@ use tokio::{
 };
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{Message, protocol::CloseFrame},
+    tungstenite::{self, Message, client::IntoClientRequest as _, protocol::CloseFrame},
 };
 use voxrelay::{
-    config::{Config, Secret},
+    admit::key,
+    config::{Config, KeyConfig, Moment, Scope, Secret, TenantConfig},
     serve::Server,
     sim::{Faults, Sim, SimConfig},
 };
@@ -53,15 +55,120 @@ impl Rig {
     }
 }
 
+/// The key of the account that every rig has.
+pub(crate) const API_KEY: &str = "sk-test-0f1e2d3c4b5a69788796a5b4c3d2e1f0";
+
 /// The defaults, on a free port, towards `upstream`.
 pub(crate) fn config(upstream: &str) -> Config {
+    canary::listen();
+    canary::plant(API_KEY);
     let mut config = Config::load(None, |_| None).unwrap();
     config.server.listen = "127.0.0.1:0".parse().unwrap();
     config.upstream.url = Some(upstream.to_owned());
-    config.upstream.api_key = Some(Secret::new("sk-test"));
+    config.upstream.api_key = Some(Secret::new(API_KEY));
     // A machine that runs all these tests at once may take its time.
     (config.upstream.connect_timeout_ms, config.upstream.session_timeout_ms) = (30_000, 30_000);
     config
+}
+
+/// A tenant with one key that may do everything; the key.
+pub(crate) fn tenant(config: &mut Config, id: &str, change: impl FnOnce(&mut TenantConfig)) -> String {
+    tenant_with(config, id, &Scope::all(), change)
+}
+
+/// A tenant with one key of these scopes; the key.
+pub(crate) fn tenant_with(
+    config: &mut Config,
+    id: &str,
+    scopes: &[Scope],
+    change: impl FnOnce(&mut TenantConfig),
+) -> String {
+    let (text, key) = new_key("test", scopes, None);
+    let mut tenant = TenantConfig { keys: vec![key], ..TenantConfig::default() };
+    change(&mut tenant);
+    config.tenants.insert(id.to_owned(), tenant);
+    text
+}
+
+/// A key, and what is kept of it.
+pub(crate) fn new_key(label: &str, scopes: &[Scope], expires: Option<Moment>) -> (String, KeyConfig) {
+    let text = key::generate().expose().to_owned();
+    canary::plant(&text);
+    let key = KeyConfig { label: label.to_owned(), hash: key::hash(&text), expires, scopes: scopes.to_vec() };
+    (text, key)
+}
+
+/// The answer to a request over plain HTTP.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+
+    pub(crate) fn code(&self) -> String {
+        self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+}
+
+/// A client without TLS, which still wants to be told which cryptography it does not use.
+pub(crate) fn http() -> reqwest::Client {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
+impl Rig {
+    pub(crate) fn request(&self, method: &str, path: &str, key: &str) -> reqwest::RequestBuilder {
+        let url = format!("http://{}{path}", self.relay.addr());
+        let request = http().request(method.parse().unwrap(), url).timeout(PATIENCE);
+        if key.is_empty() { request } else { request.bearer_auth(key) }
+    }
+
+    pub(crate) async fn ask(&self, method: &str, path: &str, key: &str) -> Answer {
+        answer(self.request(method, path, key)).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, key: &str, body: Value) -> Answer {
+        answer(self.request("POST", path, key).json(&body)).await
+    }
+
+    /// A call token that grants what is asked for.
+    pub(crate) async fn token(&self, key: &str, asked: Value) -> String {
+        let made = self.post("/v1/tokens", key, asked).await;
+        assert_eq!(made.status, 201, "{}", made.text);
+        let token = made.json()["token"].as_str().unwrap().to_owned();
+        canary::plant(&token);
+        token
+    }
+
+    /// A call at a door with this credential; or the status of the refusal, and its code.
+    pub(crate) async fn dial(&self, path: &str, key: &str) -> Result<Client, (u16, String)> {
+        Client::dial(self.relay.addr(), path, &[("authorization", &format!("Bearer {key}"))]).await
+    }
+}
+
+pub(crate) async fn answer(request: reqwest::RequestBuilder) -> Answer {
+    let response = request.send().await.unwrap();
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    Answer { status, headers, text: response.text().await.unwrap() }
+}
+
+/// Waits until something is so.
+pub(crate) async fn until(what: &str, so: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < end, "never came: {what}");
+        time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// What a client got.
@@ -85,6 +192,28 @@ impl Client {
         let tcp = TcpStream::connect(host).await.unwrap();
         let (ws, _) = tokio_tungstenite::client_async(url, tcp).await.unwrap();
         Self { ws }
+    }
+
+    /// With these headers; or the status of the refusal, and its code.
+    pub(crate) async fn dial(
+        addr: std::net::SocketAddr,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, (u16, String)> {
+        let mut request = format!("ws://{addr}{path}").into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        let tcp = TcpStream::connect(addr).await.unwrap();
+        match tokio_tungstenite::client_async(request, tcp).await {
+            Ok((ws, _)) => Ok(Self { ws }),
+            Err(tungstenite::Error::Http(response)) => {
+                let body: Value =
+                    serde_json::from_slice(response.body().as_deref().unwrap_or_default()).unwrap_or_default();
+                Err((response.status().as_u16(), body["error"]["code"].as_str().unwrap_or_default().to_owned()))
+            }
+            Err(error) => panic!("{error}"),
+        }
     }
 
     pub(crate) async fn json(&mut self, text: &str) {
@@ -181,7 +310,7 @@ impl Raw {
         let mut raw = Self::connect(addr).await;
         let head = raw
             .request(
-                "GET /v1/voice HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                "GET /v1/voice HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                  Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
             )
             .await;

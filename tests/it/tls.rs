@@ -179,7 +179,7 @@ async fn files_that_cannot_serve_are_refused_by_name() {
 async fn plain_http_is_told_and_silence_is_ended() {
     let (rig, files, _dir) = rig().await;
     let mut raw = Raw::connect(rig.relay.addr()).await;
-    let answer = raw.request("GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let answer = raw.request("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 400") && answer.ends_with("use https:// or wss://\n"), "{answer}");
     // TLS spoken to a port without it ends as broken HTTP.
     let plain = Rig::new().await;

@@ -7,6 +7,7 @@ mod faults;
 mod golden;
 #[cfg(test)]
 mod rest;
+#[cfg(test)]
 mod robust;
 #[cfg(test)]
 mod support;
