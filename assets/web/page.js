@@ -2,7 +2,8 @@
  * The page at `/`: a call, as one screen. What it knows of the protocol it has from `voxrelay-client.js`; here is only what
  * people see and press.
  *
- * Settings may be given in the address: `/?agent=default&format=mulaw&rate=8000&turns=manual&processing=off`.
+ * Settings may be given in the address: `/?agent=default&format=mulaw&rate=8000&turns=manual&processing=off`. A call token may
+ * not: addresses end up in logs. It is asked for where the server wants one, and kept for as long as the tab is open.
  * @module
  */
 import { Call, CallError, Microphone, RATES, Speaker, openAudio } from "./voxrelay-client.js";
@@ -15,6 +16,8 @@ const TAP = 300;
 const TOUCH = matchMedia("(hover: none)").matches;
 /** How long "Interrupted" is shown, ms. */
 const INTERRUPTED = 1_500;
+/** Where the tab keeps its call token. */
+const TOKEN = "voxrelay.token";
 
 const $ = (/** @type {string} */ id) => /** @type {any} */ (document.getElementById(id));
 const setup = /** @type {HTMLFormElement} */ ($("setup"));
@@ -38,6 +41,8 @@ const now = {
 /** @type {AudioContext | null} */ let context = null;
 /** @type {Speaker | null} */ let speaker = null;
 /** @type {Microphone | null} */ let microphone = null;
+/** The call token; empty: there is none. */
+let token = "";
 let rate = 24000;
 let startedAt = 0;
 /** What is said of the last call. */
@@ -56,16 +61,61 @@ function offerRates() {
 
 async function offerAgents() {
   const wanted = new URLSearchParams(location.search).get("agent");
+  const shown = token;
   try {
-    const { agents, default: first } = await (await fetch("/v1/agents")).json();
-    setup.agent.replaceChildren(...agents.map((/** @type {{ name: string }} */ { name }) => new Option(name, name)));
-    setup.agent.value = first;
+    const response = await fetch("/v1/agents", shown ? { headers: { authorization: `Bearer ${shown}` } } : {});
+    if (shown !== token) return; // another one is asked about
+    if (response.status === 401) askForToken();
+    if (response.ok) {
+      const { agents, default: first } = await response.json();
+      setup.agent.replaceChildren(...agents.map((/** @type {{ name: string }} */ { name }) => new Option(name, name)));
+      setup.agent.value = first;
+      keepToken();
+    }
   } catch {
     // The call itself will say what is wrong.
   }
   if (wanted === null) return;
   if (![...setup.agent.options].some(({ value }) => value === wanted)) setup.agent.add(new Option(wanted, wanted));
   setup.agent.value = wanted;
+}
+
+/** Nobody is called without a token here, or not with this one. */
+function askForToken() {
+  const refused = token !== "";
+  $("token-field").hidden = false;
+  $("token").required = true;
+  $("token").setAttribute("aria-invalid", String(refused));
+  $("token-hint").textContent = refused ? "This token is not accepted: it is wrong, or it has expired."
+    : "This server wants to know who calls. Whoever runs it gives you a token.";
+  forget();
+}
+
+/** The token is good: a reload of the page need not ask for it. */
+function keepToken() {
+  $("token").setAttribute("aria-invalid", "false");
+  $("token-hint").textContent = "";
+  try {
+    if (token) sessionStorage.setItem(TOKEN, token);
+  } catch {
+    // A browser that keeps nothing: it is asked for again.
+  }
+}
+
+function forget() {
+  try { sessionStorage.removeItem(TOKEN); } catch { /* nothing was kept */ }
+}
+
+function recall() {
+  try { token = sessionStorage.getItem(TOKEN) ?? ""; } catch { /* nothing was kept */ }
+  $("token").value = token;
+}
+
+function takeToken() {
+  const typed = $("token").value.trim();
+  if (typed === token) return;
+  token = typed;
+  void offerAgents();
 }
 
 function takeAddress() {
@@ -86,6 +136,7 @@ function takeAddress() {
 async function start() {
   if (now.phase === "starting" || now.phase === "call" || now.phase === "reconnecting") return;
   trouble(null);
+  takeToken();
   const { agent, format, turns: mode } = Object.fromEntries(new FormData(setup));
   rate = Number(setup.rate.value);
   Object.assign(now, { manual: mode === "manual", muted: false, talking: false, speaking: false, waiting: false, playing: null });
@@ -98,6 +149,7 @@ async function start() {
     speaker = await Speaker.open({ context, rate });
     call = new Call({
       url: "/v1/voice", agent: String(agent), format: /** @type {any} */ (format), rate, turns: now.manual ? "manual" : "auto", speaker,
+      token: token || undefined,
     });
     listen(call, speaker);
     // Asked for before the call is made: nobody is called by a page that waits for a permission.
@@ -186,7 +238,9 @@ function react(event) {
       call?.toolResult(event.call_id, JSON.stringify({ error: "this client has no tools" }));
       turns.note(`The agent wanted the tool “${event.name}”, which this page does not have.`);
       break;
-    case "notice": turns.note(event.message ?? event.code); break;
+    case "notice":
+      turns.note(event.code === "token_expiring" ? `The call token ends in ${event.in_s} s, and this call with it.` : event.message ?? event.code);
+      break;
     case "error": turns.note(`${event.error.message} (${event.error.code})`); break;
     case "draining":
       turns.note(`This server goes away in ${Math.round(event.deadline_ms / 1000)} s. Finish, and call again.`);
@@ -235,8 +289,13 @@ function end(error) {
   strip.stop();
   for (const meter of [$("meter-you"), $("meter-it")]) meter.firstElementChild.style.transform = "";
   become("ended");
-  if (error) trouble(error);
-  $("start").focus();
+  const stranger = error?.status === 401 || error?.closeCode === 4401;
+  if (stranger) askForToken();
+  // What the server says of a credential is for programs.
+  const refused = token ? "The call token is not accepted." : "This server wants a call token.";
+  const advice = "Whoever runs the server can give you one.";
+  if (error) trouble(error.status === 401 ? new CallError(refused, { advice, requestId: error.requestId }) : error);
+  $(stranger ? "token" : "start").focus();
 }
 
 // ---- what people do
@@ -513,6 +572,7 @@ function element(tag, className, text = "") {
 // ---- wiring
 
 setup.format.addEventListener("change", offerRates);
+$("token").addEventListener("change", takeToken);
 setup.addEventListener("submit", (event) => {
   event.preventDefault();
   void start();
@@ -547,5 +607,6 @@ document.addEventListener("visibilitychange", () => {
   if (document.visibilityState === "visible") void context?.resume();
 });
 takeAddress();
+recall();
 void offerAgents();
 show();

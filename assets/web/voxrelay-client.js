@@ -85,6 +85,8 @@ const MAX_MESSAGE = 256 << 10;
  * @property {"realtime" | "fast"} [pace] `fast`: reply audio as quickly as it comes.
  * @property {string | (() => string | Promise<string>)} [token] Credential, or a function that gets a new one; it is asked
  *   before every connection.
+ * @property {() => string | Promise<string>} [getToken] Gets a new credential before the call's own expires (`token_expiring`): the
+ *   call goes on with it, without a pause. Where `token` is not a function it is also asked once that one is too old.
  * @property {Loudspeaker} [speaker] Where replies are played: a {@link Speaker}, or anything that has its three members.
  * @property {boolean} [reconnect] Repair a connection that drops. Default: true.
  * @property {number} [maxAttempts] Tries in a row before a call is given up. Default: 12, about a minute.
@@ -137,7 +139,9 @@ export class Call {
   /** @type {{ resolve: (ready: Ready) => void, reject: (error: CallError) => void } | null} */ #opening = null;
   /** @type {any} The server's last `error` on this socket. */ #error = null;
   #closing = false;
-  #credential = "";
+  /** @type {string | undefined} What the call was last opened or renewed with. */ #credential;
+  /** It is too old. */ #expired = false;
+  /** It is from `getToken`, and nothing was opened with it yet. */ #fresh = false;
 
   // Resume: both sides count the messages of the call.
   /** @type {string | null} */ #resume = null;
@@ -238,7 +242,10 @@ export class Call {
   toolResult(callId, output) { this.#tell({ type: "tool_result", call_id: callId, output }); }
 
   /** Renews the credential of this call. @param {string} token */
-  renew(token) { this.#tell({ type: "token", token }); }
+  renew(token) {
+    this.#credential = token;
+    this.#tell({ type: "token", token });
+  }
 
   /** Answered by the event `pong`. @param {any} [t] Comes back. */
   ping(t = null) { this.#tell({ type: "ping", t }); }
@@ -294,10 +301,16 @@ export class Call {
     this.#live = false;
     let socket;
     try {
-      const { token } = this.#options;
-      const credential = typeof token === "function" ? await token() : token;
-      this.#credential = credential ?? "";
+      await this.#identify();
+    } catch (cause) {
       if (this.#state === "ended") return;
+      // Whoever gives credentials may be out of reach for as long as the server is.
+      this.#failed(new CallError(`there is no credential: ${text(cause)}`, { cause, retryable: true }), "again");
+      return;
+    }
+    if (this.#state === "ended") return;
+    try {
+      const credential = this.#credential;
       const Socket = this.#options.WebSocket ?? globalThis.WebSocket;
       if (!Socket) throw new CallError("there is no WebSocket here", { advice: "Pass one as options.WebSocket." });
       const protocols = credential ? [PROTOCOL, `voxrelay.token.${credential}`] : [PROTOCOL];
@@ -319,6 +332,26 @@ export class Call {
     }, CONNECT_TIMEOUT);
   }
 
+  /** What the next connection is opened with. */
+  async #identify() {
+    const { token, getToken } = this.#options;
+    this.#fresh = this.#expired && typeof token !== "function" && getToken !== undefined;
+    if (typeof token === "function") this.#credential = await token();
+    else if (this.#fresh) this.#credential = await getToken?.();
+    else this.#credential ??= token;
+    this.#expired = false;
+  }
+
+  /** The credential is good for a moment only: a new one for the same call. */
+  async #renew() {
+    try {
+      const token = await this.#options.getToken?.();
+      if (token && token !== this.#credential) this.renew(token);
+    } catch {
+      // The one before stays in force to its end; then it is tried again.
+    }
+  }
+
   /** The socket is gone, or as good as gone. @param {number} code @param {string} reason */
   async #dropped(code, reason) {
     const said = this.#error;
@@ -336,7 +369,9 @@ export class Call {
       const { then } = closeInWords(refusal ? 1006 : code);
       const stop = refusal ? !refusal.retryable : then === "stop" || (said !== null && said.retryable === false);
       // With a function for a token the next try has a new one.
-      const renewable = then === "token" && typeof this.#options.token === "function";
+      const { token, getToken } = this.#options;
+      this.#expired = then === "token" || refusal?.status === 401;
+      const renewable = typeof token === "function" ? then === "token" : this.#expired && getToken !== undefined && !this.#fresh;
       this.#failed(error, (stop || then === "token") && !renewable ? "stop" : "again");
     }
   }
@@ -450,6 +485,8 @@ export class Call {
       this.#error = message.error ?? null;
     } else if (type === "ack") {
       this.#release(message.got);
+    } else if (type === "notice" && message.code === "token_expiring") {
+      void this.#renew();
     } else if (type === "reply_started") {
       this.#reply = reply;
       this.#odd = null;
@@ -518,6 +555,7 @@ export class Call {
     clearTimeout(this.#timer);
     this.#resume = resume ?? null;
     this.#live = true;
+    this.#fresh = false;
     this.#liveSince = this.#heardAt = now();
     const waiting = this.#waiting;
     this.#waiting = [];

@@ -7,7 +7,7 @@ import { readFileSync } from "node:fs";
 import { join as joinPath } from "node:path";
 import { WebSocket as PackageWebSocket } from "ws";
 import { Fake } from "./fake.mjs";
-import { ROOT, relay, test, until } from "./harness.mjs";
+import { ROOT, relay, tenant, test, until } from "./harness.mjs";
 import { compare, readWav } from "./sound.mjs";
 import { CLOSE_CODES, Call, CallError, Playout, Resampler, closeInWords, decode, encode, microphoneInWords, toFloat32, toInt16 }
   from "../../assets/web/voxrelay-client.js";
@@ -500,6 +500,92 @@ test("client: an expired token is renewed where there is a way to", async ({ aft
   }
 });
 
+test("client: a token that is about to expire is replaced, and the call goes on with the new one", async ({ after }) => {
+  const expiring = { type: "notice", code: "token_expiring", message: "soon", in_s: 60 };
+  const tokens = (fake) => json(fake.taken).filter((m) => m.type === "token").map((m) => m.token);
+  {
+    let asked = 0;
+    const { fake, call, seen } = await calling(after, { token: "T1", getToken: async () => `T${(asked += 1) + 1}` });
+    await call.open();
+    fake.send({ type: "notice", code: "quiet", message: "another" });
+    fake.send(expiring);
+    await until(() => tokens(fake).length > 0, "a new token");
+    fake.drop();
+    await seen("resumed");
+    assert.deepEqual([tokens(fake), asked], [["T2"], 1]);
+    assert.match(fake.asked[1].protocols, /voxrelay\.token\.T2$/, "the one before may be too old by now");
+    await call.close();
+  }
+  {
+    // Nobody gives one, or it is the one before: the call goes on to the end of that.
+    let gives = async () => { throw new Error("out of reach"); };
+    const { fake, call, seen, of } = await calling(after, { token: "T1", getToken: () => gives() });
+    await call.open();
+    fake.send(expiring);
+    await seen("notice");
+    gives = async () => "T1";
+    fake.send(expiring);
+    await seen("notice", 2);
+    call.ping();
+    await seen("pong");
+    assert.deepEqual(tokens(fake), []);
+    gives = async () => "T2";
+    fake.now.close(4401, "token_expired");
+    await seen("resumed");
+    assert.match(fake.asked[1].protocols, /voxrelay\.token\.T2$/);
+    assert.equal(of("ended").length, 0);
+    await call.close();
+  }
+  {
+    const { fake, call, seen } = await calling(after, { token: "T1" });
+    await call.open();
+    fake.send(expiring);
+    call.ping();
+    await seen("pong");
+    assert.deepEqual(tokens(fake), [], "there is no way to get one");
+    await call.close();
+  }
+});
+
+test("client: a token that became too old while the line was dead is replaced, once", async ({ after }) => {
+  const error = { code: "unauthorized", message: "a valid credential is needed", retryable: false, request_id: "q" };
+  for (const good of [true, false]) {
+    let asked = 0;
+    const getToken = () => {
+      asked += 1;
+      if (good) fake.refusal = null;
+      return "T2";
+    };
+    const { fake, call, seen } = await calling(after, { token: "T1", getToken });
+    await call.open();
+    fake.refusal = { status: 401, error };
+    fake.drop();
+    if (good) await seen("resumed");
+    else assert.equal((await seen("ended")).error.status, 401);
+    assert.equal(asked, 1);
+    assert.match(fake.asked.at(-1).protocols, /voxrelay\.token\.T2$/);
+    await call.close();
+  }
+});
+
+test("client: whoever gives tokens may be out of reach for a while", async ({ after }) => {
+  let asked = 0;
+  const token = async () => {
+    asked += 1;
+    if (asked === 2) throw new Error("no network");
+    return `T${asked}`;
+  };
+  const { fake, call, seen, of } = await calling(after, { token });
+  await call.open();
+  fake.drop();
+  await seen("resumed");
+  assert.match(fake.asked[1].protocols, /voxrelay\.token\.T3$/);
+  assert.deepEqual(of("reconnecting").map(({ error }) => error.message).slice(1), ["there is no credential: no network"]);
+  await call.close();
+  const refused = await new Call({ url: fake.url, token: () => Promise.reject(new Error("not today")) }).open().catch((e) => e);
+  assert.equal(refused.message, "there is no credential: not today", "a first connection is not tried again");
+});
+
 test("client: microphone troubles are told in words", async () => {
   for (const [name, code, part] of [["NotAllowedError", "microphone_refused", "may not use"], ["NotFoundError", "no_microphone", "no microphone"],
     ["NotReadableError", "microphone_busy", "cannot be opened"], ["Whatever", "microphone_failed", "boom"]]) {
@@ -552,3 +638,24 @@ test("client: Node has turns with the relay in every format", async ({ after }) 
     assert.ok(Math.abs(audio_ms - 5400) <= 20, `${name}: ${audio_ms} ms`);
   }));
 });
+
+test("client: with the relay a call outlives its token where there is a way to another", async ({ after }) => {
+  const relay = await tenant(after);
+  const short = { user: "ann", expires_in_s: 5 };
+  const began = Date.now();
+  const lasting = new Call({ url: `${relay.origin}/v1/voice`, token: await relay.token(short), getToken: () => relay.token({ ...short, expires_in_s: 60 }) });
+  const brief = new Call({ url: `${relay.origin}/v1/voice`, token: await relay.token(short) });
+  after(() => lasting.close());
+  const drops = [];
+  lasting.on("reconnecting", (event) => drops.push(event));
+  lasting.on("ended", (event) => drops.push(event));
+  const ended = new Promise((resolve) => brief.on("ended", resolve));
+  await Promise.all([lasting.open(), brief.open()]);
+  const { error } = await ended;
+  assert.deepEqual([error.closeCode, error.code], [4401, "token_expired"]);
+  await until(() => Date.now() - began > 7_000, "the first token's end");
+  const pong = new Promise((resolve) => lasting.on("pong", resolve));
+  lasting.ping(1);
+  await pong;
+  assert.deepEqual([lasting.state, drops], ["open", []]);
+}, { aside: true });

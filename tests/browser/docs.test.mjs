@@ -6,7 +6,7 @@ import { spawn } from "node:child_process";
 import { copyFileSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { extname, join as joinPath } from "node:path";
-import { ROOT, SCRATCH, browser, line, open, relay, test, until } from "./harness.mjs";
+import { ROOT, SCRATCH, browser, line, open, relay, tenant, test, until } from "./harness.mjs";
 import { compare, join, readWav, writeWav } from "./sound.mjs";
 
 const HELLO = joinPath(ROOT, "assets/hello.wav");
@@ -112,6 +112,25 @@ test("docs: OpenAI's own protocol is spoken from a page", async ({ after }) => {
   assert.ok((await played()).some((x) => Math.abs(x) > 1000), "one hears it");
   assert.deepEqual(seen.texts.filter((m) => m.type === "error"), []);
   assert.deepEqual(seen.problems, []);
+});
+
+test("docs: a page begins a call by WebRTC", async ({ after }) => {
+  const code = examples("docs/clients/browser.md").get("webrtc.html");
+  const made = folder("index.html", "");
+  const origin = `http://${await serve(after, made)}`;
+  const server = await tenant(after, { origins: [origin] });
+  const page = await (await (await browser(after)).newContext()).newPage();
+  const log = async (token) => {
+    assert.ok(code.includes("127.0.0.1:8080") && code.includes("TOKEN"));
+    writeFileSync(joinPath(made, "index.html"), code.replace("127.0.0.1:8080", server.host).replace("TOKEN", token));
+    await page.goto(origin);
+    await page.click("#call");
+    return until(() => page.innerText("#log"), "what the page writes");
+  };
+  const [, call] = /^the call is \/v1\/realtime\/calls\/(rtc_\S+)$/m.exec(await log(await server.token({ user: "ann", direct: true, expires_in_s: 60 })));
+  const { calls } = await (await server.ask("GET", "/v1/calls")).json();
+  assert.deepEqual(calls.map(({ id, user }) => [id, user]), [[call, "ann"]]);
+  assert.match(await log("wrong"), /^a valid credential is needed/);
 });
 
 test("docs: the example for Node asks and gets an answer", async ({ after }) => {

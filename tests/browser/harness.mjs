@@ -1,7 +1,7 @@
 /**
  * What the tests stand on: a list of cases, a relay of their own, a browser with a fake microphone, a line that can be cut.
  */
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { createServer, request } from "node:http";
 import { createConnection } from "node:net";
@@ -84,9 +84,10 @@ export async function until(look, what, ms = 20_000) {
   }
 }
 
+const binary = process.env.VOXRELAY ?? joinPath(ROOT, "target/debug/voxrelay");
+
 /** A relay with its embedded simulator, as its own process. */
 export async function relay(after, config = "", args = []) {
-  const binary = process.env.VOXRELAY ?? joinPath(ROOT, "target/debug/voxrelay");
   const file = joinPath(SCRATCH, `relay-${Math.random().toString(36).slice(2)}.toml`);
   writeFileSync(file, config);
   const env = { PATH: process.env.PATH };
@@ -115,6 +116,23 @@ export async function relay(after, config = "", args = []) {
     return /http:\/\/\S+/.exec(out)?.[0];
   }, "the relay's address");
   return { origin, host: origin.slice("http://".length), stop, log: () => log };
+}
+
+/**
+ * A relay that lets in one tenant, whose pages are those of `origins`. `ask`: a request with the tenant's key, or another
+ * credential; `token`: a call token that grants this.
+ */
+export async function tenant(after, { origins = [], config } = {}) {
+  const store = ["--store", joinPath(SCRATCH, `tenants-${Math.random().toString(36).slice(2)}.db`)];
+  const listed = origins.flatMap((origin) => ["--origins", origin]);
+  const add = ["tenant", "add", "acme", ...store, "--scopes", "call,token,secret,admin", ...listed];
+  const key = execFileSync(binary, add, { env: { PATH: process.env.PATH }, stdio: ["ignore", "pipe", "pipe"] }).toString().trim();
+  const server = await relay(after, config, store);
+  const ask = (method, path, body, credential = key) => fetch(server.origin + path, {
+    method, headers: { authorization: `Bearer ${credential}` }, ...(body && { body: JSON.stringify(body) }),
+  });
+  const token = async (grant = {}) => (await (await ask("POST", "/v1/tokens", grant)).json()).token;
+  return { ...server, key, ask, token };
 }
 
 /**

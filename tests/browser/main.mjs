@@ -4,6 +4,7 @@ import { SCRATCH, runAll } from "./harness.mjs";
 import "./client.test.mjs";
 import "./turns.test.mjs";
 import "./page.test.mjs";
+import "./broker.test.mjs";
 import "./docs.test.mjs";
 
 const failed = await runAll(process.argv.slice(2));

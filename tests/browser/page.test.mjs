@@ -7,7 +7,7 @@ import { createRequire } from "node:module";
 import { join as joinPath } from "node:path";
 import { Call, decode } from "../../assets/web/voxrelay-client.js";
 import { Fake } from "./fake.mjs";
-import { ROOT, SCRATCH, browser, line, open, relay, test, until } from "./harness.mjs";
+import { ROOT, SCRATCH, browser, line, open, relay, tenant, test, until } from "./harness.mjs";
 import { compare, join, playedExactly, readWav, toBytes, toSamples, writeWav } from "./sound.mjs";
 
 const { rate: RATE, samples: HELLO } = readWav(joinPath(ROOT, "assets/hello.wav"));
@@ -419,6 +419,81 @@ test("page: troubles are told in words", async ({ after }) => {
     await s.page.click("#start");
     await trouble(s, "this one came over plain http", "https");
   }
+});
+
+test("page: a server that wants a token is given one, which stands in no address", async ({ after }) => {
+  const server = await tenant(after);
+  const wire = await line(after, server.host);
+  const chrome = await browser(after, clip("token", SHORT));
+  const s = await open(chrome, wire.origin, { path: "/?processing=off" });
+  const addresses = [];
+  s.page.on("request", (request) => addresses.push(request.url()));
+  s.page.on("websocket", (socket) => addresses.push(socket.url()));
+  const hint = (part) => until(async () => (await s.page.innerText("#token-hint")).includes(part), part);
+  const accessible = async (where) => {
+    await s.page.evaluate(AXE);
+    const { violations } = await s.page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
+    assert.deepEqual(violations.map(({ id }) => id), [], where);
+  };
+  await hint("wants to know who calls");
+  const field = s.page.getByLabel("Call token");
+  assert.equal(await field.getAttribute("type"), "password");
+  await accessible("asked");
+  await s.picture("token-asked");
+  await s.page.click("#start");
+  assert.deepEqual([await s.page.getAttribute("body", "data-phase"), s.seen.sockets], ["idle", 0], "nobody is called without one");
+
+  // A wrong one is refused at the agents already, and by the call.
+  await field.fill("wrong");
+  await field.press("Enter");
+  await hint("This token is not accepted");
+  await until(() => s.page.isVisible("#trouble"), "the call was refused");
+  assert.match(await s.page.innerText("#trouble"), /The call token is not accepted\.[^]*req_/);
+  assert.equal(await s.page.evaluate(() => document.activeElement.id), "token", "where another one is put");
+  assert.equal(await field.getAttribute("aria-invalid"), "true");
+  await accessible("refused");
+  await s.picture("token-refused");
+
+  const token = await server.token({ user: "ann" });
+  await field.fill(` ${token}\n`);
+  await s.page.click("#start");
+  await s.mood("It speaks");
+  const { calls: [{ door, user }] } = await (await server.ask("GET", "/v1/calls")).json();
+  assert.deepEqual([door, user], ["thin", "ann"]);
+  assert.equal((await s.message("reply_ended")).status, "completed");
+  const { worst, windows } = compare(SHORT, await s.played(), RATE);
+  assert.ok(worst > 0.9 && windows >= 6, `the answer is heard: ${worst} over ${windows}`);
+  await s.page.click("#end");
+
+  // A reload of the tab knows it still; another tab does not.
+  await s.page.reload();
+  await until(() => s.page.evaluate(() => document.getElementById("agent").value === "default"), "the agents");
+  await s.page.click("#start");
+  await s.mood("Listening");
+  assert.equal(await s.page.isVisible("#token-field"), false);
+  await s.page.click("#end");
+  assert.ok(addresses.length > 10 && addresses.every((address) => !address.includes(token)), addresses.join("\n"));
+  assert.ok(!s.page.url().includes(token));
+  const other = await open(chrome, wire.origin);
+  await until(() => other.page.isVisible("#token-field"), "it is asked again");
+  assert.deepEqual([...s.seen.problems, ...other.seen.problems], []);
+});
+
+test("page: a token that ends ends its call, and another one is asked for", async ({ after }) => {
+  const server = await tenant(after);
+  const wire = await line(after, server.host);
+  const s = await open(await browser(after, QUIET()), wire.origin, { path: "/?processing=off" });
+  await s.page.getByLabel("Call token").fill(await server.token({ expires_in_s: 6 }));
+  await s.page.click("#start");
+  await s.mood("Listening");
+  await until(async () => /The call token ends in \d+ s, and this call with it\./.test(await s.page.innerText("#turns")), "it is announced");
+  await until(() => s.page.isVisible("#token-hint"), "the end");
+  assert.match(await s.page.innerText("#trouble"), /The credential has expired/);
+  assert.match(await s.page.innerText("#token-hint"), /is not accepted/);
+  await s.page.getByLabel("Call token").fill(await server.token());
+  await s.page.click("#start");
+  await s.mood("Listening");
+  assert.deepEqual(s.seen.problems, []);
 });
 
 test("page: it fits a phone, also in the hand", async ({ after }) => {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Real SDKs, pinned, from their registries, against the relay on its embedded simulator: plain, and over TLS for the SDK that
-# dials nothing else. Arguments choose cases by a part of their names. Wants the debug build of voxrelay (or $VOXRELAY),
+# dials nothing else, without tenants and with one. Arguments choose cases by a part of their names. Wants the debug build of voxrelay (or $VOXRELAY),
 # Python 3.11 or newer, and npm; installs what it can (as root, where there is apt-get) and says what it cannot.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -71,14 +71,23 @@ serve() {
 }
 serve plain
 serve tls --tls-self-signed
+# With a tenant nobody comes in without a credential.
+export TENANT_KEY
+TENANT_KEY=$("$VOXRELAY" tenant add acme --store "$scratch/tenants.db" --scopes call,token,secret,admin 2>"$scratch/tenant.log") ||
+  die "there is no tenant: $(cat "$scratch/tenant.log")"
+serve tenant --store "$scratch/tenants.db"
+serve tenant-tls --store "$scratch/tenants.db" --tls-self-signed
 address() { sed -n 's/^listening on //p' "$scratch/$1"; }
 export CLIP
 export BASE_URL="$(address plain)/v1" TLS_BASE_URL="$(address tls)/v1"
+export TENANT_BASE_URL="$(address tenant)/v1" TENANT_TLS_BASE_URL="$(address tenant-tls)/v1"
 export NODE_EXTRA_CA_CERTS="$scratch/voxrelay/self-signed-127.0.0.1.pem"
 
 cases() {
   .venv/bin/python openai_python.py "$@" || true
   BASE_URL="$TLS_BASE_URL" node_modules/.bin/node openai_node.mjs "$@" || true
+  .venv/bin/python tenant_python.py "$@" || true
+  BASE_URL="$TENANT_TLS_BASE_URL" node_modules/.bin/node tenant_node.mjs "$@" || true
   node_modules/.bin/node agents.mjs "$@" || true
   node_modules/.bin/node beta_js.mjs "$@" || true
   .venv/bin/python docs.py "$@" || true
@@ -87,6 +96,6 @@ cases "$@" 2>&1 | tee "$scratch/cases"
 passed=$(grep -c '^ok ' "$scratch/cases" || true)
 failed=$(grep -c '^FAILED ' "$scratch/cases" || true)
 # A client that ends before its cases do has said so in no line.
-[ "$#" -gt 0 ] || [ $((passed + failed)) -ge 21 ] || { echo "FAILED  only $((passed + failed)) of 21 cases ran"; failed=$((failed + 1)); }
+[ "$#" -gt 0 ] || [ $((passed + failed)) -ge 36 ] || { echo "FAILED  only $((passed + failed)) of 36 cases ran"; failed=$((failed + 1)); }
 printf '%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
