@@ -16,7 +16,7 @@ COPY LICENSE-APACHE LICENSE-MIT NOTICE /usr/share/doc/voxrelay/
 COPY assets/voxrelay.toml /etc/voxrelay/voxrelay.toml
 USER nonroot
 EXPOSE 8080
-# Of what is published, only loopback is safe today: nobody is asked for a credential. So this refuses to listen on
-# anything else until `--insecure-open` says so; docker-compose.yml shows how.
+# Without tenants nobody is asked for a credential. So this refuses to listen on anything but loopback until there are
+# some, or until `--insecure-open` says so; docker-compose.yml shows how.
 ENTRYPOINT ["/usr/local/bin/voxrelay"]
 CMD ["serve", "--config", "/etc/voxrelay/voxrelay.toml"]

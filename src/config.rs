@@ -884,15 +884,16 @@ pub fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// A message without the values that it quotes: names of keys stand in backticks, values in quotes.
+/// A message without the value that it is about, for that may be a key.
 fn without_values(message: &str) -> String {
-    let mut pieces = message.trim_end().split('"');
-    let first = pieces.next().unwrap_or_default().to_owned();
-    let rest: Vec<&str> = pieces.collect();
-    let outside = rest.iter().enumerate().filter(|(index, _)| index % 2 == 1).map(|(_, piece)| *piece);
-    outside.fold(if rest.is_empty() { first.clone() } else { format!("{first}(a text)") }, |told, piece| {
-        if piece.is_empty() { told } else { format!("{told}{piece}") }
-    })
+    let message = message.trim_end();
+    let kinds = [("invalid type: ", "a value of the wrong type"), ("invalid value: ", "a value that cannot be")];
+    let kind = kinds.into_iter().find(|(begins, _)| message.starts_with(begins)).map(|(_, words)| words);
+    match (kind, message.rsplit_once(", expected ")) {
+        (Some(words), Some((_, expected))) => format!("{words}, expected {expected}"),
+        (Some(words), None) => words.to_owned(),
+        (None, _) => message.to_owned(),
+    }
 }
 
 /// The line on which a dotted key stands, or its nearest parent.
@@ -1009,10 +1010,15 @@ mod tests {
             "[upstream]\napi_key = sk-live-0123\n",
             "[upstream]\nsecret_ttl_s = \"sk-live-0123\"\n",
             "[tenants.acme]\nmax_calls = \"sk-live-0123\"\n",
+            "[auth]\nsafety_secret = 12345678\nissuer = [\"sk-live-0123\"]\n",
+            "[upstream]\nsecret_ttl_s = \"a\\\"sk-live-0123\"\n",
             "[[tenants.acme.keys]]\nlabel = \"x\"\nhash = \"sk-live-0123\"\n",
         ] {
             let error = load(source).unwrap_err();
-            assert!(error.contains("line ") && !error.contains("sk-live"), "{source}: {error}");
+            assert!(
+                error.contains("line ") && !error.contains("sk-live") && !error.contains("12345678"),
+                "{source}: {error}"
+            );
         }
     }
 

@@ -100,6 +100,9 @@ pub enum ServeError {
         /// Why.
         problem: String,
     },
+    /// The system has no thread left.
+    #[error("no thread can be had: {0}")]
+    Thread(io::Error),
     /// What outlives a process cannot be had.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -243,7 +246,7 @@ impl Server {
         let (router, stop, tracker) = (router(shared.clone()), closed.clone(), shared.calls.clone());
         let acceptor = tls.as_ref().map(Tls::acceptor);
         tasks.spawn(async move { listen::serve(listener, acceptor, router, max_connections, &tracker, stop).await });
-        tasks.spawn(sources.watch());
+        sources.watch(closed.clone()).map_err(ServeError::Thread)?;
         tls.into_iter().for_each(|tls| drop(tasks.spawn(tls.watch())));
         if let Some(metrics) = metrics {
             tasks.spawn(async move {
@@ -344,13 +347,14 @@ pub(crate) fn random_id(kind: &str) -> String {
 /// Runs a call, made of its socket, to its end.
 fn run(
     shared: &Shared,
+    who: &Principal,
     id: &str,
     slot: OwnedSemaphorePermit,
     pending: Pending,
     max_message: usize,
     call: impl FnOnce(Socket) -> Call + Send + 'static,
 ) {
-    spawn(shared, id, slot, pending, max_message, |socket| async move {
+    spawn(shared, who, id, slot, pending, max_message, |socket| async move {
         let end = driver::run(call(socket)).await;
         tracing::debug!(%end, "end");
     });
@@ -359,13 +363,14 @@ fn run(
 /// Does something with an upgraded socket in a task of its own, which takes a line until it ends.
 fn spawn<F: Future<Output = ()> + Send>(
     shared: &Shared,
+    who: &Principal,
     id: &str,
     slot: OwnedSemaphorePermit,
     pending: Pending,
     max_message: usize,
     work: impl FnOnce(Socket) -> F + Send + 'static,
 ) {
-    let span = tracing::info_span!("call", id);
+    let span = tracing::info_span!("call", id, tenant = who.tenant_id());
     let task = async move {
         let limits = SocketLimits { max_message, read_buffer: READ_BUFFER };
         match pending.socket(limits).await {

@@ -16,6 +16,7 @@ use arc_swap::ArcSwap;
 use aws_lc_rs::hmac;
 use axum::http::{HeaderMap, header};
 use rand::Rng as _;
+use tokio::{sync::Semaphore, time};
 
 use super::{
     key,
@@ -30,6 +31,9 @@ use crate::config::{CallConfig, KeyHash, Net, Scope, Secret, is_loopback};
 
 /// Client secrets given away that are remembered.
 const REMEMBERED: usize = 100_000;
+/// Uses that are counted at the same time, and how long one may wait for that.
+const COUNTING: usize = 4;
+const COUNT_WITHIN: Duration = Duration::from_secs(3);
 /// What is said to everybody whose credential is not good.
 pub const NO_CREDENTIAL: &str = "a valid credential is needed: a tenant key or a call token as `Authorization: Bearer ...`, \
                                  from a browser a call token as subprotocol `voxrelay.token.TOKEN`, or as `?token=TOKEN`";
@@ -128,6 +132,7 @@ pub struct Gate {
     uses: Uses,
     store: ArcSwap<Option<Arc<Store>>>,
     safety: ArcSwap<Vec<u8>>,
+    counting: Arc<Semaphore>,
     pace: Pace,
     proxies: Vec<Net>,
     roster: Roster,
@@ -186,6 +191,7 @@ impl Gate {
             uses: Uses::new(unix),
             store: ArcSwap::default(),
             safety: ArcSwap::from_pointee(key::chance().to_vec()),
+            counting: Arc::new(Semaphore::new(COUNTING)),
             pace: Pace::new(per_minute),
             proxies,
             roster: Roster::default(),
@@ -366,6 +372,9 @@ impl Gate {
 
     /// Whether a principal that came in before still might.
     pub fn is_good(&self, who: &Principal, unix: u64) -> bool {
+        if who.token().is_some_and(|token| !self.signer.load().knows(&token.kid)) {
+            return false;
+        }
         match (who.tenant(), who.key()) {
             (None, _) => self.is_open(),
             (Some(tenant), Some(key)) => {
@@ -401,9 +410,16 @@ impl Gate {
         let taken = match self.store.load().as_ref() {
             None => self.uses.take(unix, grant),
             Some(store) => {
+                // A store that somebody else holds shall not take all threads that may wait.
+                let turn = time::timeout(COUNT_WITHIN, self.counting.clone().acquire_owned()).await;
+                let turn = turn.map_err(|_| Denied::Store)?;
                 let (store, jti, ends) = (store.clone(), grant.jti.clone(), grant.expires_at);
-                let taken = tokio::task::spawn_blocking(move || store.take_use(&jti, uses, ends, unix)).await;
-                let taken = taken.unwrap_or_else(|_| Ok(false));
+                let taken = tokio::task::spawn_blocking(move || {
+                    let taken = store.take_use(&jti, uses, ends, unix);
+                    drop(turn);
+                    taken
+                });
+                let taken = taken.await.unwrap_or_else(|_| Ok(false));
                 taken.map_err(|error: StoreError| {
                     tracing::error!(%error, "a token's use cannot be counted");
                     Denied::Store
@@ -411,6 +427,21 @@ impl Gate {
             }
         };
         if taken { Ok(()) } else { Err(Denied::Credential) }
+    }
+
+    /// Gives a use back that was taken for what did not come to be.
+    pub async fn give_back(&self, who: &Principal) {
+        let Some(grant) = who.token().filter(|grant| grant.uses.is_some()) else { return };
+        match self.store.load().as_ref() {
+            None => self.uses.give_back(grant),
+            Some(store) => {
+                let (store, jti) = (store.clone(), grant.jti.clone());
+                let given = tokio::task::spawn_blocking(move || store.give_use_back(&jti)).await;
+                if let Ok(Err(error)) = given {
+                    tracing::error!(%error, "a token's use cannot be given back");
+                }
+            }
+        }
     }
 
     /// Remembers a client secret that was given to somebody, made under this agent's policy for this model. It may come back
@@ -433,7 +464,8 @@ impl Gate {
             tenant: who.tenant().map(|tenant| tenant.id.clone()),
             key: who.key(),
             user: who.user().map(str::to_owned),
-            token: who.token().cloned(),
+            // Uses were taken when the secret was made; and it is nobody's token alone that it stands for.
+            token: who.token().map(|token| Grant { jti: String::new(), uses: None, ..token.clone() }),
             agent: agent.to_owned(),
             model: model.map(str::to_owned),
             until,
@@ -517,6 +549,11 @@ impl License {
             return Err(Denied::Credential);
         }
         let good_for = good_for(&found, unix);
+        // It goes on for whom it was opened.
+        let found = match (found.user(), self.who.user()) {
+            (None, Some(user)) => self.gate.for_user(found, user.to_owned()),
+            _ => found,
+        };
         self.seat.renew(found);
         Ok(good_for)
     }

@@ -45,6 +45,8 @@ pub struct Brought {
 pub struct Grant {
     /// Names the token.
     pub jti: String,
+    /// The key that signed it.
+    pub kid: String,
     /// When it was made, Unix seconds.
     pub made_at: u64,
     /// Until when, Unix seconds.
@@ -132,7 +134,8 @@ impl Principal {
     /// with it, or by its user.
     pub fn steers(&self, owner: &Self) -> bool {
         let user = || self.user().is_some() && self.user() == owner.user();
-        let token = || self.token().map(|token| &token.jti) == owner.token().map(|token| &token.jti);
+        let jti = |who: &Self| who.token().map(|token| token.jti.clone()).filter(|jti| !jti.is_empty());
+        let token = || jti(self).is_some() && jti(self) == jti(owner);
         self.tenant_id() == owner.tenant_id() && (self.token().is_none() || token() || user())
     }
 

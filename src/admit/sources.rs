@@ -9,11 +9,12 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use tokio::time;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     gate::{Gate, Terms},
@@ -22,7 +23,7 @@ use super::{
     token::{LEEWAY, Signer, SigningKey},
 };
 use crate::{
-    config::{AgentConfig, AuthConfig, Config, TenantConfig},
+    config::{AgentConfig, AuthConfig, Config, SigningKeyConfig, TenantConfig},
     wall::unix_now,
 };
 
@@ -50,6 +51,10 @@ pub struct Sources {
     tenants: BTreeMap<String, TenantConfig>,
     /// Something was found that is not in force yet.
     dirty: bool,
+    /// Other keys sign.
+    keys_changed: bool,
+    /// What went wrong last, so that it is logged once.
+    trouble: String,
 }
 
 /// The store, over two connections: whoever counts a token's use shall not keep a revocation waiting.
@@ -98,6 +103,8 @@ impl Sources {
             store: None,
             tenants: BTreeMap::new(),
             dirty: true,
+            keys_changed: false,
+            trouble: String::new(),
         };
         if let Some(file) = sources.store_file.clone() {
             if file.exists() || !sources.file_tenants.is_empty() {
@@ -142,14 +149,19 @@ impl Sources {
             // Before the reading: what is written meanwhile is another change.
             let read = reads.version()?;
             tenants = reads.tenants()?;
-            self.gate.set_signer(signer(&self.auth, &reads.signing_keys(unix, self.auth.token_max_s + LEEWAY)?));
+            let keys = reads.signing_keys(unix, self.auth.token_max_s + LEEWAY)?;
+            self.gate.set_signer(signer(&self.auth, &keys));
+            if !self.file_tenants.is_empty() && !reads.is_closed()? {
+                reads.close()?;
+            }
             if reads.is_closed()? {
                 self.gate.close();
             }
             *version = read;
-        } else if !self.auth.signing_keys.is_empty() {
+        } else if self.keys_changed {
             self.gate.set_signer(signer(&self.auth, &[]));
         }
+        self.keys_changed = false;
         for (id, tenant) in &self.file_tenants {
             if tenants.insert(id.clone(), tenant.clone()).is_some() {
                 tracing::warn!(
@@ -177,33 +189,37 @@ impl Sources {
         Ok(())
     }
 
-    /// Looks at both for as long as it is polled.
-    pub async fn watch(mut self) {
-        loop {
-            time::sleep(LOOK_EVERY).await;
-            let looked = tokio::task::spawn_blocking(move || {
+    /// Looks at both until `stop`, in a thread of its own: what others wait for shall not keep a revocation waiting.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn watch(mut self, stop: CancellationToken) -> std::io::Result<()> {
+        let looking = move || {
+            while !stop.is_cancelled() {
+                thread::sleep(LOOK_EVERY);
                 // Whatever goes wrong here, keys go on ending.
                 if catch_unwind(AssertUnwindSafe(|| self.look())).is_err() {
                     tracing::error!("a look at the tenants failed: what was in force stays in force");
                 }
-                self
-            });
-            match looked.await {
-                Ok(sources) => self = sources,
-                // The runtime is going away.
-                Err(_) => return,
             }
-        }
+        };
+        thread::Builder::new().name("tenants".to_owned()).spawn(looking).map(drop)
     }
 
     fn look(&mut self) {
         self.gate.sweep(unix_now());
         self.look_at_file();
-        self.look_at_store();
-        if self.dirty
-            && let Err(error) = self.apply()
-        {
-            tracing::error!(%error, "the store cannot be read: the tenants that were in force stay in force, and it is tried again");
+        let mut found = self.look_at_store();
+        if self.dirty && found.is_ok() {
+            found = self.apply();
+        }
+        match found {
+            Ok(()) => self.trouble.clear(),
+            Err(error) if error.to_string() == self.trouble => {}
+            Err(error) => {
+                tracing::error!(%error, "the store cannot be used: what was in force stays in force, and it is tried again");
+                self.trouble = error.to_string();
+            }
         }
     }
 
@@ -223,6 +239,8 @@ impl Sources {
                 tracing::info!("the changed configuration is read: agents, tenants and signing keys");
                 self.agents.store(Arc::new(agents(&config)));
                 self.file_tenants = config.tenants;
+                let ids = |keys: &[SigningKeyConfig]| keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>();
+                self.keys_changed |= ids(&self.auth.signing_keys) != ids(&config.auth.signing_keys);
                 self.auth.signing_keys = config.auth.signing_keys;
                 self.dirty = true;
             }
@@ -233,20 +251,16 @@ impl Sources {
         self.file_content = content;
     }
 
-    fn look_at_store(&mut self) {
-        let Some(file) = self.store_file.clone() else { return };
+    fn look_at_store(&mut self) -> Result<(), StoreError> {
+        let Some(file) = self.store_file.clone() else { return Ok(()) };
         match &self.store {
-            Some(opened) if opened.file == inode(&file) => match opened.reads.version() {
-                Ok(version) => self.dirty |= version != opened.version,
-                Err(error) => tracing::error!(%error, "the store cannot be asked"),
-            },
-            // It is new, or another one stands in its place. While there is none, the old one's tenants stay.
-            _ if file.exists() => {
-                if let Err(error) = self.open_store(&file) {
-                    tracing::error!(%error, "the store cannot be opened");
-                }
+            Some(opened) if opened.file == inode(&file) => {
+                self.dirty |= opened.reads.version()? != opened.version;
+                Ok(())
             }
-            _ => {}
+            // It is new, or another one stands in its place. While there is none, the old one's tenants stay.
+            _ if file.exists() => self.open_store(&file),
+            _ => Ok(()),
         }
     }
 }

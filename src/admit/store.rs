@@ -333,6 +333,25 @@ impl Store {
         ask().map_err(|e| self.error(e))
     }
 
+    /// Gives one use of a token back.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn give_use_back(&self, jti: &str) -> Result<(), StoreError> {
+        let done = self.sql().execute("UPDATE uses SET used = used - 1 WHERE jti = ? AND used > 0", [jti]);
+        done.map(drop).map_err(|e| self.error(e))
+    }
+
+    /// Nobody is served without a credential from now on.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn close(&self) -> Result<(), StoreError> {
+        let done =
+            self.sql().execute("INSERT INTO meta (name, value) VALUES ('closed', '1') ON CONFLICT DO NOTHING", []);
+        done.map(drop).map_err(|e| self.error(e))
+    }
+
     /// Whether there is a tenant of this id.
     ///
     /// # Errors
@@ -406,6 +425,8 @@ mod tests {
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
         assert_eq!(taken, 5);
+        stores[0].give_use_back("t").unwrap();
+        assert!(stores[1].take_use("t", 5, 100, 10).unwrap() && !stores[1].take_use("t", 5, 100, 10).unwrap());
         assert!(!Store::open(&file).unwrap().take_use("t", 5, 100, 11).unwrap(), "after a restart");
     }
 

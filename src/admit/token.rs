@@ -15,7 +15,8 @@ use crate::{
     config::{KeyHash, Secret},
 };
 
-/// Clocks of relays that share their keys may differ by so much, seconds.
+/// Clocks of relays that share their keys may differ by so much, seconds: a token may have been made so far in the future. Its
+/// end is its end.
 pub const LEEWAY: u64 = 10;
 /// Tokens with a number of uses that are remembered.
 const REMEMBERED: usize = 1 << 20;
@@ -111,6 +112,11 @@ impl Signer {
         format!("{}/call", self.issuer)
     }
 
+    /// Whether tokens of this key are taken.
+    pub fn knows(&self, kid: &str) -> bool {
+        self.keys.iter().any(|(id, ..)| id == kid)
+    }
+
     /// A token for `tenant`, made at `unix` by the key of this hash.
     ///
     /// # Errors
@@ -123,7 +129,8 @@ impl Signer {
         user: Option<String>,
         grant: &Grant,
     ) -> Result<Secret, jsonwebtoken::errors::Error> {
-        let Grant { jti, made_at: _, expires_at, agent, origin, formats, max_call_s, uses, direct } = grant.clone();
+        let Grant { jti, kid: _, made_at: _, expires_at, agent, origin, formats, max_call_s, uses, direct } =
+            grant.clone();
         let claims = Claims {
             iss: self.issuer.clone(),
             aud: self.audience(),
@@ -163,11 +170,11 @@ impl Signer {
         let claims = decode::<Claims>(token, verifies, &validation).ok()?.claims;
         let Claims { sub, jti, iat, exp, key, agent, user, origin, formats, max_call_s, uses, direct, .. } = claims;
         let lives = exp.checked_sub(iat).is_some_and(|life| life <= self.longest_s);
-        let now = iat <= unix.saturating_add(LEEWAY) && unix < exp.saturating_add(LEEWAY);
+        let now = iat <= unix.saturating_add(LEEWAY) && unix < exp;
         if !lives || !now || jti.is_empty() || uses == Some(0) {
             return None;
         }
-        let grant = Grant { jti, made_at: iat, expires_at: exp, agent, origin, formats, max_call_s, uses, direct };
+        let grant = Grant { jti, kid, made_at: iat, expires_at: exp, agent, origin, formats, max_call_s, uses, direct };
         Some(Found { tenant: sub, key, user, grant })
     }
 }
@@ -211,6 +218,14 @@ impl Uses {
         let left = *count < uses;
         *count += u32::from(left);
         left
+    }
+
+    /// Gives one back.
+    pub fn give_back(&self, grant: &Grant) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((count, _)) = used.by_token.get_mut(&grant.jti) {
+            *count = count.saturating_sub(1);
+        }
     }
 }
 
@@ -259,6 +274,7 @@ mod tests {
         };
         let token = signer().sign(NOW, "acme", KeyHash([7; 32]), Some("u1".into()), &grant).unwrap();
         let found = signer().read(NOW, token.expose()).unwrap();
+        let grant = Grant { kid: "new".into(), ..grant };
         assert_eq!((found.tenant.as_str(), found.user.as_deref(), &found.grant), ("acme", Some("u1"), &grant));
         assert_eq!(found.key, "070707070707070707070707");
         let retired = Signer::new("voxrelay", &[key("other")], 86_400);
@@ -340,7 +356,7 @@ mod tests {
             ("exp a float", signed(json!({"exp": NOW as f64 + 600.5}))),
             ("exp negative", signed(json!({"exp": -1}))),
             ("exp a list", signed(json!({"exp": [NOW + 600]}))),
-            ("exp just past", signed(json!({"exp": NOW - LEEWAY, "iat": NOW - 600}))),
+            ("exp just past", signed(json!({"exp": NOW, "iat": NOW - 600}))),
             ("exp long past", signed(json!({"exp": 1, "iat": 0}))),
             ("exp far away", signed(json!({"exp": NOW + 86_401}))),
             ("exp absurd", signed(json!({"exp": u64::MAX}))),
@@ -399,8 +415,8 @@ mod tests {
             (NOW - LEEWAY, true),
             (NOW - LEEWAY - 1, false),
             (0, false),
-            (NOW + 600 + LEEWAY - 1, true),
-            (NOW + 600 + LEEWAY, false),
+            (NOW + 599, true),
+            (NOW + 600, false),
             (u64::MAX, false),
         ] {
             assert_eq!(signer().read(now, token.expose()).is_some(), good, "{now}");
@@ -413,6 +429,8 @@ mod tests {
         let taken = |grant: &Grant| uses.take(NOW, grant);
         assert_eq!([taken(&grant()), taken(&grant()), taken(&grant())], [true, true, false]);
         let other = Grant { jti: "t2".into(), uses: Some(1), ..grant() };
+        assert_eq!([taken(&other), taken(&other)], [true, false]);
+        uses.give_back(&other);
         assert_eq!([taken(&other), taken(&other)], [true, false]);
         let free = Grant { uses: None, ..grant() };
         assert!((0..10).all(|_| taken(&free)));

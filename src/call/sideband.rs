@@ -71,12 +71,21 @@ struct Watch {
     credential: Option<Duration>,
     /// When the service last said something.
     heard: At,
+    /// Since when nobody listens: its silence is then ours.
+    deaf: Option<At>,
 }
 
 impl Watch {
     fn deadline(&self) -> At {
-        let idle = self.idle.map(|idle| self.heard + idle);
+        let idle = self.idle.filter(|_| self.deaf.is_none()).map(|idle| self.heard + idle);
         [Some(self.max), idle, self.credential].into_iter().flatten().min().unwrap_or(self.max)
+    }
+
+    /// Somebody listens again: what was not heard meanwhile is nobody's silence.
+    fn listens(&mut self, now: At) {
+        if let Some(since) = self.deaf.take() {
+            self.heard += now.saturating_sub(since);
+        }
     }
 
     fn verdict(&self, now: At) -> Option<End> {
@@ -86,7 +95,7 @@ impl Watch {
         if self.credential.is_some_and(|end| now >= end) {
             return Some(End::TokenExpired);
         }
-        self.idle.filter(|idle| now >= self.heard + *idle).map(End::Idle)
+        self.idle.filter(|idle| self.deaf.is_none() && now >= self.heard + *idle).map(End::Idle)
     }
 }
 
@@ -95,7 +104,8 @@ pub async fn run(watched: Watched) -> End {
     Fact::CallStarted { door: watched.door.into() }.record();
     let began = Instant::now();
     let Watched { call, life, mut license, upstream, mut drain, stop, .. } = watched;
-    let watch = Watch { max: life.max, idle: life.idle, credential: life.credential, heard: At::ZERO };
+    let watch =
+        Watch { max: life.max, idle: life.idle, credential: life.credential, heard: At::ZERO, deaf: Some(At::ZERO) };
     // Whatever goes wrong in here, the call is hung up.
     let watching = AssertUnwindSafe(listen(&call, watch, &mut license, &upstream, &mut drain)).catch_unwind();
     let end = tokio::select! {
@@ -148,7 +158,7 @@ async fn listen(call: &str, mut watch: Watch, license: &mut License, upstream: &
                 Ok(session) => {
                     (joined, socket) = (true, Some(session.socket));
                     joins += 1; // one that ends at once is not joined again at once
-                    watch.heard = began.elapsed();
+                    watch.listens(began.elapsed());
                 }
                 // It is over; before the first join it may only not be there yet.
                 Err(error) if is_over(&error) && (joined || joins >= JOIN_AGAIN.len()) => return End::Asked,
@@ -167,6 +177,7 @@ async fn listen(call: &str, mut watch: Watch, license: &mut License, upstream: &
             }
             Heard::Closed(error) => {
                 upstream.board().refused(Source::Close, who.tenant_id(), &error);
+                watch.deaf = Some(began.elapsed());
                 socket = None; // whether the call goes on, the next join shows
             }
         }
@@ -223,6 +234,16 @@ pub async fn hang_up(upstream: &Upstream, call: &str, license: &License, within:
         let error = match time::timeout_at(end, act).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) if is_over(&error) => return,
+            // It rings still, and was never taken.
+            Ok(Err(UpstreamError::Http { status, .. })) if status.as_u16() == 409 => {
+                let turned_away = upstream.rest().act(call, Act::Reject, None, license.who()).await;
+                return turned_away
+                    .unwrap_or_else(|error| tracing::warn!(%error, call, "a call could not be turned away"));
+            }
+            // Asking again changes nothing.
+            Ok(Err(error @ UpstreamError::Http { .. })) if !error.verdict().transient => {
+                return tracing::error!(%error, call, "a call could not be hung up");
+            }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no time is left".to_owned(),
         };
@@ -244,7 +265,13 @@ mod tests {
 
     #[test]
     fn the_first_limit_ends_the_call() {
-        let watch = Watch { max: 60 * SECOND, idle: Some(10 * SECOND), credential: Some(30 * SECOND), heard: At::ZERO };
+        let watch = Watch {
+            max: 60 * SECOND,
+            idle: Some(10 * SECOND),
+            credential: Some(30 * SECOND),
+            heard: At::ZERO,
+            deaf: None,
+        };
         for (heard, now, deadline, end) in [
             (0, 9, 10, None),
             (0, 10, 10, Some(End::Idle(10 * SECOND))),
@@ -258,5 +285,10 @@ mod tests {
         }
         let free = Watch { idle: None, credential: None, ..watch };
         assert_eq!((free.deadline(), free.verdict(59 * SECOND)), (60 * SECOND, None));
+        // While nobody listens, nobody is silent.
+        let mut deaf = Watch { credential: None, heard: 5 * SECOND, deaf: Some(8 * SECOND), ..watch };
+        assert_eq!((deaf.deadline(), deaf.verdict(40 * SECOND)), (60 * SECOND, None));
+        deaf.listens(28 * SECOND);
+        assert_eq!((deaf.deadline(), deaf.verdict(34 * SECOND)), (35 * SECOND, None));
     }
 }

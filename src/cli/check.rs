@@ -41,7 +41,7 @@ pub struct CheckArgs {
     #[arg(long)]
     dial: bool,
     /// Also ask the service which limits it shows: make a client secret, open a session, and say what was refused, why, and what
-    /// helps; of an account of [upstreams] with its name. Costs nothing
+    /// helps; of one of the configured `upstreams` with its name. Costs nothing
     #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
     upstream: Option<String>,
     /// With --upstream: also ask for one short reply, which shows the limits on tokens. Costs a few tokens

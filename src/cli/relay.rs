@@ -38,7 +38,7 @@ impl Relay {
             None
         };
         let server = Server::start(config, metrics).await.map_err(|error| match error {
-            ServeError::Listen { .. } => anyhow::Error::new(error),
+            ServeError::Listen { .. } | ServeError::Thread(_) => anyhow::Error::new(error),
             ServeError::Open { .. } | ServeError::Upstream { .. } | ServeError::Tls(_) | ServeError::Store(_) => {
                 super::Usage(error.to_string()).into()
             }

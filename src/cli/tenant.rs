@@ -70,7 +70,7 @@ struct Add {
     /// What clients of /v1/voice may send and get [default: all]
     #[arg(long, value_name = "CODEC", value_delimiter = ',')]
     formats: Vec<Codec>,
-    /// The account to use: one of [upstreams] [default: upstream]
+    /// The account to use, one of the configured `upstreams` [default: upstream]
     #[arg(long, value_name = "NAME")]
     upstream: Option<String>,
     /// Calls at once; 0: no limit

@@ -70,8 +70,8 @@ const FETCH_WITHIN: Duration = Duration::from_secs(60);
 const HANG_UP_WITHIN: Duration = Duration::from_secs(60);
 /// Idempotency keys that are remembered.
 const KEYS: usize = 10_000;
-/// Of one tenant.
-const KEYS_OF_TENANT: usize = 1_000;
+/// Of one end user, or of a tenant that names none.
+const KEYS_OF_ONE: usize = 2_000;
 
 /// For OpenAI's base and for Azure's.
 pub(crate) fn routes() -> Router<Arc<Shared>> {
@@ -131,7 +131,7 @@ async fn secret(shared: &Shared, request: Request) -> Answer {
     let asked = body::object(body, MAX_JSON).await?;
     let token_left = who.token().map(|token| token.expires_at.saturating_sub(unix_now()));
     let life = lifetime(&asked)?;
-    let life = token_left.map_or(life, |left| life.min(left.max(*LIVES.start())));
+    let life = token_left.map_or(life, |left| within(life, left));
     let session = match asked.get("session") {
         None | Some(Value::Null) => Map::new(),
         Some(Value::Object(session)) => session.clone(),
@@ -140,16 +140,28 @@ async fn secret(shared: &Shared, request: Request) -> Answer {
     let upstream = realtime::upstream(shared, &who)?;
     let (session, model) = merge(shared, &who, &upstream, &fields, session)?;
     shared.gate.spend(&who, unix_now()).await?;
-    let order = Order::to_give(&session, life, &who, model.clone(), &random_id("secret"));
+    let agent = field(&fields, "agent").unwrap_or_else(|| realtime::usual_agent(shared, &who));
+    let order = Order::to_give(&session, life, &who, agent, model.clone(), &random_id("secret"));
     // One that is about to end is no use to somebody who has yet to connect.
-    let at_least = Duration::from_secs(life) / 2;
-    let lent = upstream.secrets().get(&order, at_least).await;
+    let lent = upstream.secrets().get(&order, 0.5).await;
+    if lent.is_err() {
+        shared.gate.give_back(&who).await;
+    }
     let lent = lent
         .map_err(|error| model.as_deref().filter(|_| is_no_model(&error)).map_or_else(|| refused(&error), no_model))?;
-    let agent = field(&fields, "agent").unwrap_or_else(|| realtime::usual_agent(shared, &who));
     shared.gate.gave(&lent.value, &who, agent, model.as_deref(), lent.left(), unix_now());
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, lent.answer.0.to_string()).into_response())
+}
+
+/// A life that ends within `left`, seconds: one of a few lengths, so that those who ask for the same at different moments can be
+/// given the same.
+fn within(life: u64, left: u64) -> u64 {
+    const LENGTHS: [u64; 8] = [10, 30, 60, 300, 600, 1_800, 3_600, 7_200];
+    if life <= left {
+        return life;
+    }
+    LENGTHS.into_iter().rev().find(|length| *length <= left).unwrap_or(*LIVES.start())
 }
 
 /// `expires_after`, seconds.
@@ -240,6 +252,10 @@ async fn begin(shared: &Arc<Shared>, request: Request) -> Answer {
     let upstream = realtime::upstream(shared, &who)?;
     let key = idempotency_key(&head.headers)?;
     let (offer, session) = offer_of(&head.headers, body).await?;
+    if let Some(secret) = who.secret().filter(|secret| !who.may_call(&secret.agent)) {
+        let message = format!("Agent `{}` is not one that this credential may call.", secret.agent);
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "forbidden", message));
+    }
     let session = match who.secret() {
         // The session is the secret's, made under the policy.
         Some(_) if session.is_some() => {
@@ -250,7 +266,8 @@ async fn begin(shared: &Arc<Shared>, request: Request) -> Answer {
         None => Some(merge(shared, &who, &upstream, &fields, session.unwrap_or_default())?.0),
     };
     let mark = mark(&offer, session.as_ref());
-    let entry = key.clone().map(|key| (who.tenant_id().to_owned(), key));
+    let whose = format!("{}\n{}", who.tenant_id(), who.user().unwrap_or_default());
+    let entry = key.clone().map(|key| (whose, key));
     let fetched = Arc::new(AtomicBool::new(false));
     let (mut landing, fetched, land) =
         match entry.clone().map(|entry| shared.exchanges.begin(entry, mark, fetched.clone())) {
@@ -384,8 +401,16 @@ async fn exchange(shared: &Arc<Shared>, asked: Asked, answer: Answering) {
         let id = random_id("call");
         let license =
             license(shared, &who, &id, "webrtc").await.map_err(|denied| Refused::from(Refusal::from(denied)))?;
-        let taken = ask(&upstream, &who, &id, offer, session).await.map_err(|error| Refused::from(refused(&error)))?;
-        Ok((line, license, taken))
+        match ask(&upstream, &who, &id, offer, session).await {
+            Ok(taken) => Ok((line, license, taken)),
+            Err(error) => {
+                // What has certainly begun nothing has used nothing.
+                if !is_unclear(&error) {
+                    shared.gate.give_back(&who).await;
+                }
+                Err(Refused::from(refused(&error)))
+            }
+        }
     };
     let (line, mut license, taken) = match begun.await {
         Ok(begun) => begun,
@@ -395,9 +420,20 @@ async fn exchange(shared: &Arc<Shared>, asked: Asked, answer: Answering) {
             return drop(land.send(Some(Err(refused))));
         }
     };
-    license.rename(&taken.call);
-    let (call, life) = (taken.call.clone(), shared.life(&who, taken.call.clone()));
-    let heard = land.send(Some(Ok(taken))).is_ok();
+    let Taken { call, sdp } = taken;
+    license.rename(&call);
+    let sdp = match sdp {
+        Ok(sdp) => sdp,
+        Err(error) => {
+            // The call is there, and costs, although nobody can answer it.
+            entry.iter().for_each(|entry| shared.exchanges.forget(entry, &land));
+            drop(land.send(Some(Err(Refused::from(refused(&error))))));
+            sideband::hang_up(&upstream, &call, &license, HANG_UP_WITHIN).await;
+            return drop(line);
+        }
+    };
+    let life = shared.life(&who, call.clone());
+    let heard = land.send(Some(Ok(Answered { call: call.clone(), sdp }))).is_ok();
     let may_be_fetched = match (heard, entry.is_some()) {
         (_, true) => Some(FETCH_WITHIN),
         (false, false) => Some(Duration::ZERO),
@@ -425,7 +461,7 @@ async fn exchange(shared: &Arc<Shared>, asked: Asked, answer: Answering) {
 }
 
 async fn watch_call(watched: Watched) {
-    let span = tracing::info_span!("call", id = watched.call);
+    let span = tracing::info_span!("call", id = watched.call, tenant = watched.license.who().tenant_id());
     let end = sideband::run(watched).instrument(span).await;
     tracing::debug!(%end, "end");
 }
@@ -440,7 +476,14 @@ async fn ask(
 ) -> Result<Taken, UpstreamError> {
     let rest = upstream.rest();
     let Some(session) = session else {
-        return rest.exchange(offer, None, who.secret().map(|secret| &secret.value), who).await;
+        let secret = who.secret().map(|secret| &secret.value);
+        let taken = rest.exchange(offer, None, secret, who).await;
+        if let (Err(error), Some(secret)) = (&taken, secret)
+            && error.verdict().code == "upstream_auth"
+        {
+            upstream.secrets().refused_when_brought(secret);
+        }
+        return taken;
     };
     if upstream.config().credentials == Credentials::ApiKey {
         return rest.exchange(offer, Some(&session), None, who).await;
@@ -448,7 +491,7 @@ async fn ask(
     let order = Order::new(&session, upstream.config().secret_ttl_s, who, Some(call));
     let mut renewed = false;
     loop {
-        let lent = upstream.secrets().get(&order, Duration::ZERO).await?;
+        let lent = upstream.secrets().get(&order, 0.0).await?;
         let secret: &Secret = &lent.value;
         let error = match rest.exchange(offer.clone(), None, Some(secret), who).await {
             Err(error) if error.verdict().code == "upstream_auth" => error,
@@ -491,7 +534,7 @@ async fn control(shared: &Arc<Shared>, id: &str, name: &str, request: Request) -
         // A caller could send the call to any number, at its tenant's cost.
         return Err(Denied::Scope(Scope::Secret).into());
     }
-    if !is_call(id) || !id.starts_with("rtc_") || owner.is_some() && !own || !own && !takes {
+    if !is_call(id) || owner.is_some() && !own || !own && !takes {
         return Err(nobody());
     }
     let upstream = realtime::upstream(shared, &who)?;
@@ -523,10 +566,9 @@ async fn accept(shared: &Arc<Shared>, id: &str, who: Principal, upstream: Upstre
     shared.calls.spawn(async move {
         let body = Some(session.to_string().into());
         let accepted = upstream.rest().act(&call, Act::Accept, body, &who).await;
-        // Without an answer nobody knows whether it was taken, so that it is taken to be.
-        let unclear = matches!(accepted, Err(UpstreamError::Timeout { .. } | UpstreamError::Broken(_)));
         match accepted {
-            Err(error) if unclear => {
+            // Nobody knows whether it was taken, so that it is taken to be.
+            Err(error) if is_unclear(&error) => {
                 let _ = told.send(Err(refused(&error)));
                 sideband::hang_up(&upstream, &call, &license, HANG_UP_WITHIN).await;
             }
@@ -542,6 +584,16 @@ async fn accept(shared: &Arc<Shared>, id: &str, who: Principal, upstream: Upstre
         drop(line);
     });
     tells.await.unwrap_or_else(|_| Err(Refused::internal().into())).map(|()| StatusCode::OK.into_response())
+}
+
+/// Whether what was asked for may have been done all the same.
+fn is_unclear(error: &UpstreamError) -> bool {
+    match error {
+        UpstreamError::Timeout { .. } | UpstreamError::Broken(_) => true,
+        // One that says that it is not available has done nothing.
+        UpstreamError::Http { status, .. } => status.is_server_error() && *status != StatusCode::SERVICE_UNAVAILABLE,
+        _ => false,
+    }
 }
 
 fn bad(code: &'static str, message: &str) -> Refusal {
@@ -655,8 +707,15 @@ impl From<Refused> for Refusal {
     }
 }
 
-type Landed = Result<Taken, Refused>;
-/// A tenant's id, and its key.
+/// A call's id, and its SDP answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Answered {
+    call: String,
+    sdp: Bytes,
+}
+
+type Landed = Result<Answered, Refused>;
+/// A tenant and an end user, and their key.
 type Entry = (String, String);
 
 /// SDP exchanges by idempotency key: a request that comes again gets the first one's answer, and begins no second call.
@@ -682,12 +741,15 @@ impl Exchanges {
     fn begin(&self, entry: Entry, mark: [u8; 32], fetched: Arc<AtomicBool>) -> Begin {
         let now = Instant::now();
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, exchange| now < exchange.at + REMEMBERED);
+        // What has ended without a word, by a bug of ours, is not remembered either.
+        let dead =
+            |landing: &watch::Receiver<Option<Landed>>| landing.has_changed().is_err() && landing.borrow().is_none();
+        all.retain(|_, exchange| now < exchange.at + REMEMBERED && !dead(&exchange.landing));
         if let Some(known) = all.get(&entry) {
             let again = || Begin::Again(known.landing.clone(), known.fetched.clone());
             return if known.mark == mark { again() } else { Begin::Other };
         }
-        if all.len() >= KEYS || all.keys().filter(|(tenant, _)| *tenant == entry.0).count() >= KEYS_OF_TENANT {
+        if all.len() >= KEYS || all.keys().filter(|(whose, _)| *whose == entry.0).count() >= KEYS_OF_ONE {
             return Begin::Full;
         }
         let (land, landing) = watch::channel(None);

@@ -124,6 +124,7 @@ fn read(asked: &Map<String, Value>, unix: u64, longest: u64) -> Result<(Option<S
     let uses = number("uses", 1, 1_000_000)?.and_then(|uses| u32::try_from(uses).ok());
     let grant = Grant {
         jti: String::new(),
+        kid: String::new(),
         made_at: unix,
         expires_at: unix + life,
         agent: text("agent", 64)?,
@@ -158,6 +159,7 @@ mod tests {
         assert_eq!(user.as_deref(), Some("u"));
         let want = Grant {
             jti: String::new(),
+            kid: String::new(),
             made_at: 1_000,
             expires_at: 1_060,
             agent: Some("a".into()),

@@ -124,7 +124,12 @@ async fn serve(shared: &Arc<Shared>, request: Request, preview: bool) -> Respons
     match Upgrade::from_request(&mut request) {
         Ok(upgrade) => {
             let id = random_id("call");
-            match license(shared, &knock.who, &id, "openai").await {
+            // A call that is joined was opened before.
+            let licensed = match &knock.wanted.joins {
+                Some(_) => shared.gate.admit(&id, &knock.who, "openai"),
+                None => license(shared, &knock.who, &id, "openai").await,
+            };
+            match licensed {
                 Ok(license) => admit(shared, knock, license, id, slot, upgrade),
                 Err(denied) => Refusal::from(denied).into(),
             }
@@ -332,7 +337,8 @@ fn admit(
     let protocol = upgrade.protocols().iter().any(|p| p == openai::PROTOCOL).then_some(openai::PROTOCOL);
     let (response, pending) = upgrade.accept(protocol);
     let task = shared.clone();
-    run(shared, &id.clone(), slot, pending, shared.config.openai.max_message_bytes, move |client| {
+    let (who, max_message) = (knock.who.clone(), shared.config.openai.max_message_bytes);
+    run(shared, &who, &id.clone(), slot, pending, max_message, move |client| {
         let Knock { who, upstream, wanted, agent, asked, beta } = knock;
         let policy = match wanted.intent {
             Intent::Realtime => Policy::new(&agent, &wanted.model, who.policy()),

@@ -131,7 +131,9 @@ fn refuse(shared: &Shared, knock: Knock, upgrade: Upgrade) -> Response<Body> {
     let (response, pending) = upgrade.accept(protocol);
     let (id, max_message) = (random_id("call"), shared.config.server.max_message_bytes);
     let call = id.clone();
-    spawn(shared, &id, knock.slot, pending, max_message, |socket| async move { refuse_resume(socket, &call).await });
+    spawn(shared, &knock.who, &id, knock.slot, pending, max_message, |socket| async move {
+        refuse_resume(socket, &call).await
+    });
     response
 }
 
@@ -143,7 +145,7 @@ fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgra
     let max_message = shared.config.server.max_message_bytes;
     let Knock { who, query, name, agent, upstream, model, slot } = knock;
     let task = shared.clone();
-    run(shared, &id.clone(), slot, pending, max_message, move |client| {
+    run(shared, &who.clone(), &id.clone(), slot, pending, max_message, move |client| {
         let config = &task.config;
         let plan = plan(config, &upstream, &query, name, &agent);
         let audio = plan.audio;

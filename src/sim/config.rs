@@ -67,6 +67,8 @@ pub struct SimConfig {
     pub clock_offset_s: i64,
     /// Who joins a call by its id hears an answer begin after so long, as if its caller had spoken, ms; 0: nobody speaks.
     pub caller_speaks_ms: u64,
+    /// SDP answers break off after their first half, and never end.
+    pub stall_answers: bool,
 }
 
 impl Default for SimConfig {
@@ -101,6 +103,7 @@ impl Default for SimConfig {
             secret_min_s: 10,
             clock_offset_s: 0,
             caller_speaks_ms: 0,
+            stall_answers: false,
         }
     }
 }

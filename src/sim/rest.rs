@@ -19,6 +19,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header},
     routing::post,
 };
+use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
@@ -319,7 +320,14 @@ async fn calls(State(world): State<Arc<World>>, request: Request) -> Response<Bo
             .safety_ids
             .extend(headers.get("openai-safety-identifier").and_then(|v| v.to_str().ok()).map(str::to_owned));
         drop(stats);
-        let mut response = Response::new(Body::from(answer));
+        let body = if world.config.stall_answers {
+            let half = answer.get(..answer.len() / 2).unwrap_or_default().to_owned();
+            let never = stream::iter([Ok::<_, std::io::Error>(half)]).chain(stream::pending());
+            Body::from_stream(never)
+        } else {
+            Body::from(answer)
+        };
+        let mut response = Response::new(body);
         *response.status_mut() = StatusCode::CREATED;
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/sdp"));
         if let Ok(place) = HeaderValue::try_from(format!("/v1/realtime/calls/{id}")) {

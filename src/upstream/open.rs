@@ -163,6 +163,9 @@ impl Upstream {
             };
             let verdict = error.verdict();
             self.board().refused(Source::Connect, who.tenant_id(), &error);
+            if let (Some(secret), "upstream_auth") = (who.secret().filter(|_| wanted.joins.is_none()), verdict.code) {
+                self.secrets.refused_when_brought(&secret.value);
+            }
             if let (Some(generation), "upstream_auth") = (lent, verdict.code) {
                 // Revoked, or it ended sooner than it said: one more is made for everybody, and tried once (fault matrix U11).
                 self.secrets.refused(&order, generation, &error);
@@ -194,7 +197,7 @@ impl Upstream {
             _ if wanted.joins.is_some() => Ok(Credential::Key),
             (Some(secret), _) => Ok(Credential::Brought(secret.value.clone())),
             (None, Credentials::ApiKey) => Ok(Credential::Key),
-            (None, Credentials::Ephemeral) => self.secrets.get(order, Duration::ZERO).await.map(Credential::Lent),
+            (None, Credentials::Ephemeral) => self.secrets.get(order, 0.0).await.map(Credential::Lent),
         }
     }
 }
@@ -216,8 +219,9 @@ impl Account {
         let mut known = known.lock().await;
         match &*known {
             Some((at, None)) if at.elapsed() < MODEL_KNOWN => return Ok(()),
-            Some((at, Some(error))) if at.elapsed() < MODEL_REFUSED => {
-                let retry_after = MODEL_REFUSED.saturating_sub(at.elapsed());
+            // Not before the moment that it names.
+            Some((at, Some(error))) if Instant::now() < *at => {
+                let retry_after = *at - Instant::now();
                 return Err(UpstreamError::NoCredential { error: error.clone(), retry_after });
             }
             _ => {}
@@ -230,9 +234,11 @@ impl Account {
                 Ok(())
             }
             Err(error) => {
+                self.board.refused(Source::Connect, who.tenant_id(), &error);
+                let retry_after = error.verdict().retry_after.unwrap_or_default().max(MODEL_REFUSED);
                 let error = Arc::new(error);
-                *known = Some((Instant::now(), Some(error.clone())));
-                Err(UpstreamError::NoCredential { error, retry_after: MODEL_REFUSED })
+                *known = Some((Instant::now() + retry_after, Some(error.clone())));
+                Err(UpstreamError::NoCredential { error, retry_after })
             }
         }
     }

@@ -68,8 +68,8 @@ impl std::fmt::Debug for Answer {
 pub struct Taken {
     /// The service's id of it (`rtc_...`).
     pub call: String,
-    /// Its SDP answer.
-    pub sdp: Bytes,
+    /// Its SDP answer. Where that did not come, the call is there all the same: it must be hung up.
+    pub sdp: Result<Bytes, Arc<UpstreamError>>,
 }
 
 /// What can be done to a call.
@@ -204,17 +204,12 @@ impl Rest {
         let place = response.headers().get(header::LOCATION).and_then(|place| place.to_str().ok());
         let call = place.and_then(|place| place.rsplit('/').next()).filter(|id| is_call(id)).map(str::to_owned);
         let call = call.ok_or_else(|| strange("names no call in `Location`"))?;
-        match read(response).await {
-            Ok(sdp) if sdp.len() <= LONGEST_SDP => Ok(Taken { call, sdp }),
-            broken => {
-                // The call is there all the same, and costs, although nobody can answer it.
-                let hung_up = self.act(&call, Act::HangUp, None, who).await;
-                if let Err(error) = hung_up {
-                    tracing::error!(%error, call, "a call without an answer could not be hung up");
-                }
-                Err(broken.err().unwrap_or_else(|| strange("is too long")))
-            }
-        }
+        let sdp = match read(response).await {
+            Ok(sdp) if sdp.len() <= LONGEST_SDP => Ok(sdp),
+            Ok(_) => Err(Arc::new(strange("is too long"))),
+            Err(error) => Err(Arc::new(error)),
+        };
+        Ok(Taken { call, sdp })
     }
 
     /// Does something to a call.

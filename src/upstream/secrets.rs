@@ -5,11 +5,13 @@
 //! request, and shares what comes of it. The request runs in a task of its own: nobody who gives up takes it along.
 use std::{
     collections::HashMap,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
+use futures_util::FutureExt as _;
 use rand::Rng as _;
 use serde_json::{Value, json};
 use tokio::{
@@ -18,7 +20,10 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::{UpstreamError, rest::Minted};
+use super::{
+    UpstreamError,
+    rest::{Answer, Minted},
+};
 use crate::{admit::Principal, config::Secret, observe::fact::Fact};
 
 /// Whoever waits for a secret is answered within this (fault matrix D1).
@@ -31,8 +36,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(600);
 const TOO_SOON: Duration = Duration::from_secs(10);
 /// Secrets that are kept.
 const KEPT: usize = 10_000;
-/// Secrets that are made at the same time.
+/// And of one tenant.
+const KEPT_OF_TENANT: usize = 1_000;
+/// Secrets that are made at the same time, and of one tenant.
 const FLIGHTS: usize = 64;
+const FLIGHTS_OF_TENANT: usize = 16;
 
 /// Which secret.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -57,7 +65,7 @@ pub struct Lent {
     /// Its end as the service says it, Unix seconds.
     pub expires_at: u64,
     /// The service's answer to whoever asked first.
-    pub answer: super::rest::Answer,
+    pub answer: Answer,
     made_at: Instant,
     good_until: Instant,
     /// It was made since another one was refused.
@@ -95,8 +103,9 @@ pub struct Secrets<M> {
 struct Entries {
     by_wish: HashMap<Wish, Entry>,
     generations: u64,
-    /// Secrets that are being made.
+    /// Secrets that are being made, and of whom.
     flights: usize,
+    by_tenant: HashMap<String, usize>,
     /// The account is asked for nothing before, whoever wants something: it said so.
     blocked: Option<(Instant, Arc<UpstreamError>)>,
 }
@@ -130,9 +139,16 @@ impl Order {
     }
 
     /// One to be given away: only to people who are bound alike, and only if its model can be connected.
-    pub fn to_give(session: &Value, ttl_s: u64, who: &Principal, model: Option<String>, alone: &str) -> Self {
+    pub fn to_give(
+        session: &Value,
+        ttl_s: u64,
+        who: &Principal,
+        agent: &str,
+        model: Option<String>,
+        alone: &str,
+    ) -> Self {
         let order = Self::new(session, ttl_s, who, Some(alone));
-        let wish = Wish { binding: who.binding(), ..order.wish };
+        let wish = Wish { binding: format!("{agent} {}", who.binding()), ..order.wish };
         Self { wish, connects: model, ..order }
     }
 }
@@ -147,15 +163,15 @@ impl<M: Mint> Secrets<M> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A secret that is good for `at_least` from now, made if there is none.
+    /// A secret that has at least this share of its life before it, made if there is none.
     ///
     /// # Errors
     /// Why none can be had now, and when it will be tried again.
-    pub async fn get(self: &Arc<Self>, order: &Order, at_least: Duration) -> Result<Lent, UpstreamError> {
+    pub async fn get(self: &Arc<Self>, order: &Order, share: f64) -> Result<Lent, UpstreamError> {
         let until = Instant::now() + PATIENCE;
         let began = Instant::now();
         loop {
-            let mut flight = match self.look(order, at_least, began) {
+            let mut flight = match self.look(order, share, began) {
                 Look::Good(lent) => return Ok(lent),
                 Look::Failed(error, until) => return self.what_is_left(order, began).ok_or_else(|| none(error, until)),
                 Look::Wait(flight) => flight,
@@ -182,51 +198,47 @@ impl<M: Mint> Secrets<M> {
                     }
                     None => {}
                 },
-                // Whoever made it died of a bug: somebody else's turn.
-                Ok(Err(_)) => self.clear_flight(&order.wish),
+                // The runtime is going away.
+                Ok(Err(_)) => {
+                    let gone = UpstreamError::Broken("the relay is going away".to_owned());
+                    return Err(none(Arc::new(gone), Instant::now()));
+                }
             }
         }
     }
 
     /// Whoever wants one that lives long takes what there is, if no other can be had.
     fn what_is_left(self: &Arc<Self>, order: &Order, began: Instant) -> Option<Lent> {
-        match self.look(order, Duration::ZERO, began) {
+        match self.look(order, 0.0, began) {
             Look::Good(lent) => Some(lent),
             Look::Wait(_) | Look::Failed(..) => None,
         }
     }
 
-    fn clear_flight(&self, wish: &Wish) {
-        let mut entries = self.entries();
-        if let Some(entry) = entries.by_wish.get_mut(wish)
-            && entry.flight.as_ref().is_some_and(|flight| flight.has_changed().is_err())
-        {
-            entry.flight = None;
-            entries.flights = entries.flights.saturating_sub(1);
-        }
-    }
-
-    fn look(self: &Arc<Self>, order: &Order, at_least: Duration, began: Instant) -> Look {
+    fn look(self: &Arc<Self>, order: &Order, share: f64, began: Instant) -> Look {
         let now = Instant::now();
         let mut entries = self.entries();
         let entries = &mut *entries;
         let blocked = entries.blocked.clone().filter(|(until, _)| *until > now);
+        let own = entries.by_tenant.get(&order.wish.tenant).copied().unwrap_or_default();
         let crowded = || {
             let busy = UpstreamError::Timeout { stage: "make so many client secrets", after: PATIENCE };
             (now + Duration::from_secs(1), Arc::new(busy))
         };
-        let blocked = blocked.or_else(|| (entries.flights >= FLIGHTS).then(crowded));
-        if entries.by_wish.len() >= KEPT && !entries.by_wish.contains_key(&order.wish) {
-            entries.forget(now);
+        let blocked = blocked.or_else(|| (entries.flights >= FLIGHTS || own >= FLIGHTS_OF_TENANT).then(crowded));
+        if !entries.by_wish.contains_key(&order.wish) {
+            entries.make_room(now, &order.wish.tenant);
         }
         let entry = entries.by_wish.entry(order.wish.clone()).or_default();
         entry.used_at = Some(now);
         let failed = entry.failed.as_ref().filter(|(until, _)| *until > now).cloned().or(blocked);
-        if let Some(lent) = entry.current.as_ref().filter(|lent| lent.good_until > now + at_least) {
+        if let Some(lent) = entry.current.as_ref().filter(|lent| lent.is_good(now, share)) {
             let lent = lent.clone();
             let life = lent.good_until - lent.made_at;
             if now >= lent.made_at + life.mul_f64(0.8) && entry.flight.is_none() && failed.is_none() {
-                self.take_off(entry, &mut entries.flights, order); // the next one is ready before this one ends
+                entries.flights += 1;
+                *entries.by_tenant.entry(order.wish.tenant.clone()).or_default() += 1;
+                self.take_off(entry, order); // the next one is ready before this one ends
             }
             Fact::SecretUsed { age: now - lent.made_at, waited: now - began }.record();
             return Look::Good(lent);
@@ -236,42 +248,51 @@ impl<M: Mint> Secrets<M> {
         }
         match failed {
             Some((until, error)) => Look::Failed(error, until),
-            None => Look::Wait(self.take_off(entry, &mut entries.flights, order)),
+            None => {
+                entries.flights += 1;
+                *entries.by_tenant.entry(order.wish.tenant.clone()).or_default() += 1;
+                Look::Wait(self.take_off(entry, order))
+            }
         }
     }
 
     /// Begins to make one.
-    fn take_off(
-        self: &Arc<Self>,
-        entry: &mut Entry,
-        flights: &mut usize,
-        order: &Order,
-    ) -> watch::Receiver<Option<Outcome>> {
+    fn take_off(self: &Arc<Self>, entry: &mut Entry, order: &Order) -> watch::Receiver<Option<Outcome>> {
         let (land, flight) = watch::channel(None);
         entry.flight = Some(flight.clone());
-        *flights += 1;
         let (secrets, order, began) = (self.clone(), order.clone(), Instant::now());
         self.tasks.spawn(async move {
-            let made = secrets.mint.mint(order.clone()).await;
-            let outcome = secrets.landed(&order.wish, made, began);
+            // A bug in there is a failure like others, and shall not be waited for.
+            let made = AssertUnwindSafe(secrets.mint.mint(order.clone())).catch_unwind().await;
+            let made = made.unwrap_or_else(|_| Err(UpstreamError::Broken("an internal error".to_owned())));
+            let outcome = secrets.landed(&order, made, began);
             // Perhaps nobody waits any more.
             let _ = land.send(Some(outcome));
         });
         flight
     }
 
-    fn landed(&self, wish: &Wish, made: Result<Minted, UpstreamError>, began: Instant) -> Outcome {
+    fn landed(&self, order: &Order, made: Result<Minted, UpstreamError>, began: Instant) -> Outcome {
+        let wish = &order.wish;
         let now = Instant::now();
         let mut entries = self.entries();
         let entries = &mut *entries;
         entries.generations += 1;
         entries.flights = entries.flights.saturating_sub(1);
+        if let Some(own) = entries.by_tenant.get_mut(&wish.tenant) {
+            *own = own.saturating_sub(1);
+            if *own == 0 {
+                entries.by_tenant.remove(&wish.tenant);
+            }
+        }
         let generation = entries.generations;
         let entry = entries.by_wish.entry(wish.clone()).or_default();
         entry.flight = None;
         match made {
             Ok(Minted { value, life, expires_at, answer }) => {
                 let replaces = std::mem::take(&mut entry.refused);
+                // It echoes the session, and only those whom it is given see it.
+                let answer = if order.wish.binding.is_empty() { Answer(Value::Null) } else { answer };
                 let lent =
                     Lent { value, generation, expires_at, answer, made_at: now, good_until: began + life, replaces };
                 (entry.current, entry.failed) = (Some(lent.clone()), None);
@@ -283,11 +304,22 @@ impl<M: Mint> Secrets<M> {
                 let until = now + wait(&error);
                 entry.failed = Some((until, error.clone()));
                 if error.verdict().code == "rate_limited" {
-                    entries.blocked = Some((until, error.clone()));
+                    let later = entries.blocked.as_ref().map_or(until, |(known, _)| until.max(*known));
+                    entries.blocked = Some((later, error.clone()));
                 }
                 Fact::SecretFailed { code: error.verdict().code.into() }.record();
                 tracing::warn!(%error, "no client secret could be made");
                 Err(error)
+            }
+        }
+    }
+
+    /// The service refused a secret that somebody came back with: it is given to nobody any more.
+    pub fn refused_when_brought(&self, value: &Secret) {
+        let mut entries = self.entries();
+        for entry in entries.by_wish.values_mut() {
+            if entry.current.take_if(|lent| lent.value.expose() == value.expose()).is_some() {
+                entry.refused = true;
             }
         }
     }
@@ -308,6 +340,11 @@ impl<M: Mint> Secrets<M> {
 }
 
 impl Lent {
+    /// Still good, with this share of its life before it.
+    fn is_good(&self, now: Instant, share: f64) -> bool {
+        self.good_until > now && self.good_until - now >= (self.good_until - self.made_at).mul_f64(share)
+    }
+
     /// Good for so long.
     pub fn left(&self) -> Duration {
         self.good_until.saturating_duration_since(Instant::now())
@@ -315,20 +352,37 @@ impl Lent {
 }
 
 impl Entries {
-    /// Makes room: what is no longer good goes, and if that is not enough, what was not used for longest.
-    fn forget(&mut self, now: Instant) {
+    /// Makes room for one more of this tenant: what is no longer good goes, and if that is not enough, what was not used for
+    /// longest, of the tenant first.
+    fn make_room(&mut self, now: Instant, tenant: &str) {
+        let own = self.by_wish.keys().filter(|wish| wish.tenant == tenant).count();
+        if own < KEPT_OF_TENANT && self.by_wish.len() < KEPT {
+            return;
+        }
         let good = |entry: &Entry| {
             let failed = entry.failed.as_ref().is_some_and(|(until, _)| *until > now);
             entry.flight.is_some() || failed || entry.current.as_ref().is_some_and(|lent| lent.good_until > now)
         };
         self.by_wish.retain(|_, entry| good(entry));
-        if self.by_wish.len() >= KEPT {
-            let mut used: Vec<_> = self.by_wish.values().filter_map(|entry| entry.used_at).collect();
-            let middle = used.len() / 2;
-            let (_, median, _) = used.select_nth_unstable(middle);
-            let median = *median;
-            self.by_wish.retain(|_, entry| entry.flight.is_some() || entry.used_at > Some(median));
+        let of_tenant = |wish: &Wish| wish.tenant == tenant;
+        if self.by_wish.keys().filter(|wish| of_tenant(wish)).count() >= KEPT_OF_TENANT {
+            self.drop_older_half(of_tenant);
         }
+        if self.by_wish.len() >= KEPT {
+            self.drop_older_half(|_| true);
+        }
+    }
+
+    fn drop_older_half(&mut self, of: impl Fn(&Wish) -> bool) {
+        let mut used: Vec<_> =
+            self.by_wish.iter().filter(|(wish, _)| of(wish)).filter_map(|(_, entry)| entry.used_at).collect();
+        let middle = used.len() / 2;
+        if used.is_empty() {
+            return;
+        }
+        let (_, median, _) = used.select_nth_unstable(middle);
+        let median = *median;
+        self.by_wish.retain(|wish, entry| !of(wish) || entry.flight.is_some() || entry.used_at > Some(median));
     }
 }
 
@@ -415,7 +469,7 @@ mod tests {
     }
 
     async fn get(secrets: &Arc<Secrets<Fake>>) -> Result<Lent, UpstreamError> {
-        secrets.get(&order("m"), Duration::ZERO).await
+        secrets.get(&order("m"), 0.0).await
     }
 
     #[tokio::test(start_paused = true)]
@@ -425,7 +479,7 @@ mod tests {
         assert!(all.iter().all(|lent| lent.as_ref().unwrap().value.expose() == "ek_1"));
         assert_eq!(fake.tries(), 1);
         for other in ["m2", "m3", "m2"] {
-            secrets.get(&order(other), Duration::ZERO).await.unwrap();
+            secrets.get(&order(other), 0.0).await.unwrap();
         }
         assert_eq!(fake.tries(), 3, "another session is another secret");
     }
@@ -465,11 +519,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_bug_in_the_leader_is_not_the_others() {
+    async fn a_bug_is_a_failure_like_others() {
         let (fake, secrets) = cache();
         fake.0.panics.store(true, Ordering::Relaxed);
         let all = join_all((0..10).map(|_| get(&secrets))).await;
-        assert!(all.iter().all(Result::is_ok));
+        assert!(all.iter().all(Result::is_err));
+        time::sleep(Duration::from_secs(5)).await;
+        assert!(get(&secrets).await.is_ok());
+        assert_eq!((fake.tries(), secrets.entries().flights), (2, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_secret_that_came_back_refused_is_given_to_nobody_any_more() {
+        let (fake, secrets) = cache();
+        let lent = get(&secrets).await.unwrap();
+        secrets.refused_when_brought(&Secret::new("ek_other"));
+        assert_eq!(get(&secrets).await.unwrap().generation, lent.generation);
+        secrets.refused_when_brought(&lent.value);
+        assert_ne!(get(&secrets).await.unwrap().generation, lent.generation);
         assert_eq!(fake.tries(), 2);
     }
 
@@ -520,7 +587,7 @@ mod tests {
         assert_eq!((get(&secrets).await.unwrap().value.expose(), fake.tries()), ("ek_2", 2));
         // One that must live longer is another matter.
         time::advance(LIFE / 2).await;
-        let lent = secrets.get(&order("m"), LIFE.mul_f64(0.9)).await.unwrap();
+        let lent = secrets.get(&order("m"), 0.9).await.unwrap();
         assert_eq!(lent.value.expose(), "ek_3");
     }
 
@@ -543,29 +610,39 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_wait_counts_for_everybody_of_the_account_and_a_failure_for_its_own_kind() {
         let (fake, secrets) = cache();
-        let good = secrets.get(&order("good"), Duration::ZERO).await.unwrap();
+        let good = secrets.get(&order("good"), 0.0).await.unwrap();
         fake.down(true);
-        assert!(secrets.get(&order("m1"), Duration::ZERO).await.is_err());
-        assert!(secrets.get(&order("m2"), Duration::ZERO).await.is_err());
+        assert!(secrets.get(&order("m1"), 0.0).await.is_err());
+        assert!(secrets.get(&order("m2"), 0.0).await.is_err());
         assert_eq!(fake.tries(), 3, "another session may be another matter");
         fake.0.retry_after_s.store(30, Ordering::Relaxed);
-        assert!(secrets.get(&order("m3"), Duration::ZERO).await.is_err());
+        assert!(secrets.get(&order("m3"), 0.0).await.is_err());
         for other in ["m4", "m5"] {
-            let error = secrets.get(&order(other), Duration::ZERO).await.unwrap_err();
+            let error = secrets.get(&order(other), 0.0).await.unwrap_err();
             assert_eq!(error.verdict().code, "rate_limited");
         }
         assert_eq!(fake.tries(), 4, "the account has said when");
-        let lent = secrets.get(&order("good"), LIFE).await.unwrap();
+        let lent = secrets.get(&order("good"), 1.0).await.unwrap();
         assert_eq!(lent.generation, good.generation, "what there is is better than nothing");
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_so_many_are_made_at_once() {
         let (fake, secrets) = cache();
-        let orders: Vec<Order> = (0..FLIGHTS + 50).map(|n| order(&n.to_string())).collect();
-        let all = join_all(orders.iter().map(|order| secrets.get(order, Duration::ZERO))).await;
-        assert_eq!((all.iter().filter(|got| got.is_ok()).count(), fake.tries()), (FLIGHTS, FLIGHTS as u64));
-        assert_eq!(secrets.entries().flights, 0);
+        let of = |tenant: usize, n: usize| {
+            let order = order(&n.to_string());
+            Order { wish: Wish { tenant: tenant.to_string(), ..order.wish }, ..order }
+        };
+        let one: Vec<Order> = (0..100).map(|n| of(0, n)).collect();
+        let all = join_all(one.iter().map(|order| secrets.get(order, 0.0))).await;
+        assert_eq!(all.iter().filter(|got| got.is_ok()).count(), FLIGHTS_OF_TENANT, "one tenant has its share");
+        let many: Vec<Order> =
+            (1..8).flat_map(|tenant| (0..16).map(move |n| (tenant, n))).map(|(t, n)| of(t, n)).collect();
+        let all = join_all(many.iter().map(|order| secrets.get(order, 0.0))).await;
+        assert_eq!(all.iter().filter(|got| got.is_ok()).count(), FLIGHTS, "and all of them together");
+        assert_eq!(fake.tries(), (FLIGHTS_OF_TENANT + FLIGHTS) as u64);
+        let entries = secrets.entries();
+        assert_eq!((entries.flights, entries.by_tenant.len()), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -584,14 +661,19 @@ mod tests {
     async fn the_cache_is_bounded() {
         let (fake, secrets) = cache();
         fake.0.takes_ms.store(0, Ordering::Relaxed);
-        fake.0.takes_ms.store(0, Ordering::Relaxed);
-        for n in 0..KEPT + 100 {
-            secrets.get(&order(&n.to_string()), Duration::ZERO).await.unwrap();
+        let of = |tenant: usize, n: usize| {
+            let order = order(&n.to_string());
+            Order { wish: Wish { tenant: tenant.to_string(), ..order.wish }, ..order }
+        };
+        for (tenant, n) in (0..12).flat_map(|tenant| (0..KEPT_OF_TENANT + 100).map(move |n| (tenant, n))) {
+            secrets.get(&of(tenant, n), 0.0).await.unwrap();
             time::advance(Duration::from_micros(1)).await;
         }
-        assert!(secrets.entries().by_wish.len() <= KEPT);
-        let (tries, last) = (fake.tries(), (KEPT + 99).to_string());
-        secrets.get(&order(&last), Duration::ZERO).await.unwrap();
+        let kept = |of: &dyn Fn(&Wish) -> bool| secrets.entries().by_wish.keys().filter(|wish| of(wish)).count();
+        let (all, of_one) = (kept(&|_| true), kept(&|wish| wish.tenant == "11"));
+        assert!(all <= KEPT && of_one <= KEPT_OF_TENANT, "{all} {of_one}");
+        let tries = fake.tries();
+        secrets.get(&of(11, KEPT_OF_TENANT + 99), 0.0).await.unwrap();
         assert_eq!(fake.tries(), tries, "the newest are still there");
     }
 }

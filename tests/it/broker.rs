@@ -531,3 +531,51 @@ async fn a_server_that_goes_away_hangs_up_what_nobody_would_watch() {
     rig.relay.drain(std::future::pending()).await;
     assert_eq!(rig.sim.live_calls(), 0);
 }
+
+#[tokio::test]
+async fn a_use_that_came_to_nothing_is_given_back() {
+    let faults = "[[fault]]\nkind = \"refuse\"\ndoor = \"calls\"\nsession = 1\nstatus = 503\n\
+                  [[fault]]\nkind = \"refuse\"\ndoor = \"mint\"\nsession = 1\nstatus = 400\n";
+    let (rig, key) = rig(|_| {}, SimConfig::default(), faults).await;
+    let once = rig.token(&key, json!({"direct": true, "uses": 1})).await;
+    for status in [503, 201, 401] {
+        assert_eq!(answer(sdp(&rig, &once, OFFER)).await.status, status);
+    }
+    let once = rig.token(&key, json!({"direct": true, "uses": 1})).await;
+    for status in [400, 200, 401] {
+        let session = json!({"session": {"type": "realtime", "instructions": status.to_string()}});
+        assert_eq!(rig.post(SECRETS, &once, session).await.status, status);
+    }
+    // The secret that it made begins calls, without another use, and joins them.
+    let once = rig.token(&key, json!({"direct": true, "uses": 1, "user": "ann"})).await;
+    let secret = rig.post(SECRETS, &once, json!({})).await.json()["value"].as_str().unwrap().to_owned();
+    let (got, call) = begin(&rig, &secret).await;
+    assert_eq!(got.status, 201, "{}", got.text);
+    assert!(rig.dial(&format!("/v1/realtime?call_id={call}"), &once).await.is_ok(), "its user's own call");
+}
+
+#[tokio::test]
+async fn a_secret_that_the_service_refuses_is_given_to_nobody_any_more() {
+    let (rig, key) = rig(|_| {}, SimConfig::default(), "").await;
+    let mint = async || rig.post(SECRETS, &key, json!({})).await.json()["value"].as_str().unwrap().to_owned();
+    let first = mint().await;
+    assert_eq!(mint().await, first);
+    rig.sim.revoke_secrets();
+    assert_eq!(answer(sdp(&rig, &first, OFFER)).await.code(), "upstream_auth");
+    let second = mint().await;
+    assert_ne!(second, first);
+    rig.sim.revoke_secrets();
+    let mut call = rig.dial("/v1/realtime", &second).await.unwrap();
+    assert_eq!(call.end().await.1, 3000);
+    assert_ne!(mint().await, second);
+}
+
+#[tokio::test]
+async fn a_call_whose_answer_was_lost_is_hung_up() {
+    let (rig, key) =
+        rig(|c| c.upstream.session_timeout_ms = 1_000, SimConfig { stall_answers: true, ..SimConfig::default() }, "")
+            .await;
+    let (got, _) = begin(&rig, &key).await;
+    assert!(got.status >= 500, "{}", got.text);
+    until("it is hung up", || rig.sim.stats().calls == 1 && rig.sim.live_calls() == 0).await;
+}

@@ -21,7 +21,7 @@ use crate::{
         wire::ReplyStatus,
     },
     observe::fact::Fact,
-    upstream::{Ended, Event, ServiceError, UpstreamError, event_id, ga},
+    upstream::{Ended, Event, ServiceError, UpstreamError, error::plain_code, event_id, ga},
 };
 
 /// Longest part of an append, characters of base64: with its envelope below the service's 15 MB.
@@ -373,7 +373,7 @@ impl Core {
                 self.pass().complained = false;
                 let mut end = End::upstream(&UpstreamError::refused(&error, None));
                 if let End::Upstream { message, .. } = &mut end {
-                    *message = format!("the service refused the agent's configuration ({})", error.code);
+                    *message = format!("the service refused the agent's configuration ({})", plain_code(&error.code));
                 }
                 self.end(now, end);
             }
