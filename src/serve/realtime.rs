@@ -27,7 +27,7 @@ use crate::{
 const LONGEST_MODEL: usize = 128;
 
 /// A refusal in the service's own shape.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
     pub(crate) kind: &'static str,

@@ -30,7 +30,10 @@ use crate::{admit::Principal, config::Secret, observe::fact::Fact};
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A failure is remembered for so long, by chance in between, so that a broken mint sees less than one try a second.
 const REMEMBER: std::ops::Range<f64> = 1.0..5.0;
-/// A wait that the service names is kept up to this.
+/// A wait that the service names is kept, and so much longer by chance, seconds, for many may have been told the same.
+const AND_A_LITTLE: std::ops::Range<f64> = 0.0..0.25;
+const LEAST_WAIT: Duration = Duration::from_secs(1);
+/// It is kept up to this.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 /// A secret that replaced a refused one and is refused so soon: it is not the secrets that are wrong.
 const TOO_SOON: Duration = Duration::from_secs(10);
@@ -396,10 +399,13 @@ fn none(error: Arc<UpstreamError>, until: Instant) -> UpstreamError {
     UpstreamError::NoCredential { error, retry_after: until.saturating_duration_since(Instant::now()) }
 }
 
-/// For how long a failure is remembered.
+/// For how long a failure is remembered: as long as the service says and a little more, or by chance.
 fn wait(error: &UpstreamError) -> Duration {
-    let chance = Duration::from_secs_f64(rand::rng().random_range(REMEMBER));
-    error.verdict().retry_after.map_or(chance, |told| told.min(LONGEST_WAIT).max(chance))
+    let mut dice = rand::rng();
+    match error.verdict().retry_after {
+        Some(told) => told.clamp(LEAST_WAIT, LONGEST_WAIT) + Duration::from_secs_f64(dice.random_range(AND_A_LITTLE)),
+        None => Duration::from_secs_f64(dice.random_range(REMEMBER)),
+    }
 }
 
 #[cfg(test)]
