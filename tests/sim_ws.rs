@@ -210,7 +210,7 @@ mod tests {
     #[tokio::test]
     async fn a_browser_brings_its_key_as_a_subprotocol() {
         let sim = start(at_once(), "").await;
-        let offer = "openai-insecure-api-key.ek_secret, realtime, openai-agents-sdk.1";
+        let offer = "openai-insecure-api-key.sk-browser, realtime, openai-agents-sdk.1";
         let (mut client, response) =
             dial(request(&sim, "?model=gpt-realtime-2.1", &[("sec-websocket-protocol", offer)])).await.unwrap();
         assert_eq!(response.headers()["sec-websocket-protocol"], "realtime", "and never the key");
