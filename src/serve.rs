@@ -41,7 +41,7 @@ use self::refusal::Refusal;
 use crate::{
     admit::{
         Denied, Gate, Head, License, Principal,
-        gate::leash,
+        gate::good_for,
         sources::{Agents, Sources},
         store::StoreError,
     },
@@ -177,9 +177,15 @@ impl Shared {
 
     /// The limits of a call.
     pub(crate) fn life(&self, who: &Principal, call: String) -> Life {
-        let leash = leash(who, &self.config.call, unix_now());
-        let stall = Duration::from_secs(self.config.call.stall_s);
-        Life { call, max: leash.max, idle: leash.idle, stall, credential: leash.credential }
+        let (usual, secs) = (&self.config.call, Duration::from_secs);
+        let idle = who.idle_s(usual.idle_s);
+        Life {
+            call,
+            max: secs(who.max_call_s(usual.max_s)),
+            idle: (idle > 0).then(|| secs(idle)),
+            stall: secs(usual.stall_s),
+            credential: good_for(who, unix_now()),
+        }
     }
 }
 

@@ -22,12 +22,12 @@ use super::{
     key,
     pace::Pace,
     principal::{Brought, Grant, Principal},
-    roster::{Cut, Leash, NoSeat, Roster, Seat},
+    roster::{Cut, NoSeat, Roster, Seat},
     store::{Store, StoreError},
-    tenant::{Tenant, Tenants},
+    tenant::Tenants,
     token::{self, Signer, Uses},
 };
-use crate::config::{CallConfig, KeyHash, Net, Scope, Secret, is_loopback};
+use crate::config::{KeyHash, Net, Scope, Secret, is_loopback};
 
 /// Client secrets given away that are remembered.
 const REMEMBERED: usize = 100_000;
@@ -245,11 +245,6 @@ impl Gate {
         &self.roster
     }
 
-    /// The tenant of a principal as it is now; what it may do may have changed.
-    pub fn tenant(&self, who: &Principal) -> Option<Arc<Tenant>> {
-        self.tenants.load().get(who.tenant_id()).cloned()
-    }
-
     /// Where a request comes from: the peer, or what the proxies that we trust say of it.
     pub fn address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let trusted = |address: IpAddr| self.proxies.iter().any(|net| net.contains(address));
@@ -321,11 +316,11 @@ impl Gate {
     pub fn identify(&self, credential: &str, unix: u64) -> Option<Principal> {
         let tenants = self.tenants.load();
         // The same work for everybody: a hash, and a look into a table.
-        let hash = key::hash(credential.get(..key::LONGEST).unwrap_or(credential));
+        let hash = key::hash_shown(credential);
         if is_token(credential) {
             let found = self.signer.load().read(unix, credential)?;
             let tenant = tenants.get(&found.tenant)?;
-            let key = tenant.config.keys.iter().find(|key| token::digits(key.hash) == found.key)?;
+            let key = tenant.config.keys.iter().find(|key| key.hash.digits(token::DIGITS) == found.key)?;
             tenant.key(key.hash, unix)?;
             // Whoever may make tokens may open calls by them; the other way to the service must be granted by both.
             let direct = found.grant.direct && key.scopes.contains(&Scope::Secret);
@@ -345,7 +340,7 @@ impl Gate {
 
     /// Who comes back with a client secret that we gave away: somebody who may use it, and nothing else.
     fn given(&self, credential: &str, unix: u64) -> Option<Principal> {
-        let hash = key::hash(credential.get(..key::LONGEST).unwrap_or(credential));
+        let hash = key::hash_shown(credential);
         let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         let gift = given.by_hash.get(&hash).filter(|gift| unix < gift.until)?.clone();
         drop(given);
@@ -510,11 +505,6 @@ impl License {
         &self.who
     }
 
-    /// The call's id.
-    pub fn id(&self) -> &str {
-        self.seat.id()
-    }
-
     /// The call has another id from now on: the service's own, once it is known.
     pub fn rename(&mut self, id: &str) {
         self.seat.rename(id);
@@ -560,18 +550,8 @@ impl License {
 }
 
 /// How long a principal's token is good; none: it has no end of its own.
-fn good_for(who: &Principal, unix: u64) -> Option<Duration> {
+pub fn good_for(who: &Principal, unix: u64) -> Option<Duration> {
     who.token().map(|token| Duration::from_secs(token.expires_at.saturating_sub(unix)))
-}
-
-/// How long a call of this principal may go on, where `usual` is everybody's.
-pub fn leash(who: &Principal, usual: &CallConfig, unix: u64) -> Leash {
-    let idle = who.idle_s(usual.idle_s);
-    Leash {
-        max: Duration::from_secs(who.max_call_s(usual.max_s)),
-        idle: (idle > 0).then(|| Duration::from_secs(idle)),
-        credential: good_for(who, unix),
-    }
 }
 
 /// A JWT has two dots, and a key has none.

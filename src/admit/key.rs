@@ -32,6 +32,11 @@ pub fn hash(key: &str) -> KeyHash {
     KeyHash(hash)
 }
 
+/// As [`hash`], of what somebody shows: not more of it than a credential can be long.
+pub fn hash_shown(credential: &str) -> KeyHash {
+    hash(credential.get(..LONGEST).unwrap_or(credential))
+}
+
 #[test]
 fn keys_differ_and_are_known_by_their_hash() {
     let (one, other) = (generate(), generate());

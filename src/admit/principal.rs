@@ -134,9 +134,13 @@ impl Principal {
     /// with it, or by its user.
     pub fn steers(&self, owner: &Self) -> bool {
         let user = || self.user().is_some() && self.user() == owner.user();
-        let jti = |who: &Self| who.token().map(|token| token.jti.clone()).filter(|jti| !jti.is_empty());
-        let token = || jti(self).is_some() && jti(self) == jti(owner);
+        let token = || self.jti().is_some() && self.jti() == owner.jti();
         self.tenant_id() == owner.tenant_id() && (self.token().is_none() || token() || user())
+    }
+
+    /// The name of its token, where it came with one.
+    fn jti(&self) -> Option<&str> {
+        self.token().map(|token| token.jti.as_str()).filter(|jti| !jti.is_empty())
     }
 
     /// What two principals must have in common for one client secret to be given to both: everything that binds its use.
@@ -163,7 +167,7 @@ impl Principal {
     pub fn agent<'a>(&'a self, usual: &'a str) -> &'a str {
         let token = self.0.token.as_ref().and_then(|token| token.agent.as_deref());
         token.unwrap_or_else(|| match self.0.tenant.as_ref().map_or(&[][..], |tenant| &tenant.config.agents) {
-            [only] if only != usual => only,
+            [only] => only,
             _ => usual,
         })
     }

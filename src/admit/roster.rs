@@ -2,7 +2,6 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -146,11 +145,6 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// The call's id.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
     /// The call has another id from now on; one that is taken stays with whoever has it.
     pub fn rename(&mut self, id: &str) {
         let mut calls = self.roster.calls();
@@ -190,17 +184,6 @@ impl Drop for Seat {
             }
         }
     }
-}
-
-/// How long a call may go on, and until when its credential is good.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Leash {
-    /// Longest call.
-    pub max: Duration,
-    /// Longest silence; none: for ever.
-    pub idle: Option<Duration>,
-    /// Its credential is good for so long from now; none: as long as its key is.
-    pub credential: Option<Duration>,
 }
 
 #[cfg(test)]

@@ -59,11 +59,6 @@ impl Tenants {
         tenant.key(hash, unix).map(|key| (tenant, key.scopes.as_slice()))
     }
 
-    /// All of them, by id.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Tenant>> {
-        self.by_id.values()
-    }
-
     /// Whether pages of this origin may call for any of them.
     pub fn origin_is_known(&self, origin: &str) -> bool {
         self.by_id.values().any(|tenant| tenant.config.origins.iter().any(|known| known == origin))

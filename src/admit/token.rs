@@ -54,7 +54,7 @@ struct Claims {
 pub struct Found {
     /// The tenant.
     pub tenant: String,
-    /// The key that made it, by [`digits`].
+    /// The key that made it, by [`DIGITS`] of its hash.
     pub key: String,
     /// The end user.
     pub user: Option<String>,
@@ -86,10 +86,8 @@ impl std::fmt::Debug for Signer {
     }
 }
 
-/// The digits of a key's hash that its tokens name.
-pub fn digits(hash: KeyHash) -> String {
-    hash.0.iter().take(12).map(|byte| format!("{byte:02x}")).collect()
-}
+/// So many digits of a key's hash its tokens name.
+pub const DIGITS: usize = 24;
 
 impl Signer {
     /// `longest_s`: longest life of a token. Without keys there is one that ends with this value.
@@ -138,7 +136,7 @@ impl Signer {
             jti,
             iat: unix,
             exp: expires_at,
-            key: digits(key),
+            key: key.digits(DIGITS),
             agent,
             user,
             origin,

@@ -185,7 +185,12 @@ impl fmt::Debug for KeyHash {
 impl KeyHash {
     /// Its first digits: enough to tell keys apart, for people.
     pub fn short(&self) -> String {
-        self.0.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+        self.digits(8)
+    }
+
+    /// Its first digits.
+    pub fn digits(&self, count: usize) -> String {
+        self.0.iter().take(count / 2).map(|byte| format!("{byte:02x}")).collect()
     }
 }
 

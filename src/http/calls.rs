@@ -57,8 +57,7 @@ async fn limits(State(shared): State<Arc<Shared>>, request: Request) -> Response
 }
 
 fn report(shared: &Shared, who: &Principal) -> Value {
-    let tenant = shared.gate.tenant(who);
-    let config = tenant.as_ref().map(|tenant| &tenant.config);
+    let config = who.tenant().map(|tenant| &tenant.config);
     let some = |n: u64| (n > 0).then_some(n);
     let call = &shared.config.call;
     let upstream = shared.upstream(who).map(|upstream| {

@@ -7,12 +7,12 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use axum::{
     body::Body,
     extract::{Request, State},
-    http::{HeaderValue, Response, StatusCode, header, request::Parts},
+    http::{HeaderValue, Response, StatusCode, request::Parts},
     response::IntoResponse as _,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{FULL_RETRY, Shared, fields, license, random_id, refusal::whole_seconds, run};
+use super::{FULL_RETRY, Shared, fields, license, random_id, refusal, run};
 use crate::{
     admit::{Denied, License, Principal},
     call::{core::Core, door::Door, driver::Call, policy::Policy},
@@ -52,35 +52,20 @@ impl From<Refusal> for Response<Body> {
         let Refusal { status, kind, code, message, param, retry_after } = refusal;
         Fact::Refused { code: code.into() }.record();
         let body = openai::refusal(kind, code, &message, param.as_deref());
-        let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
-        if status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        if let Some(after) = retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
-        }
-        if status == StatusCode::UPGRADE_REQUIRED {
-            response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        }
-        response
+        refusal::answer(status, body, retry_after)
     }
 }
 
 impl From<Denied> for Refusal {
     fn from(denied: Denied) -> Self {
-        let (status, code) = match denied {
-            Denied::Credential => (StatusCode::UNAUTHORIZED, "invalid_api_key"),
-            Denied::Origin(..) | Denied::Address | Denied::Scope(_) => (StatusCode::FORBIDDEN, "forbidden"),
-            Denied::TooOften(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
-            Denied::TooMany(_) => (StatusCode::TOO_MANY_REQUESTS, "concurrency_limited"),
-            Denied::Taken => (StatusCode::CONFLICT, "invalid_call_state"),
-            Denied::Store => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
-        };
-        let (kind, retry_after) = match denied {
-            Denied::TooOften(wait) => ("requests", Some(wait)),
-            Denied::TooMany(_) => ("requests", Some(FULL_RETRY)),
-            Denied::Store => (SERVER_ERROR, Some(FULL_RETRY)),
-            _ => (INVALID_REQUEST, None),
+        let (status, retry_after) = refusal::verdict(&denied);
+        let (kind, code) = match denied {
+            Denied::Credential => (INVALID_REQUEST, "invalid_api_key"),
+            Denied::Origin(..) | Denied::Address | Denied::Scope(_) => (INVALID_REQUEST, "forbidden"),
+            Denied::TooOften(_) => ("requests", "rate_limit_exceeded"),
+            Denied::TooMany(_) => ("requests", "concurrency_limited"),
+            Denied::Taken => (INVALID_REQUEST, "invalid_call_state"),
+            Denied::Store => (SERVER_ERROR, "overloaded"),
         };
         Self { kind, retry_after, ..Self::new(status, code, format!("{denied}.")) }
     }
@@ -206,13 +191,18 @@ async fn knock(shared: &Shared, head: &Parts, preview: bool) -> Result<(Knock, O
         Some(user) => named_user(shared, who, user)?,
         None => who,
     };
-    let slot = shared.line().map_err(|why| Refusal {
+    let slot = line(shared)?;
+    let wanted = Wanted { joins, ..Wanted::new(model, intent) };
+    Ok((Knock { who, upstream, wanted, agent, asked: asked.map(str::to_owned), beta }, slot))
+}
+
+/// A line for a call.
+pub(crate) fn line(shared: &Shared) -> Result<OwnedSemaphorePermit, Refusal> {
+    shared.line().map_err(|why| Refusal {
         kind: SERVER_ERROR,
         retry_after: Some(FULL_RETRY),
         ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", format!("The call cannot be taken: {why}."))
-    })?;
-    let wanted = Wanted { joins, ..Wanted::new(model, intent) };
-    Ok((Knock { who, upstream, wanted, agent, asked: asked.map(str::to_owned), beta }, slot))
+    })
 }
 
 /// A backend names its end user; what it calls them stays here.

@@ -6,6 +6,7 @@ use axum::{
     http::{HeaderValue, Response, StatusCode, header},
     response::IntoResponse as _,
 };
+use bytes::Bytes;
 
 use super::{FULL_RETRY, random_id};
 use crate::{
@@ -13,7 +14,6 @@ use crate::{
     call::ms,
     client::{thin, wire::ErrorBody},
     observe::fact::Fact,
-    upstream::UpstreamError,
 };
 
 /// A refusal before the upgrade.
@@ -39,34 +39,28 @@ impl Refusal {
 
 impl From<Denied> for Refusal {
     fn from(denied: Denied) -> Self {
-        let (status, code) = match denied {
-            Denied::Credential => (StatusCode::UNAUTHORIZED, "unauthorized"),
-            Denied::Origin(..) | Denied::Address | Denied::Scope(_) => (StatusCode::FORBIDDEN, "forbidden"),
-            Denied::TooOften(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
-            Denied::TooMany(_) => (StatusCode::TOO_MANY_REQUESTS, "concurrency_limited"),
-            Denied::Taken => (StatusCode::CONFLICT, "invalid_call_state"),
-            Denied::Store => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
-        };
-        let retry_after = match denied {
-            Denied::TooOften(wait) => Some(wait),
-            Denied::TooMany(_) | Denied::Store => Some(FULL_RETRY),
-            _ => None,
+        let (status, retry_after) = verdict(&denied);
+        let code = match denied {
+            Denied::Credential => "unauthorized",
+            Denied::Origin(..) | Denied::Address | Denied::Scope(_) => "forbidden",
+            Denied::TooOften(_) => "rate_limited",
+            Denied::TooMany(_) => "concurrency_limited",
+            Denied::Taken => "invalid_call_state",
+            Denied::Store => "overloaded",
         };
         Self { retry_after, ..Self::new(status, code, denied.to_string()) }
     }
 }
 
-impl From<&UpstreamError> for Refusal {
-    fn from(error: &UpstreamError) -> Self {
-        let verdict = error.verdict();
-        let status = match verdict.code {
-            "rate_limited" => StatusCode::TOO_MANY_REQUESTS,
-            "upstream_timeout" => StatusCode::GATEWAY_TIMEOUT,
-            "upstream_auth" | "upstream_refused" => StatusCode::BAD_GATEWAY,
-            _ => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        let retry_after = verdict.retry_after.or(verdict.transient.then_some(FULL_RETRY));
-        Self { retry_after, ..Self::new(status, verdict.code, error.to_string()) }
+/// Status and wait of a denial, in whatever words it is told.
+pub(super) fn verdict(denied: &Denied) -> (StatusCode, Option<Duration>) {
+    match denied {
+        Denied::Credential => (StatusCode::UNAUTHORIZED, None),
+        Denied::Origin(..) | Denied::Address | Denied::Scope(_) => (StatusCode::FORBIDDEN, None),
+        Denied::TooOften(wait) => (StatusCode::TOO_MANY_REQUESTS, Some(*wait)),
+        Denied::TooMany(_) => (StatusCode::TOO_MANY_REQUESTS, Some(FULL_RETRY)),
+        Denied::Taken => (StatusCode::CONFLICT, None),
+        Denied::Store => (StatusCode::SERVICE_UNAVAILABLE, Some(FULL_RETRY)),
     }
 }
 
@@ -81,18 +75,27 @@ impl From<Refusal> for Response<Body> {
             field: refusal.field.map(str::to_owned),
             request_id: random_id("req"),
         });
-        let mut response = (refusal.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
-        if refusal.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        if let Some(after) = refusal.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
-        }
-        response
+        answer(refusal.status, body, refusal.retry_after)
     }
 }
 
+/// A refusal's answer, with the headers that go with its status and its wait.
+pub(super) fn answer(status: StatusCode, body: Bytes, retry_after: Option<Duration>) -> Response<Body> {
+    let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+    let headers = response.headers_mut();
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if status == StatusCode::UPGRADE_REQUIRED {
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    if let Some(after) = retry_after {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
+    }
+    response
+}
+
 /// As `Retry-After` wants it: never earlier than told.
-pub(crate) fn whole_seconds(wait: Duration) -> u64 {
+fn whole_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }

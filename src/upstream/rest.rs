@@ -47,8 +47,6 @@ pub struct Minted {
     pub value: Secret,
     /// Good for so long from the moment of the request, by the service's own clock and less a margin.
     pub life: Duration,
-    /// Its end as the service says it, Unix seconds.
-    pub expires_at: u64,
     /// The service's answer; it holds the secret.
     pub answer: Answer,
 }
@@ -175,7 +173,7 @@ impl Rest {
         let life = Duration::from_secs(life);
         let left = life.checked_sub(MARGIN + life / 20 + asked.elapsed()).filter(|left| !left.is_zero());
         let life = left.ok_or_else(|| strange("has expired already"))?;
-        Ok(Minted { value: Secret::new(value), life, expires_at, answer: Answer(answer) })
+        Ok(Minted { value: Secret::new(value), life, answer: Answer(answer) })
     }
 
     /// Exchanges SDP, and so begins a call: in the account's name with a `session`, or with a client secret that has one.

@@ -65,8 +65,6 @@ pub struct Lent {
     pub value: Secret,
     /// Counts the secrets of this cache.
     pub generation: u64,
-    /// Its end as the service says it, Unix seconds.
-    pub expires_at: u64,
     /// The service's answer to whoever asked first.
     pub answer: Answer,
     made_at: Instant,
@@ -106,9 +104,8 @@ pub struct Secrets<M> {
 struct Entries {
     by_wish: HashMap<Wish, Entry>,
     generations: u64,
-    /// Secrets that are being made, and of whom.
-    flights: usize,
-    by_tenant: HashMap<String, usize>,
+    /// Secrets that are being made, by tenant.
+    flights: HashMap<String, usize>,
     /// The account is asked for nothing before, whoever wants something: it said so.
     blocked: Option<(Instant, Arc<UpstreamError>)>,
 }
@@ -223,12 +220,13 @@ impl<M: Mint> Secrets<M> {
         let mut entries = self.entries();
         let entries = &mut *entries;
         let blocked = entries.blocked.clone().filter(|(until, _)| *until > now);
-        let own = entries.by_tenant.get(&order.wish.tenant).copied().unwrap_or_default();
+        let own = entries.flights.get(&order.wish.tenant).copied().unwrap_or_default();
+        let all: usize = entries.flights.values().sum();
         let crowded = || {
             let busy = UpstreamError::Timeout { stage: "make so many client secrets", after: PATIENCE };
             (now + Duration::from_secs(1), Arc::new(busy))
         };
-        let blocked = blocked.or_else(|| (entries.flights >= FLIGHTS || own >= FLIGHTS_OF_TENANT).then(crowded));
+        let blocked = blocked.or_else(|| (all >= FLIGHTS || own >= FLIGHTS_OF_TENANT).then(crowded));
         if !entries.by_wish.contains_key(&order.wish) {
             entries.make_room(now, &order.wish.tenant);
         }
@@ -239,9 +237,7 @@ impl<M: Mint> Secrets<M> {
             let lent = lent.clone();
             let life = lent.good_until - lent.made_at;
             if now >= lent.made_at + life.mul_f64(0.8) && entry.flight.is_none() && failed.is_none() {
-                entries.flights += 1;
-                *entries.by_tenant.entry(order.wish.tenant.clone()).or_default() += 1;
-                self.take_off(entry, order); // the next one is ready before this one ends
+                self.take_off(entry, &mut entries.flights, order); // the next one is ready before this one ends
             }
             Fact::SecretUsed { age: now - lent.made_at, waited: now - began }.record();
             return Look::Good(lent);
@@ -251,18 +247,20 @@ impl<M: Mint> Secrets<M> {
         }
         match failed {
             Some((until, error)) => Look::Failed(error, until),
-            None => {
-                entries.flights += 1;
-                *entries.by_tenant.entry(order.wish.tenant.clone()).or_default() += 1;
-                Look::Wait(self.take_off(entry, order))
-            }
+            None => Look::Wait(self.take_off(entry, &mut entries.flights, order)),
         }
     }
 
     /// Begins to make one.
-    fn take_off(self: &Arc<Self>, entry: &mut Entry, order: &Order) -> watch::Receiver<Option<Outcome>> {
+    fn take_off(
+        self: &Arc<Self>,
+        entry: &mut Entry,
+        flights: &mut HashMap<String, usize>,
+        order: &Order,
+    ) -> watch::Receiver<Option<Outcome>> {
         let (land, flight) = watch::channel(None);
         entry.flight = Some(flight.clone());
+        *flights.entry(order.wish.tenant.clone()).or_default() += 1;
         let (secrets, order, began) = (self.clone(), order.clone(), Instant::now());
         self.tasks.spawn(async move {
             // A bug in there is a failure like others, and shall not be waited for.
@@ -281,23 +279,19 @@ impl<M: Mint> Secrets<M> {
         let mut entries = self.entries();
         let entries = &mut *entries;
         entries.generations += 1;
-        entries.flights = entries.flights.saturating_sub(1);
-        if let Some(own) = entries.by_tenant.get_mut(&wish.tenant) {
+        if let Some(own) = entries.flights.get_mut(&wish.tenant) {
             *own = own.saturating_sub(1);
-            if *own == 0 {
-                entries.by_tenant.remove(&wish.tenant);
-            }
         }
+        entries.flights.retain(|_, own| *own > 0);
         let generation = entries.generations;
         let entry = entries.by_wish.entry(wish.clone()).or_default();
         entry.flight = None;
         match made {
-            Ok(Minted { value, life, expires_at, answer }) => {
+            Ok(Minted { value, life, answer }) => {
                 let replaces = std::mem::take(&mut entry.refused);
                 // It echoes the session, and only those whom it is given see it.
                 let answer = if order.wish.binding.is_empty() { Answer(Value::Null) } else { answer };
-                let lent =
-                    Lent { value, generation, expires_at, answer, made_at: now, good_until: began + life, replaces };
+                let lent = Lent { value, generation, answer, made_at: now, good_until: began + life, replaces };
                 (entry.current, entry.failed) = (Some(lent.clone()), None);
                 Fact::SecretMade { after: began.elapsed() }.record();
                 Ok(lent)
@@ -450,7 +444,7 @@ mod tests {
                 return Err(UpstreamError::Http { status, code: None, retry_after, param: None });
             }
             let value = Secret::new(format!("ek_{number}"));
-            Ok(Minted { value, life: LIFE, expires_at: 0, answer: Answer(Value::Null) })
+            Ok(Minted { value, life: LIFE, answer: Answer(Value::Null) })
         }
     }
 
@@ -532,7 +526,7 @@ mod tests {
         assert!(all.iter().all(Result::is_err));
         time::sleep(Duration::from_secs(5)).await;
         assert!(get(&secrets).await.is_ok());
-        assert_eq!((fake.tries(), secrets.entries().flights), (2, 0));
+        assert_eq!((fake.tries(), secrets.entries().flights.len()), (2, 0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -647,8 +641,7 @@ mod tests {
         let all = join_all(many.iter().map(|order| secrets.get(order, 0.0))).await;
         assert_eq!(all.iter().filter(|got| got.is_ok()).count(), FLIGHTS, "and all of them together");
         assert_eq!(fake.tries(), (FLIGHTS_OF_TENANT + FLIGHTS) as u64);
-        let entries = secrets.entries();
-        assert_eq!((entries.flights, entries.by_tenant.len()), (0, 0));
+        assert_eq!(secrets.entries().flights.len(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -104,9 +104,9 @@ impl Core {
     fn credential_expires(&mut self, now: At) {
         let left = self.credential_at.unwrap_or(now).saturating_sub(now);
         // Rounded up: a client that waits as long as it is told shall not come too late.
-        let secs = left.as_millis().div_ceil(1_000);
+        let secs = ms(left).div_ceil(1_000);
         let message = format!("the credential of this call ends in {secs} s: send another one as `token`");
-        let more = serde_json::Map::from_iter([("in_s".to_owned(), serde_json::json!(ms(left).div_ceil(1_000)))]);
+        let more = serde_json::Map::from_iter([("in_s".to_owned(), serde_json::json!(secs))]);
         self.say(ServerMsg::Notice { code: "token_expiring".to_owned(), message, more });
     }
 

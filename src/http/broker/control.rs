@@ -8,7 +8,6 @@ use axum::{
     response::IntoResponse as _,
 };
 use serde_json::Value;
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument as _;
 
 use super::{Answer, answer, identify, is_unclear, merge, query, refused};
@@ -19,8 +18,8 @@ use crate::{
     config::Scope,
     http::body,
     serve::{
-        FULL_RETRY, Shared, license,
-        realtime::{self, Refusal},
+        Shared, license,
+        realtime::{self, Refusal, line},
     },
     upstream::{
         open::Upstream,
@@ -32,15 +31,6 @@ use crate::{
 const MAX_BODY: usize = 256 << 10;
 /// A call that may have been taken is hung up within this.
 pub(super) const HANG_UP_WITHIN: Duration = Duration::from_secs(60);
-
-/// A line for a call.
-pub(super) fn line(shared: &Shared) -> Result<OwnedSemaphorePermit, Refusal> {
-    shared.line().map_err(|why| Refusal {
-        kind: SERVER_ERROR,
-        retry_after: Some(FULL_RETRY),
-        ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", format!("The call cannot be taken: {why}."))
-    })
-}
 
 /// Our bug.
 pub(super) fn internal() -> Refusal {

@@ -25,7 +25,7 @@ use tracing::Instrument as _;
 
 use super::{
     Answer, answer, bad,
-    control::{HANG_UP_WITHIN, internal, line, watch_call},
+    control::{HANG_UP_WITHIN, internal, watch_call},
     identify, is_unclear, merge, query, refused,
 };
 use crate::{
@@ -35,7 +35,7 @@ use crate::{
     http::body::{self, BodyError},
     serve::{
         FULL_RETRY, Shared, license, random_id,
-        realtime::{self, Refusal},
+        realtime::{self, Refusal, line},
     },
     upstream::{UpstreamError, open::Upstream, rest::Taken, secrets::Order},
 };
