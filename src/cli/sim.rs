@@ -1,11 +1,17 @@
 //! `voxrelay sim`: the simulated model service alone.
-use std::{fs, io, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{
+    fs, io,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use clap::Args;
 
 use super::{Usage, logs, tell};
 use crate::{
+    chaos::{Proxy, Script},
     config::{LogConfig, parse_listen},
     sim::{Faults, Shape, Sim, SimConfig},
 };
@@ -20,6 +26,13 @@ use crate::{
   response = 1       # in its first reply
   after_deltas = 3   # after three pieces of audio
 
+A chaos file, for what networks do; every kind and moment of it is there too, voxrelay::chaos:
+  [[fault]]
+  kind = \"reset\"     # the connection is reset
+  connection = 1     # the first one
+  direction = \"to_client\"
+  after_bytes = 50000
+
 Clients of it: OPENAI_BASE_URL=http://127.0.0.1:9000/v1 OPENAI_API_KEY=any voxrelay serve"
 )]
 pub struct SimArgs {
@@ -32,6 +45,9 @@ pub struct SimArgs {
     /// Faults to play, scripted or by chance (TOML; an example is below)
     #[arg(long, value_name = "FILE")]
     faults: Option<PathBuf>,
+    /// A bad network in front of the service, scripted or by chance (TOML; an example is below)
+    #[arg(long, value_name = "FILE")]
+    chaos: Option<PathBuf>,
     /// Delays, limits and habits of the service (TOML; keys and defaults are in the documentation of `voxrelay::sim::SimConfig`)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -51,18 +67,29 @@ pub async fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
         }
         None => Faults::default(),
     };
+    let chaos = match &args.chaos {
+        Some(file) => {
+            Some(Script::from_toml(&read(file)?).map_err(|e| Usage(format!("--chaos {}: {e}", file.display())))?)
+        }
+        None => None,
+    };
     let mut config: SimConfig = match &args.config {
         Some(file) => toml::from_str(&read(file)?).map_err(|e| Usage(format!("--config {}: {e}", file.display())))?,
         None => SimConfig::default(),
     };
     config.shape = args.shape.unwrap_or(config.shape);
     let addr = args.listen;
-    let sim = Sim::start(addr, config, faults)
-        .await
-        .with_context(|| format!("cannot listen on {addr} (choose another address with --listen)"))?;
-    tell(io::stdout(), &format!("listening on http://{}", sim.addr()));
-    let base = format!("base URL: {} (any key but those that begin with sk-bad)", sim.base_url());
-    tell(io::stderr(), &base);
+    let busy = || format!("cannot listen on {addr} (choose another address with --listen)");
+    // Behind a bad network the service has a port that nobody is told.
+    let inside = if chaos.is_some() { SocketAddr::from((Ipv4Addr::LOCALHOST, 0)) } else { addr };
+    let sim = Sim::start(inside, config, faults).await.with_context(busy)?;
+    let proxy = match chaos {
+        Some(script) => Some(Proxy::start(addr, sim.addr(), script).await.with_context(busy)?),
+        None => None,
+    };
+    let addr = proxy.as_ref().map_or(sim.addr(), Proxy::addr);
+    tell(io::stdout(), &format!("listening on http://{addr}"));
+    tell(io::stderr(), &format!("base URL: http://{addr}/v1 (any key but those that begin with sk-bad)"));
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         done = tokio::signal::ctrl_c() => done?,

@@ -1,12 +1,11 @@
 //! Everything about the simulated service that can be turned: who is let in, limits, delays, and how it answers.
 //!
 //! All defaults stand here. They are what was seen at the service, less the round trip to it; an empty file is valid.
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{self, MapAccess, Visitor},
-};
+use serde::Deserialize;
+
+pub use crate::scripted::Delay;
 
 /// How the simulator behaves. `[sim]` in a configuration file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -59,7 +58,7 @@ pub struct SimConfig {
     pub semantic_silence: SemanticSilence,
     /// Tokens of one block of the prompt cache: cached tokens are a multiple of it.
     pub cache_block_tokens: u64,
-    /// Keep all received audio in the statistics.
+    /// Keep all received audio, and all items of conversations, in the statistics.
     pub record_audio: bool,
     /// Shortest life of a client secret that may be asked for, seconds.
     pub secret_min_s: u64,
@@ -193,56 +192,6 @@ impl Model {
         let one = ["gpt-realtime-1.5", "gpt-realtime", "gpt-realtime-mini"];
         let two = two.iter().map(|name| Self::new(name, 128_000, 32_000, true));
         two.chain(one.iter().map(|name| Self::new(name, 32_768, 4_096, false))).collect()
-    }
-}
-
-/// A length of time with jitter: `ms` and up to `jitter_ms` more. Written as `20` or `{ ms = 20, jitter_ms = 5 }`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Delay {
-    /// At least, ms.
-    pub ms: u64,
-    /// At most so much more, ms.
-    pub jitter_ms: u64,
-}
-
-impl Delay {
-    /// Always the same.
-    pub const fn ms(ms: u64) -> Self {
-        Self { ms, jitter_ms: 0 }
-    }
-}
-
-impl<'de> Deserialize<'de> for Delay {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct DelayVisitor;
-        impl<'de> Visitor<'de> for DelayVisitor {
-            type Value = Delay;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("milliseconds, as `20` or `{ ms = 20, jitter_ms = 5 }`")
-            }
-
-            fn visit_i64<E: de::Error>(self, ms: i64) -> Result<Delay, E> {
-                u64::try_from(ms).map(Delay::ms).map_err(|_| E::invalid_value(de::Unexpected::Signed(ms), &self))
-            }
-
-            fn visit_u64<E: de::Error>(self, ms: u64) -> Result<Delay, E> {
-                Ok(Delay::ms(ms))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Delay, A::Error> {
-                let mut delay = Delay::default();
-                while let Some(key) = map.next_key::<String>()? {
-                    match key.as_str() {
-                        "ms" => delay.ms = map.next_value()?,
-                        "jitter_ms" => delay.jitter_ms = map.next_value()?,
-                        _ => return Err(de::Error::unknown_field(&key, &["ms", "jitter_ms"])),
-                    }
-                }
-                Ok(delay)
-            }
-        }
-        deserializer.deserialize_any(DelayVisitor)
     }
 }
 

@@ -362,6 +362,10 @@ impl Conversation {
             },
         };
         let before = at.checked_sub(1).and_then(|before| self.items.get(before)).map(|item| item.id.clone());
+        if matches!(item.kind, Kind::Message { role: Role::Assistant, .. }) {
+            // Whoever tells us what was answered tells us what was asked before.
+            self.items.iter_mut().take(at).for_each(|item| item.answered = true);
+        }
         self.items.insert(at, item);
         Ok(before)
     }

@@ -61,7 +61,6 @@
 //! | `unknown_fields` | `for_ms` | every event has fields that nobody knows |
 //! | `oversized` | `bytes` | one text frame of this size |
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -69,10 +68,9 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
-use toml::{Spanned, Value};
-
-use super::{config::Delay, dice::Dice, stats::Stats};
+use super::{config::Delay, stats::Stats};
+pub use crate::scripted::Nth;
+use crate::scripted::{self, Dice, Keys};
 
 /// All faults of a run. The default has none.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -136,21 +134,6 @@ pub enum Place {
     Calls,
     /// What is done to a call.
     Acts,
-}
-
-/// Which of several.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Nth {
-    /// The n-th of the session, from 1.
-    At(u64),
-    /// All of them.
-    Each,
-}
-
-impl Nth {
-    fn is(self, number: u64) -> bool {
-        self == Self::Each || self == Self::At(number)
-    }
 }
 
 /// What goes wrong. The keys are explained in the [module's page](self).
@@ -238,243 +221,117 @@ impl Faults {
     /// # Errors
     /// What is wrong, with the line and what is allowed.
     pub fn from_toml(text: &str) -> Result<Self, String> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct File {
-            #[serde(default)]
-            seed: u64,
-            #[serde(default)]
-            fault: Vec<Spanned<BTreeMap<String, Spanned<Value>>>>,
-        }
-        let file: File = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
-        let list = file.fault.into_iter().map(|table| {
-            let line = line_of(text, table.span().start);
-            let keys = Keys { text, line, keys: table.into_inner(), asked: Vec::new() };
-            keys.fault()
-        });
-        Ok(Self { seed: file.seed, list: list.collect::<Result<_, _>>()? })
+        let (seed, list) = scripted::read(text, fault)?;
+        Ok(Self { seed, list })
     }
 }
 
-fn line_of(text: &str, at: usize) -> usize {
-    text.bytes().take(at).filter(|b| *b == b'\n').count() + 1
+fn fault(keys: &mut Keys<'_>, name: &str) -> Result<Fault, String> {
+    let kind = kind(keys, name)?;
+    let when = when(keys, &kind)?;
+    Ok(Fault {
+        session: keys.integer("session", 1, u64::MAX)?,
+        after_ms: if kind.is_at_connect() { 0 } else { keys.integer("after_ms", 0, u64::MAX)?.unwrap_or(0) },
+        chance: keys.share("chance")?.unwrap_or(1.0),
+        times: keys.integer("times", 1, u64::MAX)?,
+        when,
+        kind,
+    })
 }
 
-/// One `[[fault]]` table that is being read.
-struct Keys<'t> {
-    text: &'t str,
-    line: usize,
-    keys: BTreeMap<String, Spanned<Value>>,
-    asked: Vec<&'static str>,
+fn kind(keys: &mut Keys<'_>, name: &str) -> Result<FaultKind, String> {
+    Ok(match name {
+        "refuse" => FaultKind::Refuse {
+            status: keys.small("status", 400, 599)?.unwrap_or(503),
+            retry_after_s: keys.integer("retry_after_s", 0, 86_400)?,
+            body: keys.text("body")?,
+        },
+        "hang" => FaultKind::Hang { for_ms: keys.span()? },
+        "expiry" => FaultKind::Expiry { offset_s: keys.signed("offset_s")?.unwrap_or(0) },
+        "no_created" => FaultKind::NoCreated,
+        "delay" => {
+            let ms = keys.integer("ms", 0, 3_600_000)?.unwrap_or(0);
+            let jitter_ms = keys.integer("jitter_ms", 0, 3_600_000)?.unwrap_or(0);
+            FaultKind::Delay { delay: Delay { ms, jitter_ms }, for_ms: keys.span()? }
+        }
+        "stall_send" => FaultKind::StallSend { for_ms: keys.span()? },
+        "stall_read" => FaultKind::StallRead { for_ms: keys.span()? },
+        "slow_read" => FaultKind::SlowRead {
+            bytes_per_s: keys.integer("bytes_per_s", 1, u64::MAX)?.unwrap_or(8_000),
+            for_ms: keys.span()?,
+        },
+        "die" => FaultKind::Die {
+            mid_frame: keys.flag("mid_frame")?.unwrap_or(false),
+            reset: keys.flag("reset")?.unwrap_or(false),
+        },
+        "close" => FaultKind::Close {
+            code: keys.small("code", 1_000, 4_999)?.unwrap_or(1_011),
+            reason: keys.text("reason")?.unwrap_or_default(),
+        },
+        "error" => FaultKind::Error {
+            code: keys.text("code")?,
+            error_type: keys.text("error_type")?.unwrap_or_else(|| "server_error".into()),
+            message: keys.text("message")?.unwrap_or_else(|| SERVER_ERROR.into()),
+            count: keys.count(1, 1_000_000)?,
+        },
+        "fail_response" => {
+            let code = keys.text("code")?.unwrap_or_else(|| "server_error".into());
+            let usual = if code == "rate_limit_exceeded" { RATE_LIMITED } else { SERVER_ERROR };
+            FaultKind::FailResponse { code, message: keys.text("message")?.unwrap_or_else(|| usual.into()) }
+        }
+        "fail_transcript" => FaultKind::FailTranscript,
+        "reorder_transcripts" => FaultKind::ReorderTranscripts,
+        "duplicate" => FaultKind::Duplicate { event: keys.text("event")?, count: keys.count(u64::MAX, u64::MAX)? },
+        "swallow" => {
+            let Some(event) = keys.text("event")? else {
+                return keys.mistake("fault `swallow` needs the `event` to lose");
+            };
+            FaultKind::Swallow { event, count: keys.count(u64::MAX, u64::MAX)? }
+        }
+        "unknown_events" => FaultKind::UnknownEvents { count: keys.count(1, 1_000_000)? },
+        "unknown_fields" => FaultKind::UnknownFields { for_ms: keys.span()? },
+        "oversized" => {
+            let bytes = keys.integer("bytes", 1, 1 << 30)?.unwrap_or(17 << 20);
+            FaultKind::Oversized { bytes: usize::try_from(bytes).unwrap_or(usize::MAX) }
+        }
+        other => return keys.unknown_kind(other, &FaultKind::NAMES),
+    })
 }
 
-impl Keys<'_> {
-    fn fault(mut self) -> Result<Fault, String> {
-        let name = self.text("kind")?.ok_or_else(|| format!("line {}: a fault needs a `kind`", self.line))?;
-        let kind = self.kind(&name)?;
-        let when = self.when(&kind)?;
-        let fault = Fault {
-            session: self.integer("session", 1, u64::MAX)?,
-            after_ms: if kind.is_at_connect() { 0 } else { self.integer("after_ms", 0, u64::MAX)?.unwrap_or(0) },
-            chance: self.share("chance")?.unwrap_or(1.0),
-            times: self.integer("times", 1, u64::MAX)?,
-            when,
-            kind,
-        };
-        match self.keys.first_key_value() {
-            None => Ok(fault),
-            Some((key, value)) => Err(format!(
-                "line {}: fault `{name}` has no key `{key}` here; it has: {}",
-                line_of(self.text, value.span().start),
-                self.asked.join(", ")
-            )),
+fn when(keys: &mut Keys<'_>, kind: &FaultKind) -> Result<When, String> {
+    if matches!(kind, FaultKind::Expiry { .. }) {
+        return Ok(When::Connect(Place::Expiry));
+    }
+    if kind.is_at_connect() {
+        return Ok(When::Connect(door(keys)?));
+    }
+    let at = keys.integer("at_ms", 0, u64::MAX)?.map(When::At);
+    let audio = keys.integer("after_audio_ms", 0, u64::MAX)?.map(When::Audio);
+    let speech = keys.nth("speech")?.map(When::Speech);
+    let turn = keys.nth("turn")?.map(When::Turn);
+    let response = keys.nth("response")?;
+    let after_deltas = keys.integer("after_deltas", 0, u64::MAX)?;
+    if after_deltas.is_some() && response.is_none() {
+        return keys.mistake("`after_deltas` needs a `response`");
+    }
+    let response = response.map(|nth| When::Response { nth, after_deltas: after_deltas.unwrap_or(0) });
+    let mut moments = [at, audio, speech, turn, response].into_iter().flatten();
+    match (moments.next(), moments.next()) {
+        (Some(_), Some(_)) => {
+            keys.mistake("a fault has one moment; take one of at_ms, after_audio_ms, speech, turn, response")
         }
+        (Some(when), None) => Ok(when),
+        (None, _) => Ok(match kind {
+            FaultKind::FailResponse { .. } => When::Response { nth: Nth::Each, after_deltas: 0 },
+            FaultKind::FailTranscript | FaultKind::ReorderTranscripts => When::Turn(Nth::Each),
+            _ => When::At(0),
+        }),
     }
+}
 
-    fn kind(&mut self, name: &str) -> Result<FaultKind, String> {
-        Ok(match name {
-            "refuse" => FaultKind::Refuse {
-                status: self.small("status", 400, 599)?.unwrap_or(503),
-                retry_after_s: self.integer("retry_after_s", 0, 86_400)?,
-                body: self.text("body")?,
-            },
-            "hang" => FaultKind::Hang { for_ms: self.span()? },
-            "expiry" => FaultKind::Expiry { offset_s: self.offset()? },
-            "no_created" => FaultKind::NoCreated,
-            "delay" => {
-                let ms = self.integer("ms", 0, 3_600_000)?.unwrap_or(0);
-                let jitter_ms = self.integer("jitter_ms", 0, 3_600_000)?.unwrap_or(0);
-                FaultKind::Delay { delay: Delay { ms, jitter_ms }, for_ms: self.span()? }
-            }
-            "stall_send" => FaultKind::StallSend { for_ms: self.span()? },
-            "stall_read" => FaultKind::StallRead { for_ms: self.span()? },
-            "slow_read" => FaultKind::SlowRead {
-                bytes_per_s: self.integer("bytes_per_s", 1, u64::MAX)?.unwrap_or(8_000),
-                for_ms: self.span()?,
-            },
-            "die" => FaultKind::Die {
-                mid_frame: self.flag("mid_frame")?.unwrap_or(false),
-                reset: self.flag("reset")?.unwrap_or(false),
-            },
-            "close" => FaultKind::Close {
-                code: self.small("code", 1_000, 4_999)?.unwrap_or(1_011),
-                reason: self.text("reason")?.unwrap_or_default(),
-            },
-            "error" => FaultKind::Error {
-                code: self.text("code")?,
-                error_type: self.text("error_type")?.unwrap_or_else(|| "server_error".into()),
-                message: self.text("message")?.unwrap_or_else(|| SERVER_ERROR.into()),
-                count: self.count(1, 1_000_000)?,
-            },
-            "fail_response" => {
-                let code = self.text("code")?.unwrap_or_else(|| "server_error".into());
-                let usual = if code == "rate_limit_exceeded" { RATE_LIMITED } else { SERVER_ERROR };
-                FaultKind::FailResponse { code, message: self.text("message")?.unwrap_or_else(|| usual.into()) }
-            }
-            "fail_transcript" => FaultKind::FailTranscript,
-            "reorder_transcripts" => FaultKind::ReorderTranscripts,
-            "duplicate" => FaultKind::Duplicate { event: self.text("event")?, count: self.count(u64::MAX, u64::MAX)? },
-            "swallow" => {
-                let event = self.text("event")?;
-                let event =
-                    event.ok_or_else(|| format!("line {}: fault `swallow` needs the `event` to lose", self.line))?;
-                FaultKind::Swallow { event, count: self.count(u64::MAX, u64::MAX)? }
-            }
-            "unknown_events" => FaultKind::UnknownEvents { count: self.count(1, 1_000_000)? },
-            "unknown_fields" => FaultKind::UnknownFields { for_ms: self.span()? },
-            "oversized" => {
-                let bytes = self.integer("bytes", 1, 1 << 30)?.unwrap_or(17 << 20);
-                FaultKind::Oversized { bytes: usize::try_from(bytes).unwrap_or(usize::MAX) }
-            }
-            other => {
-                return Err(format!(
-                    "line {}: fault kind `{other}` is not known; allowed: {}",
-                    self.line,
-                    FaultKind::NAMES.join(", ")
-                ));
-            }
-        })
-    }
-
-    fn when(&mut self, kind: &FaultKind) -> Result<When, String> {
-        if matches!(kind, FaultKind::Expiry { .. }) {
-            return Ok(When::Connect(Place::Expiry));
-        }
-        if kind.is_at_connect() {
-            return Ok(When::Connect(self.door()?));
-        }
-        let at = self.integer("at_ms", 0, u64::MAX)?.map(When::At);
-        let audio = self.integer("after_audio_ms", 0, u64::MAX)?.map(When::Audio);
-        let speech = self.nth("speech")?.map(When::Speech);
-        let turn = self.nth("turn")?.map(When::Turn);
-        let response = self.nth("response")?;
-        let after_deltas = self.integer("after_deltas", 0, u64::MAX)?;
-        if after_deltas.is_some() && response.is_none() {
-            return Err(format!("line {}: `after_deltas` needs a `response`", self.line));
-        }
-        let response = response.map(|nth| When::Response { nth, after_deltas: after_deltas.unwrap_or(0) });
-        let mut moments = [at, audio, speech, turn, response].into_iter().flatten();
-        match (moments.next(), moments.next()) {
-            (Some(_), Some(_)) => Err(format!(
-                "line {}: a fault has one moment; take one of at_ms, after_audio_ms, speech, turn, response",
-                self.line
-            )),
-            (Some(when), None) => Ok(when),
-            (None, _) => Ok(match kind {
-                FaultKind::FailResponse { .. } => When::Response { nth: Nth::Each, after_deltas: 0 },
-                FaultKind::FailTranscript | FaultKind::ReorderTranscripts => When::Turn(Nth::Each),
-                _ => When::At(0),
-            }),
-        }
-    }
-
-    fn door(&mut self) -> Result<Place, String> {
-        let Some((line, value)) = self.take("door") else { return Ok(Place::Session) };
-        match value.as_str() {
-            Some("session") => Ok(Place::Session),
-            Some("mint") => Ok(Place::Mint),
-            Some("calls") => Ok(Place::Calls),
-            Some("acts") => Ok(Place::Acts),
-            _ => Self::wrong(line, "door", &value, "\"session\", \"mint\", \"calls\" or \"acts\""),
-        }
-    }
-
-    fn offset(&mut self) -> Result<i64, String> {
-        match self.take("offset_s") {
-            None => Ok(0),
-            Some((_, Value::Integer(seconds))) => Ok(seconds),
-            Some((line, other)) => Self::wrong(line, "offset_s", &other, "a whole number of seconds"),
-        }
-    }
-
-    fn take(&mut self, key: &'static str) -> Option<(usize, Value)> {
-        self.asked.push(key);
-        let value = self.keys.remove(key)?;
-        Some((line_of(self.text, value.span().start), value.into_inner()))
-    }
-
-    fn wrong<T>(line: usize, key: &str, found: &Value, allowed: &str) -> Result<T, String> {
-        Err(format!("line {line}: `{key}` is {found}; allowed: {allowed}"))
-    }
-
-    fn text(&mut self, key: &'static str) -> Result<Option<String>, String> {
-        match self.take(key) {
-            None => Ok(None),
-            Some((_, Value::String(text))) => Ok(Some(text)),
-            Some((line, other)) => Self::wrong(line, key, &other, "a text in quotes"),
-        }
-    }
-
-    fn flag(&mut self, key: &'static str) -> Result<Option<bool>, String> {
-        match self.take(key) {
-            None => Ok(None),
-            Some((_, Value::Boolean(flag))) => Ok(Some(flag)),
-            Some((line, other)) => Self::wrong(line, key, &other, "true or false"),
-        }
-    }
-
-    fn integer(&mut self, key: &'static str, min: u64, max: u64) -> Result<Option<u64>, String> {
-        let Some((line, value)) = self.take(key) else { return Ok(None) };
-        match value.as_integer().and_then(|n| u64::try_from(n).ok()) {
-            Some(n) if (min..=max).contains(&n) => Ok(Some(n)),
-            _ if max > 1 << 40 => Self::wrong(line, key, &value, &format!("a whole number from {min}")),
-            _ => Self::wrong(line, key, &value, &format!("a whole number from {min} to {max}")),
-        }
-    }
-
-    fn small(&mut self, key: &'static str, min: u16, max: u16) -> Result<Option<u16>, String> {
-        Ok(self.integer(key, min.into(), max.into())?.and_then(|n| u16::try_from(n).ok()))
-    }
-
-    fn count(&mut self, usual: u64, max: u64) -> Result<u64, String> {
-        Ok(self.integer("count", 1, max)?.unwrap_or(usual))
-    }
-
-    fn span(&mut self) -> Result<Option<u64>, String> {
-        self.integer("for_ms", 1, 86_400_000)
-    }
-
-    fn share(&mut self, key: &'static str) -> Result<Option<f64>, String> {
-        let Some((line, value)) = self.take(key) else { return Ok(None) };
-        let found = match &value {
-            Value::Float(share) => Some(*share),
-            Value::Integer(1) => Some(1.0),
-            _ => None,
-        };
-        match found {
-            Some(share) if (0.0..=1.0).contains(&share) => Ok(Some(share)),
-            _ => Self::wrong(line, key, &value, "a number from 0.0 to 1.0"),
-        }
-    }
-
-    fn nth(&mut self, key: &'static str) -> Result<Option<Nth>, String> {
-        match self.take(key) {
-            None => Ok(None),
-            Some((_, Value::Integer(n))) if n >= 1 => Ok(Some(Nth::At(n.unsigned_abs()))),
-            Some((_, Value::String(text))) if text == "each" => Ok(Some(Nth::Each)),
-            Some((line, other)) => Self::wrong(line, key, &other, "a number from 1, or \"each\""),
-        }
-    }
+fn door(keys: &mut Keys<'_>) -> Result<Place, String> {
+    let doors = [("session", Place::Session), ("mint", Place::Mint), ("calls", Place::Calls), ("acts", Place::Acts)];
+    Ok(keys.word("door", &doors)?.unwrap_or_default())
 }
 
 /// The service's words for a fault of its own.

@@ -29,7 +29,6 @@ mod commands;
 pub mod config;
 mod conversation;
 mod damage;
-mod dice;
 pub mod faults;
 mod input;
 mod outbox;

@@ -26,13 +26,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     admit::{self, Knock},
-    dice::Dice,
     faults::{FaultKind, Place},
     sdp,
     session::World,
     settings::Settings,
     validate::{INVALID_REQUEST, Refusal},
 };
+use crate::scripted::Dice;
 
 /// Bodies are not longer, bytes.
 const MAX_BODY: usize = 1 << 20;

@@ -3,8 +3,9 @@ use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 
-use super::{config::SimConfig, dice::Dice, reply::Said, tokens};
+use super::{config::SimConfig, reply::Said, tokens};
 use crate::audio::Format;
+use crate::scripted::Dice;
 
 /// Characters of one piece of a function call's arguments.
 const ARGUMENT_PIECE: usize = 12;

@@ -43,13 +43,13 @@ use tokio_util::{
 use super::{
     admit::{self, Knock},
     config::SimConfig,
-    dice::Dice,
     faults::{FaultKind, Faults, Place},
     rest,
     session::{Incoming, Output, Session, World},
     stats::SimStats,
 };
 use crate::net::listen::{self, Upgrade, UpgradeError};
+use crate::scripted::Dice;
 
 /// Largest message taken: the longest append with its envelope.
 const MAX_MESSAGE: usize = 24 << 20;
@@ -98,7 +98,8 @@ impl Sim {
         let most = world.config.max_sessions.saturating_mul(2).min(1 << 20);
         let router = router(shared);
         let (tasks, until) = (tracker.clone(), stop.clone());
-        tracker.spawn(async move { listen::serve(listener, None, router, most, &tasks, until).await });
+        let stops = listen::Stops { accepting: until.clone(), serving: until };
+        tracker.spawn(async move { listen::serve(listener, None, router, most, &tasks, stops).await });
         Ok(Self { addr, world, tracker, _stop_on_drop: stop.clone().drop_guard(), stop })
     }
 

@@ -14,7 +14,6 @@ use super::{
     config::{Model, Shape, SimConfig},
     conversation::{Clip, Conversation, Item, Place},
     damage::Damage,
-    dice::Dice,
     faults::{FaultBook, FaultScript, Faults, Moment},
     input::{Detection, Input, Turn},
     outbox::Outbox,
@@ -27,6 +26,7 @@ use super::{
     vad::Thresholds,
     validate::Refusal,
 };
+use crate::scripted::Dice;
 
 /// What is written to a client that does not read, bytes; past it the connection dies.
 const MAX_UNSENT: usize = 128 << 20;
@@ -286,6 +286,12 @@ impl Session {
     pub(super) fn send_after(&mut self, delay: Duration, kind: &str, fields: Value) {
         if self.ended || self.joins && kind == "response.output_audio.delta" {
             return;
+        }
+        if self.world.config.record_audio
+            && kind == "conversation.item.done"
+            && let Some(item) = fields.get("item")
+        {
+            self.world.stats.item(self.number, item);
         }
         if self.beta {
             if let Some((kind, fields)) = beta::said(kind, fields) {

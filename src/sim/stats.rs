@@ -77,6 +77,9 @@ pub struct SimStats {
     /// Received audio, when `record_audio` is set.
     #[serde(skip)]
     pub recorded: Vec<Recorded>,
+    /// Items of conversations as they were complete, with the number of their session, when `record_audio` is set.
+    #[serde(skip)]
+    pub items: Vec<(u64, serde_json::Value)>,
 }
 
 /// One accepted truncation.
@@ -138,6 +141,10 @@ impl Stats {
             Some(recorded) if recorded.format == format => recorded.audio.extend_from_slice(audio),
             _ => stats.recorded.push(Recorded { session, format, audio: audio.to_vec() }),
         }
+    }
+
+    pub(super) fn item(&self, session: u64, item: &serde_json::Value) {
+        self.lock().items.push((session, item.clone()));
     }
 
     pub(super) fn truncation(&self, truncation: Truncation) {

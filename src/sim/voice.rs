@@ -1,7 +1,11 @@
 //! Samples: the bundled voice, and what was said in one format as the same length of another.
 //!
 //! Works on whole clips, so a conversion is free of delay and exact to the sample.
-use std::{f64::consts::PI, io::Cursor, sync::OnceLock};
+use std::{
+    f64::consts::PI,
+    io::Cursor,
+    sync::{Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use symphonia::core::{
@@ -24,14 +28,18 @@ const CROSSINGS: i64 = 24;
 /// Pass band, as a share of what the slower rate can carry.
 const PASS: f64 = 0.94;
 
-/// The bundled voice in `format`. Decoded when it is first needed, then kept.
+/// The bundled voice in `format`. Decoded and converted when it is first needed, then kept.
 pub(super) fn bundled(format: Format) -> Bytes {
-    static PCM: OnceLock<Bytes> = OnceLock::new();
-    let pcm = PCM.get_or_init(|| {
-        let samples = decode_flac(REPLY_FLAC).expect("the bundled clip decodes: a test plays it");
-        Bytes::from(encode(&samples, Format::PCM_24K))
-    });
-    convert(pcm, Format::PCM_24K, format)
+    static KEPT: Mutex<Vec<(Format, Bytes)>> = Mutex::new(Vec::new());
+    // What is kept is whole at any time: a panic elsewhere does not spoil it.
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, voice)) = kept.iter().find(|(known, _)| *known == format) {
+        return voice.clone();
+    }
+    let samples = decode_flac(REPLY_FLAC).expect("the bundled clip decodes: a test plays it");
+    let voice = convert(&Bytes::from(encode(&samples, Format::PCM_24K)), Format::PCM_24K, format);
+    kept.push((format, voice.clone()));
+    voice
 }
 
 pub(super) fn decode_flac(flac: &'static [u8]) -> Result<Vec<i16>, Error> {

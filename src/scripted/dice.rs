@@ -1,24 +1,24 @@
-//! The only source of chance in the simulator: seeded, so that the same seed and the same client give the same session.
+//! The only source of chance in what is scripted: seeded, so that the same seed and the same client give the same session.
 use std::time::Duration;
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use super::config::Delay;
+use super::Delay;
 
 const LETTERS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
-/// One session's dice.
+/// One session's dice, or one fault's.
 #[derive(Debug)]
-pub(super) struct Dice(StdRng);
+pub(crate) struct Dice(StdRng);
 
 impl Dice {
     /// Dice of stream `number` under `seed`: neighbours do not resemble each other.
-    pub(super) fn new(seed: u64, number: u64) -> Self {
+    pub(crate) fn new(seed: u64, number: u64) -> Self {
         Self(StdRng::seed_from_u64(seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
     }
 
     /// An id like `item_C9G5RJeJ2gF77mV7f2B1j`: 21 letters, as the service's are.
-    pub(super) fn id(&mut self, prefix: &str) -> String {
+    pub(crate) fn id(&mut self, prefix: &str) -> String {
         let mut id = String::with_capacity(prefix.len() + 22);
         id.push_str(prefix);
         id.push('_');
@@ -27,7 +27,7 @@ impl Dice {
     }
 
     /// The random padding of a delta event, 11 to 14 letters.
-    pub(super) fn obfuscation(&mut self) -> String {
+    pub(crate) fn obfuscation(&mut self) -> String {
         let len = self.0.random_range(11..=14);
         let mut text = String::with_capacity(len);
         self.letters(len, &mut text);
@@ -42,14 +42,19 @@ impl Dice {
     }
 
     /// This time's length of a delay.
-    pub(super) fn delay(&mut self, delay: Delay) -> Duration {
+    pub(crate) fn delay(&mut self, delay: Delay) -> Duration {
         let jitter = if delay.jitter_ms == 0 { 0 } else { self.0.random_range(0..=delay.jitter_ms) };
         Duration::from_millis(delay.ms.saturating_add(jitter))
     }
 
     /// True in `share` of the throws; 1.0 and more is always, and throws nothing.
-    pub(super) fn chance(&mut self, share: f64) -> bool {
+    pub(crate) fn chance(&mut self, share: f64) -> bool {
         share >= 1.0 || self.0.random::<f64>() < share
+    }
+
+    /// A whole number, both ends included.
+    pub(crate) fn between(&mut self, from: usize, to: usize) -> usize {
+        if from >= to { from } else { self.0.random_range(from..=to) }
     }
 }
 
