@@ -43,7 +43,16 @@ const HTTP_BUFFER: usize = 16 << 10;
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
-/// Accepts until `stop`, each connection in a task of `tracker`. A connection that still speaks HTTP ends with `stop`; an
+/// When to stop.
+#[derive(Debug, Clone)]
+pub struct Stops {
+    /// No more are accepted.
+    pub accepting: CancellationToken,
+    /// Those that speak HTTP end.
+    pub serving: CancellationToken,
+}
+
+/// Accepts until it is to stop, each connection in a task of `tracker`. A connection that still speaks HTTP ends when it is told; an
 /// upgraded one belongs to whoever upgraded it. At most `max_connections` speak HTTP at once, more wait in the backlog.
 /// `tls`: they must speak TLS.
 pub async fn serve(
@@ -52,14 +61,14 @@ pub async fn serve(
     router: Router,
     max_connections: usize,
     tracker: &TaskTracker,
-    stop: CancellationToken,
+    stops: Stops,
 ) {
     let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(max_connections));
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = stops.accepting.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         let (tcp, peer) = match accepted {
@@ -75,7 +84,7 @@ pub async fn serve(
         };
         // Audio frames are small and late ones are worthless: never wait for more to send.
         let _ = tcp.set_nodelay(true);
-        let (tls, router, stop) = (tls.clone(), router.clone(), stop.clone());
+        let (tls, router, stop) = (tls.clone(), router.clone(), stops.serving.clone());
         tracker.spawn(async move {
             match tls {
                 None => serve_connection(tcp, peer, router, stop).await,

@@ -1,8 +1,10 @@
 //! SOCKETS: one accept loop and one WebSocket for every door, for both legs of a call and for the simulator.
 //!
 //! Knows bytes, frames and deadlines; never a message's meaning.
+pub mod inherit;
 pub mod io;
 pub mod listen;
+pub mod outbox;
 pub mod tls;
 pub mod track;
 pub mod ws;

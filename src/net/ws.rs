@@ -3,7 +3,6 @@
 //! Never waits: [`Socket::read`] and [`Socket::flush`] do what can be done now, the two `poll_` methods tell when there
 //! is more to do. What a message means is the dialects' business.
 use std::{
-    collections::VecDeque,
     io::{self, Read as _},
     task::{Context, Poll},
     time::Duration,
@@ -23,7 +22,10 @@ use tokio_tungstenite::tungstenite::{
     },
 };
 
-use super::io::Io;
+use super::{
+    io::Io,
+    outbox::{Kind, Outbox, Queued},
+};
 
 /// A large message may take its time, but not for ever: at least so many bytes a second.
 const SLOWEST_MESSAGE: u64 = 64 << 10;
@@ -104,31 +106,14 @@ impl SocketError {
     }
 }
 
-/// What waits to be written.
-#[derive(Debug)]
-enum Queued {
-    Text(Bytes),
-    Audio(Bytes),
-    Ping,
-}
-
-impl Queued {
-    fn len(&self) -> usize {
-        match self {
-            Self::Text(bytes) | Self::Audio(bytes) => bytes.len(),
-            Self::Ping => 0,
-        }
-    }
-
-    fn into_message(self) -> Message {
-        // Text was made by us: the library need not check it for UTF-8 again.
-        let (payload, kind) = match self {
-            Self::Text(bytes) => (bytes, Data::Text),
-            Self::Audio(bytes) => (bytes, Data::Binary),
-            Self::Ping => return Message::Ping(Bytes::new()),
-        };
-        Message::Frame(RawFrame::message(payload, OpCode::Data(kind), true))
-    }
+fn message(queued: &Queued) -> Message {
+    // Text was made by us: the library need not check it for UTF-8 again.
+    let kind = match queued.kind {
+        Kind::Text => Data::Text,
+        Kind::Binary => Data::Binary,
+        Kind::Ping => return Message::Ping(Bytes::new()),
+    };
+    Message::Frame(RawFrame::message(queued.payload.clone(), OpCode::Data(kind), true))
 }
 
 /// One WebSocket.
@@ -137,8 +122,7 @@ pub struct Socket {
     ws: Option<WebSocket<Io>>,
     role: Role,
     config: WebSocketConfig,
-    queue: VecDeque<Queued>,
-    queued_bytes: usize,
+    outbox: Outbox,
     /// A write was refused since the last successful one.
     blocked: bool,
     /// Bytes of the stream when progress was last seen, and when that was.
@@ -163,8 +147,7 @@ impl Socket {
             ws: Some(WebSocket::from_partially_read(io, read_already, role, Some(config))),
             role,
             config,
-            queue: VecDeque::new(),
-            queued_bytes: 0,
+            outbox: Outbox::default(),
             blocked: false,
             progress: (0, now),
             control: (CONTROL_BURST, now),
@@ -261,47 +244,50 @@ impl Socket {
 
     /// Queues a text message behind everything queued before it.
     pub fn send_text(&mut self, text: impl Into<Bytes>) {
-        self.push(self.queue.len(), Queued::Text(text.into()));
+        self.outbox().text(text.into());
     }
 
     /// Queues a text message before all audio that is queued, and behind the text before that.
     pub fn send_urgent(&mut self, text: impl Into<Bytes>) {
-        let audio = self.queue.iter().position(|q| matches!(q, Queued::Audio(_)));
-        self.push(audio.unwrap_or(self.queue.len()), Queued::Text(text.into()));
+        self.outbox().urgent(text.into());
     }
 
     /// Queues a binary message.
     pub fn send_binary(&mut self, bytes: impl Into<Bytes>) {
-        self.push(self.queue.len(), Queued::Audio(bytes.into()));
+        self.outbox().binary(bytes.into());
     }
 
     /// Queues a ping, before everything else.
     pub fn send_ping(&mut self) {
-        self.push(0, Queued::Ping);
+        self.outbox().ping();
     }
 
-    fn push(&mut self, at: usize, what: Queued) {
-        if self.queued_bytes == 0 && !self.blocked {
+    /// What is to be said, and was, to add to it.
+    pub fn outbox(&mut self) -> &mut Outbox {
+        if self.outbox.is_empty() && !self.blocked {
             self.progress = (self.io().written, Instant::now()); // a stall begins with something to write
         }
-        self.queued_bytes += what.len();
-        self.queue.insert(at, what);
+        &mut self.outbox
+    }
+
+    /// Gives what is to be said, and was, into other hands, or takes it from there.
+    pub fn exchange_outbox(&mut self, outbox: Outbox) -> Outbox {
+        std::mem::replace(self.outbox(), outbox)
     }
 
     /// Forgets binary messages that no socket has taken yet.
     pub fn drop_binary(&mut self) {
-        self.queue.retain(|q| !matches!(q, Queued::Audio(_)));
-        self.queued_bytes = self.queue.iter().map(Queued::len).sum();
+        self.outbox.drop_binary();
     }
 
     /// Payload bytes that no socket has taken yet.
     pub fn queued_bytes(&self) -> usize {
-        self.queued_bytes
+        self.outbox.bytes()
     }
 
     /// The connection has taken everything.
     pub fn is_flushed(&self) -> bool {
-        self.queue.is_empty() && !self.blocked
+        self.outbox.is_empty() && !self.blocked
     }
 
     /// Since when the peer has taken nothing although there was something to take.
@@ -319,9 +305,11 @@ impl Socket {
             self.flush_library()?;
         }
         while !self.blocked {
-            let Some(next) = self.queue.pop_front() else { break };
-            self.queued_bytes -= next.len();
-            match self.ws().write(next.into_message()) {
+            let Some(next) = self.outbox.pop() else { break };
+            let written = self.ws().write(message(&next));
+            // The library has it, whether or not it could write it: what did not arrive is said again on the next socket.
+            self.outbox.taken(Instant::now(), next.kind, &next.payload, next.counts());
+            match written {
                 Ok(()) => {}
                 Err(tungstenite::Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.blocked = true;
@@ -376,11 +364,11 @@ impl Socket {
     /// Reads with a buffer of so many bytes from now on, and gives grown ones back; does nothing while bytes are under way
     /// in either direction, so say it when [`Self::read`] gave `None`.
     pub fn resize(&mut self, read_buffer: usize) {
-        let idle = self.queued_bytes == 0 && !self.blocked && !self.io().incoming.unfinished();
+        let idle = self.outbox.is_empty() && !self.blocked && !self.io().incoming.unfinished();
         if !idle || !self.ws().can_write() {
             return;
         }
-        self.queue.shrink_to_fit();
+        self.outbox.shrink(Instant::now());
         self.config = self.config.read_buffer_size(read_buffer);
         if let Some(ws) = self.ws.take() {
             let mut io = ws.into_inner();
@@ -412,8 +400,7 @@ impl Socket {
             .collect();
         if !self.ws().can_write() {
             // The peer said goodbye first: after it only our answer may go out, which the library has queued.
-            self.queue.clear();
-            self.queued_bytes = 0;
+            self.outbox.clear();
         }
         self.flush()?;
         while self.blocked {
