@@ -3,6 +3,7 @@
 //! Precedence: command line, then the file, then the environment (`OPENAI_API_KEY`, `OPENAI_BASE_URL`), then the
 //! defaults here. The commented example is `assets/voxrelay.toml`.
 mod access;
+mod ledger;
 
 use std::{
     collections::BTreeMap,
@@ -19,6 +20,7 @@ pub use self::access::{
     AuthConfig, KeyConfig, KeyHash, Moment, Net, Scope, SigningKeyConfig, StoreConfig, TENANT_IDS, TenantConfig,
     is_origin, is_tenant_id,
 };
+pub use self::ledger::LedgerConfig;
 use crate::audio::Codec;
 
 /// The whole file. An empty one is valid.
@@ -43,6 +45,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// What outlives a process.
     pub store: StoreConfig,
+    /// Where usage is written down.
+    pub ledger: LedgerConfig,
     /// Who pays, by id; none, and none in the store: nobody is asked for a credential.
     pub tenants: BTreeMap<String, TenantConfig>,
     /// Personas by name; `default` always exists.
@@ -73,6 +77,9 @@ pub struct ServerConfig {
     pub trusted_proxies: Vec<Net>,
     /// How long running turns may go on after SIGTERM, seconds.
     pub drain_s: u64,
+    /// Where the relay that follows this one asks for the listening socket and the calls; none: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handover: Option<PathBuf>,
     /// Speak TLS, and nothing else.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsConfig>,
@@ -124,6 +131,7 @@ impl Default for ServerConfig {
             connects_per_minute: 600,
             trusted_proxies: Vec::new(),
             drain_s: 10,
+            handover: None,
             tls: None,
         }
     }
@@ -293,11 +301,26 @@ pub struct CallConfig {
     pub stall_s: u64,
     /// Reply audio kept for a slow loudspeaker, seconds; a longer backlog ends the reply (fault matrix C4).
     pub max_backlog_s: u64,
+    /// How long a call is kept for a client whose connection dropped, seconds; 0: not at all.
+    pub resume_window_s: u64,
+    /// How long a session that was lost is tried to be had anew, seconds.
+    pub reconnect_s: u64,
+    /// Tokens of the conversation that a new session is told at most; more is left out of its middle.
+    pub history_tokens: usize,
 }
 
 impl Default for CallConfig {
     fn default() -> Self {
-        Self { max_s: 14_400, idle_s: 900, tool_timeout_s: 30, stall_s: 10, max_backlog_s: 300 }
+        Self {
+            max_s: 14_400,
+            idle_s: 900,
+            tool_timeout_s: 30,
+            stall_s: 10,
+            max_backlog_s: 300,
+            resume_window_s: 30,
+            reconnect_s: 30,
+            history_tokens: 16_000,
+        }
     }
 }
 
@@ -662,6 +685,11 @@ impl Config {
         Ok(config)
     }
 
+    /// Nothing says where the model service is: the embedded simulator answers.
+    pub fn is_simulated(&self) -> bool {
+        self.upstream.url.is_none() && self.upstream.api_key.is_none()
+    }
+
     /// Every value against what it may be. `place` finds where a key stands.
     ///
     /// # Errors
@@ -693,6 +721,7 @@ impl Config {
             upstream.check(&format!("upstreams.{name}"), &mut problem);
         }
         self.auth.check(&mut problem);
+        self.ledger.check(&self.store, &mut problem);
         let (agents, upstreams) = (|a: &str| self.agents.contains_key(a), |u: &str| self.upstreams.contains_key(u));
         let mut hashes = BTreeMap::new();
         for (name, tenant) in &self.tenants {
@@ -710,7 +739,7 @@ impl Config {
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Values { problems }) }
     }
 
-    fn ranges(&self) -> [(&'static str, u64, u64, u64, &'static str); 13] {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64, &'static str); 16] {
         let (server, audio, call) = (&self.server, &self.audio, &self.call);
         [
             ("server.max_calls", server.max_calls as u64, 1, 1_000_000, "calls"),
@@ -726,6 +755,9 @@ impl Config {
             ("call.tool_timeout_s", call.tool_timeout_s, 1, 600, "seconds"),
             ("call.stall_s", call.stall_s, 1, 600, "seconds"),
             ("call.max_backlog_s", call.max_backlog_s, 1, 3_600, "seconds"),
+            ("call.resume_window_s", call.resume_window_s, 0, 3_600, "seconds"),
+            ("call.reconnect_s", call.reconnect_s, 1, 600, "seconds"),
+            ("call.history_tokens", call.history_tokens as u64, 500, 1_000_000, "tokens"),
         ]
     }
 }
@@ -874,6 +906,9 @@ impl Endpoint {
             );
         }
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        if port == 0 {
+            return Err(format!("{}, with a port from 1 on", allowed()));
+        }
         Ok(Self { tls, host, port, path: uri.path().trim_end_matches('/').to_owned() })
     }
 }
@@ -975,6 +1010,11 @@ mod tests {
             ),
             ("[agents.x.turn_detection]\ntype = \"magic\"\n", &["magic", "server_vad"]),
             ("[[agents.x.tools]]\nname = \"two words\"\n", &["test.toml:2: agents.x.tools[0].name: found `two words`"]),
+            ("[ledger]\ngrace_s = 90000\n", &["test.toml:2: ledger.grace_s: found 90000; allowed: 0 to 86400 seconds"]),
+            (
+                "[store]\nfile = \"a.db\"\n[ledger]\nfile = \"a.db\"\n",
+                &["test.toml:4: ledger.file: found `a.db`; allowed: another file than store.file"],
+            ),
             (
                 "[upstream]\ndialect = \"azure\"\ninput_rate = 16000\n",
                 &["test.toml:3: upstream.input_rate: found 16000; allowed: 24000, or with dialect"],

@@ -50,6 +50,23 @@ pub enum Fact {
         /// Its count.
         usage: Usage,
     },
+    /// Rows of the usage ledger were written.
+    UsageWritten {
+        /// So many.
+        rows: usize,
+        /// So many more have come meanwhile.
+        waiting: usize,
+    },
+    /// They could not be written, and are tried again.
+    UsageUnwritten {
+        /// So many wait.
+        waiting: usize,
+    },
+    /// There is no room left to keep one until it can be written.
+    UsageLost {
+        /// Since rows could be written last.
+        first: bool,
+    },
     /// A client secret was made.
     SecretMade {
         /// After so long.
@@ -126,6 +143,20 @@ impl Fact {
                 counter!("voxrelay_cached_tokens_total").increment(usage.cached_tokens);
                 tracing::info!(input = usage.input_tokens, output = usage.output_tokens, "tokens used");
             }
+            Self::UsageWritten { rows, waiting } => {
+                counter!("voxrelay_ledger_rows_total").increment(*rows as u64);
+                waits(*waiting);
+            }
+            Self::UsageUnwritten { waiting } => {
+                counter!("voxrelay_ledger_failures_total").increment(1);
+                waits(*waiting);
+            }
+            Self::UsageLost { first } => {
+                counter!("voxrelay_ledger_lost_total").increment(1);
+                if *first {
+                    tracing::error!("usage is lost: it cannot be written, and there is no room left to keep it");
+                }
+            }
             Self::SecretMade { after } => {
                 counter!("voxrelay_secrets_made_total").increment(1);
                 tracing::info!(seconds = after.as_secs_f64(), "client secret made");
@@ -150,4 +181,9 @@ impl Fact {
             }
         }
     }
+}
+
+/// Rows of the ledger that are not written yet.
+fn waits(rows: usize) {
+    gauge!("voxrelay_ledger_waiting").set(u32::try_from(rows).unwrap_or(u32::MAX));
 }

@@ -43,6 +43,10 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     );
     describe_counter!("voxrelay_tokens_total", "Tokens that the service counted, by direction and kind");
     describe_counter!("voxrelay_cached_tokens_total", "Of the tokens in, those that the service had in its cache");
+    describe_counter!("voxrelay_ledger_rows_total", "Rows written to the usage ledger");
+    describe_counter!("voxrelay_ledger_failures_total", "Tries to write them that failed; they are made again");
+    describe_counter!("voxrelay_ledger_lost_total", "Rows lost, for there was no room left to keep them");
+    describe_gauge!("voxrelay_ledger_waiting", "Rows that are not written yet");
     describe_counter!("voxrelay_secrets_made_total", "Client secrets made");
     describe_counter!("voxrelay_secrets_failed_total", "Client secrets that could not be made, by error code");
     describe_counter!("voxrelay_secrets_used_total", "Uses of client secrets: ready (cached), or waited for");

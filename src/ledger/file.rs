@@ -1,0 +1,257 @@
+//! The SQLite file. Several relays may write to it, and anybody may read it meanwhile ([`super::sums`]).
+//!
+//! It may be older than its last second after `kill -9`, never broken: WAL, one transaction a batch.
+use std::{
+    fs::{OpenOptions, Permissions},
+    io,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
+
+use super::{entry::Entry, spool::Rows};
+
+/// How long another process may hold the file. Not longer, for a try that fails costs nothing.
+const BUSY: Duration = Duration::from_secs(1);
+/// How long somebody who reads waits for a relay that begins to write.
+const READ_BUSY: Duration = Duration::from_secs(5);
+/// What this version writes.
+const VERSION: i64 = 1;
+/// Tells a ledger from other SQLite files: `vrlg`.
+const APPLICATION: i64 = 0x7672_6C67;
+/// No count is larger, so that no sum is more than a number can hold.
+const MOST: u64 = 1 << 40;
+const SCHEMA: &str = "
+    CREATE TABLE usage (
+        kind TEXT NOT NULL, id TEXT NOT NULL, at INTEGER NOT NULL, call TEXT NOT NULL, session TEXT NOT NULL,
+        tenant TEXT NOT NULL, key TEXT, user TEXT, agent TEXT NOT NULL, model TEXT NOT NULL, door TEXT NOT NULL,
+        status TEXT NOT NULL, total_tokens INTEGER NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+        input_text_tokens INTEGER NOT NULL, input_audio_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
+        output_text_tokens INTEGER NOT NULL, output_audio_tokens INTEGER NOT NULL, seconds REAL, audio_ms INTEGER NOT NULL,
+        heard_ms INTEGER NOT NULL, estimated INTEGER NOT NULL, PRIMARY KEY (kind, id)
+    ) STRICT;
+    CREATE INDEX usage_at ON usage (at);
+";
+/// One row of each id; [`Entry::replaces`] says which.
+const PUT: &str = "
+    INSERT INTO usage (
+        kind, id, at, call, session, tenant, key, user, agent, model, door, status, total_tokens, input_tokens, output_tokens,
+        input_text_tokens, input_audio_tokens, cached_tokens, output_text_tokens, output_audio_tokens, seconds, audio_ms,
+        heard_ms, estimated
+    ) VALUES (
+        ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24
+    ) ON CONFLICT (kind, id) DO UPDATE SET
+        at = ?3, call = ?4, session = ?5, tenant = ?6, key = ?7, user = ?8, agent = ?9, model = ?10, door = ?11, status = ?12,
+        total_tokens = ?13, input_tokens = ?14, output_tokens = ?15, input_text_tokens = ?16, input_audio_tokens = ?17,
+        cached_tokens = ?18, output_text_tokens = ?19, output_audio_tokens = ?20, seconds = ?21, audio_ms = ?22,
+        heard_ms = ?23, estimated = ?24
+    WHERE ?24 = 0 OR usage.estimated = 1
+";
+
+/// Why the ledger cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The file cannot be made or opened.
+    #[error("ledger `{}`: {source}", file.display())]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// SQLite says no.
+    #[error("ledger `{}`: {source}", file.display())]
+    Sql {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// A newer version has written it.
+    #[error("ledger `{}` has version {found}; this voxrelay knows versions up to {VERSION}", file.display())]
+    Version {
+        /// Which.
+        file: PathBuf,
+        /// Found.
+        found: i64,
+    },
+    /// There is none.
+    #[error("there is no ledger `{}`", file.display())]
+    Absent {
+        /// Which.
+        file: PathBuf,
+    },
+    /// Something else is in the file.
+    #[error("`{}` is a SQLite file, but no usage ledger", file.display())]
+    Other {
+        /// Which.
+        file: PathBuf,
+    },
+    /// Our bug.
+    #[error("the ledger's writer failed")]
+    Panic,
+}
+
+/// An open file.
+#[derive(Debug)]
+struct Open {
+    sql: Connection,
+    inode: u64,
+}
+
+/// Where rows go. What fails is opened anew, and so is what no longer stands where it should.
+#[derive(Debug)]
+pub(super) struct Sink {
+    file: PathBuf,
+    open: Option<Open>,
+}
+
+impl Sink {
+    /// Opens the file, and makes it if there is none.
+    ///
+    /// # Errors
+    /// When it cannot be had, or is no ledger of ours.
+    pub(super) fn open(file: &Path) -> Result<Self, LedgerError> {
+        Ok(Self { file: file.to_owned(), open: Some(open(file)?) })
+    }
+
+    /// Writes all of them, or none.
+    ///
+    /// # Errors
+    /// When they cannot be written now, or nobody knows whether they were.
+    pub(super) fn write(&mut self, rows: &Rows) -> Result<(), LedgerError> {
+        let mut open = match self.open.take() {
+            Some(open) if inode(&self.file) == Some(open.inode) => open,
+            moved => {
+                // What is in its log belongs to the file that was moved away, and would stay behind.
+                moved.into_iter().for_each(|moved| drop(moved.sql.pragma_query(None, "wal_checkpoint", |_| Ok(()))));
+                self::open(&self.file)?
+            }
+        };
+        put(&mut open.sql, rows).map_err(|source| LedgerError::Sql { file: self.file.clone(), source })?;
+        self.open = Some(open);
+        Ok(())
+    }
+
+    /// The file may have no more pages: what a full disk does.
+    #[cfg(test)]
+    pub(super) fn fill(&mut self) -> u32 {
+        let open = self.open.get_or_insert_with(|| open(&self.file).unwrap());
+        open.sql.pragma_update_and_check(None, "max_page_count", 1, |row| row.get(0)).unwrap()
+    }
+}
+
+/// Tells a file from another one of the same name; `None`: there is none.
+fn inode(file: &Path) -> Option<u64> {
+    std::fs::metadata(file).ok().map(|file| file.ino())
+}
+
+fn open(file: &Path) -> Result<Open, LedgerError> {
+    let io = |source| LedgerError::File { file: file.to_owned(), source };
+    if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(io)?;
+    }
+    let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(file).map_err(io)?;
+    // It says who called whom. One that somebody else has made is not ours to change.
+    let _ = opened.set_permissions(Permissions::from_mode(0o600));
+    let inode = opened.metadata().map_err(io)?.ino();
+    let sql = connect(file).map_err(|source| LedgerError::Sql { file: file.to_owned(), source })??;
+    Ok(Open { sql, inode })
+}
+
+fn connect(file: &Path) -> rusqlite::Result<Result<Connection, LedgerError>> {
+    let mut sql = Connection::open(file)?;
+    sql.busy_timeout(BUSY)?;
+    // Before anything is changed in it.
+    if !is_empty(&sql)?
+        && let Err(error) = check(&sql, file)?
+    {
+        return Ok(Err(error));
+    }
+    sql.pragma_update(None, "journal_mode", "WAL")?;
+    sql.pragma_update(None, "synchronous", "NORMAL")?;
+    let change = sql.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Another process may have been faster.
+    if is_empty(&change)? {
+        change.execute_batch(SCHEMA)?;
+        change.pragma_update(None, "application_id", APPLICATION)?;
+        change.pragma_update(None, "user_version", VERSION)?;
+    }
+    change.commit()?;
+    Ok(check(&sql, file)?.map(|()| sql))
+}
+
+/// Opens a ledger that is there, to read it; a relay may write to it meanwhile.
+///
+/// # Errors
+/// When there is none.
+pub(super) fn open_to_read(file: &Path) -> Result<Connection, LedgerError> {
+    if !file.exists() {
+        return Err(LedgerError::Absent { file: file.to_owned() });
+    }
+    let open = || {
+        let sql =
+            Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        sql.busy_timeout(READ_BUSY)?;
+        Ok(check(&sql, file)?.map(|()| sql))
+    };
+    open().map_err(|source| LedgerError::Sql { file: file.to_owned(), source })?
+}
+
+fn is_empty(sql: &Connection) -> rusqlite::Result<bool> {
+    sql.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))
+}
+
+/// Whether it is a ledger that this version knows.
+fn check(sql: &Connection, file: &Path) -> rusqlite::Result<Result<(), LedgerError>> {
+    let number = |name| sql.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    Ok(match (number("application_id")?, number("user_version")?) {
+        (APPLICATION, VERSION) => Ok(()),
+        (APPLICATION, found) => Err(LedgerError::Version { file: file.to_owned(), found }),
+        _ => Err(LedgerError::Other { file: file.to_owned() }),
+    })
+}
+
+fn put(sql: &mut Connection, rows: &Rows) -> rusqlite::Result<()> {
+    let change = sql.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut put = change.prepare_cached(PUT)?;
+    for row in rows.values() {
+        let Entry { id, kind, call, session, tenant, key, user, agent, model, door, at, status, usage, .. } = row;
+        let Entry { seconds, audio_ms, heard_ms, estimated, .. } = row;
+        put.execute(params![
+            kind.name(),
+            id,
+            i64::try_from(*at).unwrap_or(i64::MAX),
+            call,
+            session,
+            tenant,
+            key,
+            user,
+            agent,
+            model,
+            door,
+            status,
+            number(usage.total_tokens),
+            number(usage.input_tokens),
+            number(usage.output_tokens),
+            number(usage.input_text_tokens),
+            number(usage.input_audio_tokens),
+            number(usage.cached_tokens),
+            number(usage.output_text_tokens),
+            number(usage.output_audio_tokens),
+            seconds.filter(|seconds| seconds.is_finite()),
+            number(*audio_ms),
+            number(*heard_ms),
+            estimated,
+        ])?;
+    }
+    drop(put);
+    change.commit()
+}
+
+/// As SQLite has them.
+fn number(count: u64) -> i64 {
+    i64::try_from(count.min(MOST)).unwrap_or_default()
+}

@@ -1,0 +1,107 @@
+//! What was used, and by whom: one row per reply of the service, in a SQLite file that outlives the process.
+//!
+//! Calls [`Ledger::book`] what they know, and never wait: rows gather in memory, and a thread of its own writes them, all that
+//! have come in one transaction, several times a second. What cannot be written stays in memory; past a grace new calls are
+//! refused ([`Ledger::accepts`]), those that run go on (fault matrix D2). The same id twice is one row, whatever happened in
+//! between: a drop, a resume, another try, another process.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`entry`] | a row, and which of two for the same reply counts |
+//! | [`spool`] | rows that are not written yet, and what to think of it; pure, with the time passed in |
+//! | [`writer`] | the thread |
+//! | [`file`](mod@file) | the SQLite file |
+//! | [`sums`] | what `voxrelay usage` asks it |
+//!
+//! It knows no call, door or tenant; it never decides what a reply costs.
+pub mod entry;
+pub mod file;
+pub mod spool;
+pub mod sums;
+pub mod writer;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use tokio::time::{self, Instant};
+
+pub use self::{
+    entry::{Entry, Kind},
+    file::LedgerError,
+    spool::Health,
+};
+use self::{
+    file::Sink,
+    spool::{Rows, Spool},
+    writer::Desk,
+};
+
+/// The ledger of this process; clones share it. The last one that goes away has the rest written.
+#[derive(Debug, Clone)]
+pub struct Ledger(Option<Arc<Owner>>);
+
+#[derive(Debug)]
+struct Owner(Arc<Desk>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+impl Ledger {
+    /// Opens the file, makes it if there is none, and starts the thread that writes it. `grace`: how long new calls are still
+    /// taken while it cannot be written.
+    ///
+    /// # Errors
+    /// When the file cannot be had, or is no ledger of ours.
+    pub fn open(path: &Path, grace: Duration) -> Result<Self, LedgerError> {
+        let mut sink = Sink::open(path)?;
+        Self::writing(Spool::new(grace), move |rows| sink.write(rows))
+            .map_err(|source| LedgerError::File { file: path.to_owned(), source })
+    }
+
+    /// One that forgets everything and takes every call.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    fn writing(
+        spool: Spool,
+        write: impl FnMut(&Rows) -> Result<(), LedgerError> + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let desk = Arc::new(Desk::new(spool));
+        writer::start(desk.clone(), write)?;
+        Ok(Self(Some(Arc::new(Owner(desk)))))
+    }
+
+    fn desk(&self) -> Option<&Desk> {
+        self.0.as_ref().map(|owner| &*owner.0)
+    }
+
+    /// Takes a row, or what is known better about one. Never waits.
+    pub fn book(&self, entry: Entry) {
+        if let Some(desk) = self.desk() {
+            desk.book(Instant::now(), entry);
+        }
+    }
+
+    /// How it stands at `now`.
+    pub fn health(&self, now: Instant) -> Health {
+        self.desk().map_or(Health::Good, |desk| desk.health(now))
+    }
+
+    /// Whether new calls may be taken at `now`.
+    pub fn accepts(&self, now: Instant) -> bool {
+        !matches!(self.health(now), Health::Refusing { .. })
+    }
+
+    /// Has everything written at once, and waits for it, but not longer than `within`. Tells how many rows are not.
+    pub async fn flush(&self, within: Duration) -> usize {
+        let Some(desk) = self.desk() else { return 0 };
+        let _ = time::timeout(within, desk.drained()).await;
+        desk.waiting()
+    }
+}
+
+#[cfg(test)]
+mod tests;
