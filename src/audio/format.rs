@@ -137,7 +137,11 @@ impl Format {
     /// How long `bytes` of this format play; zero for Opus.
     pub fn duration(self, bytes: usize) -> Duration {
         match self.sample_bytes() {
-            Some(size) => Duration::from_nanos((bytes / size) as u64 * 1_000_000_000 / u64::from(self.rate)),
+            Some(size) => {
+                // In two steps: positions that services name may be absurd, and their nanoseconds no u64.
+                let (samples, rate) = ((bytes / size) as u64, u64::from(self.rate.max(1)));
+                Duration::from_secs(samples / rate) + Duration::from_nanos(samples % rate * 1_000_000_000 / rate)
+            }
             None => Duration::ZERO,
         }
     }

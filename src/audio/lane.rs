@@ -82,6 +82,16 @@ impl Uplink {
         Self { client, rate, odd: None, taken: 0, work: None }
     }
 
+    /// Half a sample that waits for its other half.
+    pub fn half(&self) -> Option<u8> {
+        self.odd
+    }
+
+    /// The same lane, where half a sample waits for its other half.
+    pub fn with_half(self, odd: Option<u8>) -> Self {
+        Self { odd, ..self }
+    }
+
     /// Bytes come out as they went in. A caller may go round the lane then, but must itself keep PCM in whole samples.
     pub fn passthrough(&self) -> bool {
         self.client == upstream_input(self.client, self.rate)

@@ -81,6 +81,11 @@ impl Pacer {
         self.sent += samples;
     }
 
+    /// The last so many samples of what was sent did not arrive before, and do now.
+    pub fn resume(&mut self, now: Duration, late: u64) {
+        self.base = (self.played(now).min(self.sent.saturating_sub(late)), now);
+    }
+
     /// The loudspeaker dropped everything behind what it has played.
     pub fn cut(&mut self, now: Duration) {
         self.sent = self.played(now);
@@ -147,6 +152,17 @@ mod tests {
         pacer.cut(50 * MS);
         assert_eq!((pacer.sent(), pacer.played(900 * MS)), (1_200, 1_200));
         assert_eq!(fill(&mut pacer, 900 * MS), 20);
+    }
+
+    #[test]
+    fn what_arrives_late_plays_late() {
+        let mut pacer = pacer();
+        fill(&mut pacer, Duration::ZERO);
+        pacer.resume(9_000 * MS, 10 * FRAME);
+        assert_eq!(pacer.played(9_000 * MS), 10 * FRAME, "the rest was lost with a socket");
+        assert_eq!(pacer.plays_at(20 * FRAME), 9_200 * MS);
+        pacer.resume(9_100 * MS, 0);
+        assert_eq!(pacer.played(9_100 * MS), 15 * FRAME);
     }
 
     proptest::proptest! {

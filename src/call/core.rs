@@ -2,9 +2,13 @@
 //!
 //! Owns no socket, task or clock, and sees bytes plus a duration, never samples. Time is the time since the call began, so
 //! that a call can be written down and continued. One part, one file: [`client`] what the client says, [`service`] what
-//! the service says, [`clock`] what time brings, and [`pass`] both sides where the client owns the conversation.
+//! the service says, [`clock`] what time brings, [`away`] a client that is gone for a while, [`continuity`] one session after
+//! another, [`heir`] a process that follows this one, and [`pass`] both sides where the client owns the conversation.
+mod away;
 mod client;
 mod clock;
+pub mod continuity;
+mod heir;
 mod pass;
 mod service;
 #[cfg(test)]
@@ -15,13 +19,17 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use self::pass::Pass;
+use self::{away::Away, continuity::Sessions, pass::Pass};
 use super::{
     At,
+    books::Booked,
     end::End,
     intake::Intake,
+    mirror::{Cut, Mirror},
     playout::{Over, Playout, Step, Unheard},
     policy::Policy,
+    reply::status_name,
+    ring::Ring,
     slot::{Slot, Want},
     tools::Tools,
     turn::Turn,
@@ -30,10 +38,10 @@ use crate::{
     audio::Format,
     client::{
         openai::{self, Said},
-        wire::{AudioFormats, ClientMsg, ErrorBody, Limits, ServerMsg, Usage},
+        wire::{AudioFormats, ClientMsg, ErrorBody, Limits, ReplyStatus, ServerMsg, Usage},
     },
     observe::fact::Fact,
-    upstream::{Command, Event},
+    upstream::{Command, Event, History},
 };
 
 /// A call's own life, whoever owns its conversation.
@@ -82,11 +90,25 @@ pub struct Plan {
     pub max_backlog: Duration,
     /// Largest client message, bytes.
     pub max_message_bytes: usize,
+    /// The service writes down what the caller says.
+    pub transcribed: bool,
+    /// Tokens of the conversation that a new session is told.
+    pub history_tokens: usize,
+}
+
+/// How a client may come back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// With this token; not to be written down with the call.
+    #[serde(skip)]
+    pub token: String,
+    /// For so long.
+    pub window: Duration,
 }
 
 impl Plan {
     /// Where the client owns the conversation, nothing was agreed.
-    fn none() -> Self {
+    pub(super) fn none() -> Self {
         Self {
             agent: String::new(),
             audio: AudioFormats { input: Format::PCM_24K, output: Format::PCM_24K },
@@ -102,6 +124,8 @@ impl Plan {
             tool_timeout: Duration::ZERO,
             max_backlog: Duration::ZERO,
             max_message_bytes: 0,
+            transcribed: false,
+            history_tokens: 0,
         }
     }
 }
@@ -143,20 +167,35 @@ pub enum Input<'a> {
     ClientPong,
     /// The client is gone, or must go.
     ClientGone(End),
-    /// The session is up.
-    SessionUp,
+    /// It is back, on another socket; so long play the messages that it gets only now. Its credential is good for so long.
+    ClientBack {
+        /// Audio that it had not got.
+        late: Duration,
+        /// As for [`Self::Renewed`].
+        credential: Option<Duration>,
+    },
+    /// The session is up, and will live for so long, as far as it says.
+    SessionUp(Option<Duration>),
+    /// The session that shall follow is up, or cannot be had.
+    NextSession(Result<Option<Duration>, ()>),
+    /// The call shall have another session, when it is a good moment.
+    Rotate,
     /// The service said something.
     Service(Event),
     /// Pass-through: the service said something, in these words.
     Heard(Event, Bytes),
     /// The service answered a ping.
     ServicePong,
-    /// There is no session, or no more.
-    ServiceGone(End),
+    /// There is no session, or no more; whether another one may help.
+    ServiceGone(End, bool),
     /// The first audio of a reply has left our socket.
     FirstAudioLeft,
+    /// More waits for a client that is away than is kept for it; so much that there is no hope.
+    TooMuchKept(bool),
     /// This server goes away, so long from now.
     Drain(Duration),
+    /// Another process takes calls over from this one, or will not.
+    Heir(bool),
     /// Time passed.
     Tick,
 }
@@ -190,6 +229,8 @@ pub enum Output {
     },
     /// Pass-through: tell the service in these words.
     Forward(Bytes),
+    /// Pass-through: tell the client first, in words that are not counted.
+    Greet(Bytes),
     /// Pass-through: tell the client in these words.
     Relay {
         /// The message.
@@ -199,6 +240,27 @@ pub enum Output {
     },
     /// See whether this is a good credential for the call, and say [`Input::Renewed`] or [`Input::NotRenewed`].
     Renew(Credential),
+    /// The client has all messages up to this number.
+    Received(u64),
+    /// Close the client's socket, and keep the call for it.
+    HangUp {
+        /// Why.
+        why: End,
+        /// What it is told before.
+        word: Option<ServerMsg>,
+    },
+    /// Write the call down and give it to the process that follows: nothing more is decided here.
+    HandOver,
+    /// Open a session in place of the one that there is, or was.
+    Dial,
+    /// Open a session beside the running one.
+    DialNext,
+    /// Leave the running session for the one beside it.
+    Switch,
+    /// Leave every session.
+    LeaveService,
+    /// A reply was counted.
+    Book(Booked),
     /// Ping the client.
     PingClient,
     /// Ping the service.
@@ -223,6 +285,7 @@ impl std::fmt::Debug for Credential {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum About {
     Configure,
+    Retell,
     Commit,
     Text,
     ToolOutput,
@@ -237,8 +300,10 @@ enum About {
 const REMEMBERED: usize = 64;
 /// A client hears of its credential's end so long before.
 const EXPIRES_SOON: Duration = Duration::from_secs(60);
-/// Kept for a session that is not up yet, bytes: minutes of audio, which the intake does not let come that fast.
+/// What a client writes is kept for a session that is not up yet, bytes; of its audio, what the ring keeps.
 const EARLY_MAX: usize = 16 << 20;
+/// Audio of turns that nobody writes down, which new sessions are told: so long at most.
+const HISTORY_AUDIO: Duration = Duration::from_secs(60);
 
 /// A call's decisions.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -253,11 +318,28 @@ pub struct Core {
     slot: Slot,
     playout: Playout,
     tools: Tools,
+    /// What was said, for the next session.
+    mirror: Mirror,
+    /// What the caller's audio was, for the next session.
+    ring: Ring,
+    /// The position in it up to which the running session has it.
+    given: u64,
+    /// What it had when it last gave a sign of life; set aside once it is known to be deaf.
+    given_alive: u64,
+    deaf_since: Option<u64>,
+    sessions: Sessions,
+    /// Turns that we committed and the service has not confirmed: by which command, and what they go by.
+    awaited: VecDeque<(u64, String)>,
     /// The session is up.
     up: bool,
-    /// What is for the service, while there is no session.
-    early: Vec<(u64, Command)>,
+    /// What the client wrote while there was no session, bytes.
     early_bytes: usize,
+    /// How long a call is kept for a client that is away; none: not at all.
+    resume_window: Option<Duration>,
+    away: Option<Away>,
+    /// The service's last count, and replies of the running session that it has not counted.
+    last_usage: Option<Usage>,
+    uncounted: Vec<String>,
     commands: u64,
     sent: VecDeque<(u64, About)>,
     errors: u64,
@@ -272,6 +354,12 @@ pub struct Core {
     /// When the client is told so; none: it has been.
     expiring_at: Option<At>,
     drain_at: Option<At>,
+    /// Another process takes the call over, rather than that it ends with this one.
+    #[serde(skip)]
+    heir: bool,
+    /// It was told to: time brings nothing more here.
+    #[serde(skip)]
+    gone: bool,
     /// Nothing waits for the client's socket.
     client_has_all: bool,
     ended: bool,
@@ -282,41 +370,49 @@ pub struct Core {
 enum Stall {
     #[default]
     None,
-    /// Pinged, no answer yet.
-    Asked,
+    /// Pinged then, no answer yet.
+    Asked(At),
     /// It lives, but says nothing.
     Alive,
 }
 
 impl Core {
     /// A call that begins now, whose conversation is ours; `ready` is its first output.
-    pub fn owner(life: Life, plan: Plan, resume_window: Duration) -> Self {
+    pub fn owner(life: Life, plan: Plan, resume: Option<Resume>) -> Self {
+        let window = resume.as_ref().map(|resume| resume.window);
         let ready = ServerMsg::Ready {
             call: life.call.clone(),
-            resume: None,
+            resume: resume.map(|resume| resume.token),
             agent: plan.agent.clone(),
             audio: plan.audio,
             limits: Limits {
                 max_message_bytes: plan.max_message_bytes as u64,
                 max_call_s: life.max.as_secs(),
-                resume_window_s: resume_window.as_secs(),
+                resume_window_s: window.unwrap_or_default().as_secs(),
             },
         };
         let mut core = Self::new(life, plan, None);
+        core.resume_window = window;
+        core.sessions.opening = true;
         core.say(ready);
         core
     }
 
     /// A call that begins now, whose conversation is the client's.
     /// `only_writes`: the session writes down what it hears, and answers nothing.
-    pub fn pass_through(life: Life, policy: Policy, only_writes: bool) -> Self {
-        Self::new(life, Plan::none(), Some(Box::new(Pass::new(policy, only_writes))))
+    /// `follows`: another session may follow one that is lost; `resume`: the client has asked to be able to come back.
+    pub fn pass_through(life: Life, policy: Policy, only_writes: bool, follows: bool, resume: Option<Resume>) -> Self {
+        let window = resume.as_ref().map(|resume| resume.window);
+        let mut core = Self::new(life, Plan::none(), Some(Box::new(Pass::new(policy, only_writes, follows, resume))));
+        core.resume_window = window;
+        core
     }
 
     fn new(life: Life, plan: Plan, pass: Option<Box<Pass>>) -> Self {
         let credential_at = life.credential;
         let turn = Turn::new(plan.upstream_input, plan.chunk, plan.auto_turns, plan.silence, plan.ends_speech);
         let playout = Playout::new(plan.upstream_output, plan.lead, plan.batch, plan.max_backlog);
+        let mirror = Mirror::new(plan.history_tokens, plan.transcribed, plan.upstream_input.bytes(HISTORY_AUDIO));
         Self {
             life,
             plan,
@@ -327,9 +423,19 @@ impl Core {
             slot: Slot::default(),
             playout,
             tools: Tools::default(),
+            mirror,
+            ring: Ring::default(),
+            given: 0,
+            given_alive: 0,
+            deaf_since: None,
+            sessions: Sessions::default(),
+            awaited: VecDeque::new(),
             up: false,
-            early: Vec::new(),
             early_bytes: 0,
+            resume_window: None,
+            away: None,
+            last_usage: None,
+            uncounted: Vec::new(),
             commands: 0,
             sent: VecDeque::new(),
             errors: 0,
@@ -342,6 +448,8 @@ impl Core {
             credential_at,
             expiring_at: credential_at.map(|end| warning(At::ZERO, end)),
             drain_at: None,
+            heir: false,
+            gone: false,
             client_has_all: true,
             ended: false,
         }
@@ -352,6 +460,8 @@ impl Core {
         if self.ended {
             return;
         }
+        // Sessions are changed only where nobody reads on from the old one before it is done.
+        let may_change = matches!(input, Input::Tick);
         match input {
             Input::Audio { .. }
             | Input::Flushed(_)
@@ -367,25 +477,40 @@ impl Core {
                 self.refuse("unauthorized", message, Some("token"), true);
             }
             Input::ClientPong => self.client_seen = now,
-            Input::ClientGone(end) | Input::ServiceGone(end) => self.end(now, end),
-            Input::SessionUp => self.session_up(now),
+            Input::ClientGone(end) => self.leave(now, end),
+            Input::ClientBack { late, credential } => {
+                self.back(now, late);
+                self.renewed(now, credential);
+            }
+            Input::ServiceGone(end, another) => self.session_lost(now, end, another),
+            Input::SessionUp(lives) => self.session_up(now, lives),
+            Input::NextSession(found) => self.next_session(now, found),
+            Input::Rotate => self.rotate(now),
+            // Words of a session that was given up.
+            Input::Heard(..) | Input::Service(_) if !self.up => {}
             Input::Heard(event, text) => self.heard(now, event, text),
             Input::Service(event) => self.hear_service(now, event),
-            Input::ServicePong => self.service_pong(),
+            Input::ServicePong => self.service_pong(now),
             Input::FirstAudioLeft => match &mut self.pass {
                 Some(pass) => pass.first_audio_left(now),
                 None => self.playout.first_audio_left(now),
             },
+            Input::TooMuchKept(hopeless) => self.too_much_kept(now, hopeless),
             Input::Drain(length) => self.drain(now, length),
+            Input::Heir(there) => self.has_heir(there),
             Input::Tick => {}
         }
-        if self.early_bytes > EARLY_MAX {
+        if self.held_bytes() + self.early_bytes > EARLY_MAX && !self.up {
             self.end(now, End::TooMuchEarly { limit: EARLY_MAX });
         }
-        self.tick(now);
+        self.tick(now, may_change);
         self.send_chunks();
+        self.forget_audio();
         self.ask_for_reply(now);
-        self.end_replies(now);
+        self.keep_output();
+        if self.is_connected() {
+            self.end_replies(now);
+        }
     }
 
     /// What to do next, oldest first. `audio`: the client's socket has room for audio.
@@ -393,7 +518,7 @@ impl Core {
         if let Some(out) = self.out.pop_front() {
             return Some(out);
         }
-        if self.ended || !audio {
+        if self.ended || !audio || !self.is_connected() {
             return None;
         }
         Some(match self.playout.next(now)? {
@@ -428,6 +553,16 @@ impl Core {
         self.pass.as_ref().map_or(0, |pass| pass.held_bytes())
     }
 
+    /// A message of the client came, good or bad; where the client owns the conversation, nobody else counts.
+    pub fn count_message(&mut self) {
+        self.intake.count();
+    }
+
+    /// Messages of the client so far.
+    pub fn received(&self) -> u64 {
+        self.intake.messages()
+    }
+
     /// Audio until the next chunk is whole.
     pub fn until_chunk(&self) -> Duration {
         self.turn.until_chunk()
@@ -437,7 +572,7 @@ impl Core {
     pub fn shrink(&mut self) {
         self.turn.shrink();
         self.out.shrink_to_fit();
-        self.early.shrink_to_fit();
+        self.ring.shrink();
     }
 
     fn say(&mut self, message: ServerMsg) {
@@ -477,19 +612,18 @@ impl Core {
         format!("{}-{}", self.life.call, self.errors)
     }
 
-    /// Tells the service, now or as soon as there is a session.
+    /// Tells the service, if there is a session.
     fn ask(&mut self, command: Command) {
+        if !self.up {
+            self.early_bytes += written(&command);
+            return; // the next session is told the conversation as it is then
+        }
         let number = self.commands;
         self.commands += 1;
         if let Some(about) = about(&command) {
             self.remember(number, about);
         }
-        if self.up {
-            self.out.push_back(Output::Service { number, command });
-        } else {
-            self.early_bytes += size(&command);
-            self.early.push((number, command));
-        }
+        self.out.push_back(Output::Service { number, command });
     }
 
     fn remember(&mut self, number: u64, about: About) {
@@ -502,6 +636,10 @@ impl Core {
     fn send_chunks(&mut self) {
         let chunks: Vec<Bytes> = self.turn.take_ready().collect();
         for chunk in chunks {
+            self.ring.push(chunk.clone());
+            if self.up {
+                self.given = self.ring.end();
+            }
             self.ask(Command::Append(chunk));
         }
     }
@@ -526,6 +664,9 @@ impl Core {
             return;
         }
         let found = self.playout.barge_in(now);
+        for response in &found.cut {
+            self.mirror.cut_silent(response);
+        }
         self.out.push_back(Output::DropAudio);
         for reply in found.clear {
             self.out.push_back(Output::SendNow(ServerMsg::Clear { reply }));
@@ -539,6 +680,22 @@ impl Core {
     }
 
     fn forget(&mut self, item: Unheard) {
+        let (id, heard) = match &item {
+            Unheard::Truncate { item, audio_end_ms, .. } => (item, *audio_end_ms),
+            Unheard::Delete { item } => (item, 0),
+        };
+        // A session that was only told the item's words has no voice to cut.
+        match self.mirror.cut(id, Some(heard)) {
+            None => {}
+            Some(Cut::Nothing) => return,
+            Some(Cut::Replace { old, before, new }) => {
+                self.ask(Command::DeleteItem { item: old });
+                if let Some((id, text)) = new {
+                    self.ask(Command::Retell { id: Some(id), after: before, item: History::Assistant { text } });
+                }
+                return;
+            }
+        }
         self.ask(match item {
             Unheard::Truncate { item, content_index, audio_end_ms } => {
                 Command::Truncate { item, content_index, audio_end_ms }
@@ -565,18 +722,42 @@ impl Core {
         });
         let latency = reply.times.latency();
         let usage = reply.usage;
+        if heard_ms > 0 || status == ReplyStatus::Completed {
+            self.mirror.answered(&reply.response); // one that nobody heard answers nothing
+        }
+        if let Some(usage) = usage {
+            let booked = Booked::reply(&reply.response, status_name(status), usage);
+            self.out.push_back(Output::Book(Booked { audio_ms, heard_ms, ..booked }));
+        }
         self.say(ServerMsg::ReplyEnded { reply: reply.id, status, reason, audio_ms, heard_ms, usage, latency });
     }
 
+    /// Nobody will hear the reply that runs; its count is still to come.
+    fn stop_reply(&mut self) {
+        let Some(response) = self.slot.active().filter(|_| self.up).map(str::to_owned) else { return };
+        match &self.pass {
+            Some(_) => self.out.push_back(Output::Forward(Bytes::from_static(br#"{"type":"response.cancel"}"#))),
+            None => self.ask(Command::CancelReply { response: Some(response) }),
+        }
+    }
+
+    /// What a call that is over must have used at least beside what was counted: replies that had no end.
+    pub fn uncounted(&self) -> Vec<Booked> {
+        let open = self.uncounted.iter();
+        open.map(|response| self.estimate(response, self.playout.audio_ms(response))).collect()
+    }
+
     fn end(&mut self, now: At, end: End) {
-        if !matches!(end, End::Asked | End::ClientLost) {
+        if self.is_connected() && !matches!(end, End::Asked | End::ClientLost) {
             let reason = end.report().code.unwrap_or("call_ended");
             for over in self.playout.fail_all(now, reason) {
                 self.reply_ended(over);
             }
         }
+        self.stop_reply();
         let request_id = self.request_id();
         let word = match &self.pass {
+            _ if !self.is_connected() => None,
             Some(pass) if pass.complained() && matches!(end, End::Upstream { .. }) => None,
             Some(_) => openai::end_event(&end, request_id).map(|text| Output::Relay { text, first: false }),
             None => end.error(request_id).map(|error| Output::SendNow(ServerMsg::Error { error })),
@@ -596,10 +777,9 @@ fn warning(now: At, end: At) -> At {
     end.saturating_sub((end.saturating_sub(now) / 5).min(EXPIRES_SOON))
 }
 
-/// What a client can make large.
-fn size(command: &Command) -> usize {
+/// What a client can make large by writing, bytes.
+fn written(command: &Command) -> usize {
     match command {
-        Command::Append(audio) => audio.len(),
         Command::UserText { text } => text.len(),
         Command::ToolOutput { output, .. } => output.len(),
         _ => 0,
@@ -609,7 +789,8 @@ fn size(command: &Command) -> usize {
 fn about(command: &Command) -> Option<About> {
     Some(match command {
         Command::Append(_) => return None,
-        Command::Configure => About::Configure,
+        Command::Configure { .. } => About::Configure,
+        Command::Retell { .. } => About::Retell,
         Command::Commit => About::Commit,
         Command::ClearInput => About::ClearInput,
         Command::UserText { .. } => About::Text,

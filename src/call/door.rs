@@ -32,6 +32,7 @@ pub enum Door {
 #[derive(Debug)]
 pub struct Thin {
     setup: SessionSetup,
+    audio: AudioFormats,
     uplink: Uplink,
     downlink: Downlink,
     /// Leave the client's socket alone while a chunk gathers.
@@ -52,7 +53,26 @@ impl Door {
     /// A thin client with these formats.
     pub fn thin(setup: SessionSetup, audio: AudioFormats, gather: bool) -> Self {
         let (uplink, downlink) = (Uplink::towards(audio.input, setup.input.rate), Downlink::new(audio.output));
-        Self::Thin(Box::new(Thin { setup, uplink, downlink, gather, converted: Vec::new() }))
+        Self::Thin(Box::new(Thin { setup, audio, uplink, downlink, gather, converted: Vec::new() }))
+    }
+
+    /// The same door, where half a sample waits for its other half.
+    pub fn with_half(self, half: Option<u8>) -> Self {
+        match self {
+            Self::Thin(thin) => {
+                let thin = *thin;
+                Self::Thin(Box::new(Thin { uplink: thin.uplink.with_half(half), ..thin }))
+            }
+            Self::OpenAi(openai) => Self::OpenAi(openai),
+        }
+    }
+
+    /// Half a sample that waits for its other half.
+    pub fn half(&self) -> Option<u8> {
+        match self {
+            Self::Thin(thin) => thin.uplink.half(),
+            Self::OpenAi(_) => None,
+        }
     }
 
     /// An OpenAI client that `asked` for a model; `beta`: one that asked for the shape of the beta.
@@ -90,10 +110,21 @@ impl Door {
         }
     }
 
+    /// What was agreed with the client; `None`: nothing was.
+    pub fn audio(&self) -> Option<AudioFormats> {
+        match self {
+            Self::Thin(thin) => Some(thin.audio),
+            Self::OpenAi(_) => None,
+        }
+    }
+
     /// Takes a binary message.
     pub fn binary(&mut self, core: &mut Core, now: At, bytes: &Bytes) {
         match self {
-            Self::OpenAi(_) => core.handle(now, Input::SaidAudio(bytes)),
+            Self::OpenAi(_) => {
+                core.count_message();
+                core.handle(now, Input::SaidAudio(bytes));
+            }
             Self::Thin(_) if bytes.is_empty() => core.handle(now, Input::Ignored),
             Self::Thin(thin) => {
                 thin.converted.clear();
@@ -118,6 +149,15 @@ impl Door {
         match self {
             Self::Thin(_) => Some(thin::write(message)),
             Self::OpenAi(_) => openai::write(message),
+        }
+    }
+
+    /// What is said first to a client that is back: its next token, and how many of its messages we have.
+    pub fn resumed(&self, call: &str, token: String, got: u64) -> Bytes {
+        let resume = Some(token);
+        match self {
+            Self::Thin(_) => thin::write(&ServerMsg::Resumed { call: call.to_owned(), resume, got }),
+            Self::OpenAi(_) => openai::resumed(call, resume.as_deref(), got),
         }
     }
 
@@ -208,6 +248,7 @@ impl OpenAi {
     }
 
     fn text(&mut self, core: &mut Core, now: At, text: Bytes) {
+        core.count_message();
         let said = Said::read(text);
         // Not every legacy client says so at the door.
         if self.beta.is_none() && said.kind == Kind::Configure && beta::is_beta_update(&said.text) {

@@ -16,23 +16,32 @@ use tokio::{
     sync::watch,
     time::{self, Instant},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     At,
-    core::{Core, Input, Output},
+    books::{Booked, Books},
+    client_leg::ClientLeg,
+    core::{Core, Input, Output, continuity::lives},
     door::Door,
     end::End,
     rate::Rerate,
+    returns::{self, Arrival, Ticket},
+    service_leg::{Came, ServiceLeg, Up},
+    written::{Heir, Written},
 };
 use crate::{
-    admit::{Cut, License},
+    admit::{Asked, Cut, License},
     audio::Codec,
     client::wire::ServerMsg,
-    net::ws::{Frame, Socket, SocketError},
+    config::AgentConfig,
+    net::{
+        outbox::Outbox,
+        ws::{Frame, Socket, SocketError},
+    },
     observe::fact::Fact,
     upstream::{
-        Command, Shape, UpstreamError, Wanted, ga,
+        Command, UpstreamError, Wanted, ga,
         limits::{self, Board, Source},
         open::{Session, Upstream},
     },
@@ -68,6 +77,8 @@ const BUSY_BUFFER: usize = 8 << 10;
 const QUIET_BUFFER: usize = 512;
 /// A quiet call gives its buffers back after so long.
 const SHRINK_AFTER: Duration = Duration::from_secs(2);
+/// Audio in one message to a thin client.
+const MESSAGE: Duration = Duration::from_millis(20);
 /// How long a goodbye may take to be written, and to a client that we have just called slow.
 const GOODBYE: Duration = Duration::from_secs(1);
 const SLOW_GOODBYE: Duration = Duration::from_secs(10);
@@ -88,25 +99,45 @@ pub struct Call {
     /// Where sessions come from.
     pub upstream: Upstream,
     /// The client.
-    pub client: Socket,
+    pub client: Client,
+    /// The way back to it, where there is one.
+    pub ticket: Option<Ticket>,
+    /// Where its rows go.
+    pub books: Books,
+    /// How long a session that was lost is tried to be had anew.
+    pub reconnect: Duration,
+    /// The process that follows this one, if there is one.
+    pub heir: Heir,
+    /// Where goodbyes to sockets that the call has left go on.
+    pub goodbyes: TaskTracker,
     /// Set when the server goes away: the moment at which its patience ends.
     pub drain: watch::Receiver<Option<Instant>>,
     /// The server's patience is over.
     pub stop: CancellationToken,
 }
 
-type Opening = Pin<Box<dyn Future<Output = Result<Session, UpstreamError>> + Send>>;
-
-enum Service {
-    Opening(Opening),
-    Up(Box<Socket>),
-    Gone,
+/// How a call comes to its task.
+#[derive(Debug)]
+pub enum Client {
+    /// Its client has just come in.
+    Here(Box<Socket>),
+    /// Another process had it: its client will come back.
+    Away {
+        /// What it was told, and shall be.
+        outbox: Outbox,
+        /// How long the call has run.
+        ran: Duration,
+        /// The session that it had.
+        session: String,
+    },
 }
 
 /// Runs a call to its end, and says goodbye to both sides.
 pub fn run(call: Call) -> impl Future<Output = End> + Send {
     Fact::CallStarted { door: call.door.name().into() }.record();
-    let began = Instant::now();
+    let ran = if let Client::Away { ran, .. } = &call.client { *ran } else { Duration::ZERO };
+    // The clock of a machine that has just started does not reach back so far; no call does there, either.
+    let began = Instant::now().checked_sub(ran).unwrap_or_else(Instant::now);
     let mut driver = Box::new(Driver::new(call, began));
     async move {
         // A panic is our bug, and the client shall hear of it (1011) rather than see its connection vanish.
@@ -114,6 +145,9 @@ pub fn run(call: Call) -> impl Future<Output = End> + Send {
             Ok(end) => end,
             Err(_) => driver.broken(),
         };
+        if driver.goes_over && Box::pin(driver.hand_over()).await {
+            return end;
+        }
         // A goodbye is large and short: an idle call shall not carry it.
         Box::pin(driver.goodbye(&end)).await;
         end
@@ -124,16 +158,24 @@ struct Driver {
     id: String,
     core: Core,
     began: Instant,
-    client: Socket,
+    client: ClientLeg,
     door: Door,
-    service: Service,
-    shape: Shape,
+    service: ServiceLeg,
+    /// The running session's id, and when the last one that was missing was asked for.
+    session: String,
+    dialled_at: Instant,
     /// The service takes PCM at another rate than a client of its protocol sends.
     rerate: Option<Rerate>,
+    ticket: Option<Ticket>,
+    books: Books,
+    goodbyes: TaskTracker,
     drain: Option<watch::Receiver<Option<Instant>>>,
     stop: CancellationToken,
     license: License,
     board: Arc<Board>,
+    heir: Heir,
+    /// The core wants the call to be written down.
+    goes_over: bool,
     /// Somebody has ended the call.
     cut: bool,
     /// The client's socket is left alone until then.
@@ -156,31 +198,50 @@ struct Driver {
 enum Wake {
     Timer,
     Ready,
-    Opened(Box<Result<Session, UpstreamError>>),
+    Service(Came),
+    Arrived(Box<Arrival>),
+    Recalled,
     Drain,
     Stop,
     Cut(Cut),
+    Rotate,
 }
 
 impl Driver {
     fn new(call: Call, began: Instant) -> Self {
-        let Call { id, core, door, license, wanted, upstream, client, drain, stop } = call;
+        let Call { id, mut core, door, license, wanted, upstream, client, ticket, books, reconnect, .. } = call;
+        let Call { heir, goodbyes, drain, stop, .. } = call;
         let rerate = Rerate::to(upstream.config().input_rate).filter(|_| door.setup().is_none());
-        let (board, who, call) = (upstream.board().clone(), license.who().clone(), id.clone());
-        let opening: Opening = Box::pin(async move { upstream.open(&wanted, &who, &call).await });
+        let board = upstream.board().clone();
+        let whose = (wanted, license.who().clone(), id.clone());
+        let mut service = ServiceLeg::new(whose, upstream, reconnect, goodbyes.clone());
+        let (client, session) = match client {
+            Client::Here(socket) => (ClientLeg::new(*socket, ticket.is_some()), String::new()),
+            Client::Away { outbox, session, .. } => {
+                service.lost(); // the core says when it wants one
+                core.continues(began.elapsed());
+                (ClientLeg::away(outbox), session)
+            }
+        };
         Self {
             id,
             core,
             began,
             client,
             door,
-            service: Service::Opening(opening),
-            shape: Shape::default(),
+            service,
+            session,
+            dialled_at: began,
             rerate,
+            ticket,
+            books,
+            goodbyes,
             drain: Some(drain),
             stop,
             license,
             board,
+            heir,
+            goes_over: false,
             cut: false,
             read_at: None,
             empty_looks: 0,
@@ -210,12 +271,12 @@ impl Driver {
             }
             match self.wait(timer.as_mut()).await {
                 Wake::Timer | Wake::Ready => {}
-                Wake::Opened(done) => match *done {
-                    Ok(session) => self.session_up(session),
-                    Err(error) => self.service_gone(&error),
-                },
+                Wake::Service(came) => self.service_came(came),
+                Wake::Arrived(arrival) => self.arrived(*arrival),
+                Wake::Recalled => self.recalled(),
                 Wake::Drain => self.drain_begins(),
                 Wake::Stop => self.core.handle(self.now(), Input::ClientGone(End::Drained)),
+                Wake::Rotate => self.core.handle(self.now(), Input::Rotate),
                 Wake::Cut(cut) => {
                     self.cut = true;
                     let end = match cut {
@@ -231,19 +292,27 @@ impl Driver {
     /// Stop, then a due timer, then work: a flood must hide neither.
     async fn wait(&mut self, timer: Pin<&mut time::Sleep>) -> Wake {
         let gated = self.read_at.is_some();
-        let Self { client, service, drain, stop, unread, license, cut, .. } = self;
+        let Self { client, service, ticket, drain, stop, unread, license, cut, .. } = self;
+        let ticket = ticket.as_ref();
         let client_ready = future::poll_fn(|cx| {
             if !gated && client.poll_readable(cx).is_ready() {
                 return std::task::Poll::Ready(());
             }
             client.poll_writable(cx).map(|_| ())
         });
-        let service_ready = future::poll_fn(|cx| match service {
-            Service::Opening(opening) => opening.as_mut().poll(cx).map(|done| Wake::Opened(Box::new(done))),
-            Service::Up(socket) if socket.poll_readable(cx).is_ready() => std::task::Poll::Ready(Wake::Ready),
-            Service::Up(socket) => socket.poll_writable(cx).map(|_| Wake::Ready),
-            Service::Gone => std::task::Poll::Pending,
-        });
+        let service_ready = future::poll_fn(|cx| service.poll(cx));
+        let arrived = async {
+            match ticket {
+                Some(ticket) => ticket.arrival().await,
+                None => future::pending().await,
+            }
+        };
+        let recalled = async {
+            match ticket {
+                Some(ticket) => ticket.recalled().await,
+                None => future::pending().await,
+            }
+        };
         let draining = async {
             match drain {
                 Some(drain) => drain.wait_for(Option::is_some).await.is_err(),
@@ -253,10 +322,15 @@ impl Driver {
         tokio::select! {
             biased;
             () = stop.cancelled() => Wake::Stop,
-            why = license.cut(), if !*cut => Wake::Cut(why),
+            asked = license.asked(), if !*cut => match asked {
+                Asked::Cut(why) => Wake::Cut(why),
+                Asked::Rotate => Wake::Rotate,
+            },
             _ = draining => Wake::Drain,
+            () = recalled => Wake::Recalled,
             () = timer => Wake::Timer,
-            wake = service_ready => wake,
+            came = service_ready => Wake::Service(came),
+            arrival = arrived => Wake::Arrived(arrival),
             () = client_ready => Wake::Ready,
             () = tokio::task::yield_now(), if *unread => Wake::Ready,
         }
@@ -268,10 +342,7 @@ impl Driver {
         let stalled = self.client.stalled_since().map(|at| at + CLIENT_STALL);
         // Only where the moment has an effect: while a reply plays, buffers are not given back.
         let shrink = (!self.shrunk && self.core.is_quiet()).then_some(self.active_at + SHRINK_AFTER);
-        let service = match &self.service {
-            Service::Up(socket) => socket.stalled_since().map(|at| at + SERVICE_STALL),
-            _ => None,
-        };
+        let service = self.service.socket().and_then(Socket::stalled_since).map(|at| at + SERVICE_STALL);
         let now = Instant::now();
         // A deadline whose moment has passed without effect must not spin.
         let later = [half, stalled, service].map(|at| at.filter(|at| *at > now));
@@ -300,8 +371,8 @@ impl Driver {
 
     fn read_service(&mut self) {
         for _ in 0..BUDGET {
-            let Service::Up(socket) = &mut self.service else { return };
-            let frame = match socket.read() {
+            let Some(up) = self.service.running() else { return };
+            let frame = match up.socket.read() {
                 Ok(None) => return,
                 Ok(Some(frame)) => frame,
                 Err(error) => return self.service_gone(&UpstreamError::Broken(error.to_string())),
@@ -319,9 +390,10 @@ impl Driver {
 
     fn service_text(&mut self, text: Bytes) {
         let now = self.now();
-        let Self { shape, core, door, board, license, .. } = self;
+        let Self { service, core, door, board, license, .. } = self;
+        let Some(up) = service.running() else { return };
         let passes = door.setup().is_none();
-        shape.incoming(text, |text| {
+        up.shape.incoming(text, |text| {
             let event = if passes { ga::glance(&text) } else { ga::decode(&text) };
             limits::heard(board, license.who().tenant_id(), &event);
             core.handle(now, if passes { Input::Heard(event, text) } else { Input::Service(event) });
@@ -330,10 +402,7 @@ impl Driver {
 
     /// The service has enough to take: a client that sends without measure waits in its own socket.
     fn service_behind(&self) -> bool {
-        let queued = match &self.service {
-            Service::Up(socket) => socket.queued_bytes(),
-            _ => 0,
-        };
+        let queued = self.service.socket().map_or(0, Socket::queued_bytes);
         self.door.setup().is_none() && queued + self.core.held_bytes() > SERVICE_BEHIND
     }
 
@@ -345,7 +414,9 @@ impl Driver {
             self.held_back = true;
             self.read_at = Some(Instant::now() + READ_PACE);
             // Its silence is ours.
-            self.client.excuse();
+            if let Some(socket) = self.client.socket() {
+                socket.excuse();
+            }
             self.core.handle(self.now(), Input::ClientPong);
             return self.client.watch(false);
         }
@@ -366,6 +437,9 @@ impl Driver {
                 Err(error) => return self.core.handle(self.now(), Input::ClientGone(client_end(error))),
             };
             self.active();
+            if let Some(ticket) = &mut self.ticket {
+                ticket.settle(); // whoever speaks after `resumed` has read it
+            }
             match frame {
                 Frame::Binary(bytes) => {
                     audio = true;
@@ -377,7 +451,11 @@ impl Driver {
                     self.door.text(&mut self.core, self.began.elapsed(), text);
                 }
                 Frame::Pong => self.core.handle(self.now(), Input::ClientPong),
-                Frame::Closed { .. } => return self.core.handle(self.now(), Input::ClientGone(End::Asked)),
+                // Whoever goes away for another reason than being done may come back.
+                Frame::Closed { code, .. } => {
+                    let end = if matches!(code, None | Some(1000)) { End::Asked } else { End::ClientLost };
+                    return self.core.handle(self.now(), Input::ClientGone(end));
+                }
             }
         }
         self.unread = true;
@@ -402,24 +480,45 @@ impl Driver {
 
     /// Does what the core says and writes what the sockets take. `Some`: the call is over.
     fn act(&mut self) -> Option<End> {
+        loop {
+            if let Some(end) = self.do_all() {
+                return Some(end);
+            }
+            // A socket that breaks while it is written to gives more to do.
+            if !self.flush() {
+                return self.goes_over.then_some(End::Drained);
+            }
+        }
+    }
+
+    fn do_all(&mut self) -> Option<End> {
         while let Some(output) = self.core.poll(self.now(), self.room()) {
             match output {
+                Output::Send(message @ ServerMsg::Ready { .. }) => {
+                    if let Some(text) = self.door.write(&message) {
+                        self.client.outbox().uncounted(text);
+                    }
+                }
                 Output::Send(message) => self.tell(&message, false),
                 Output::SendNow(message) => self.tell(&message, true),
                 Output::Audio { frame, first } => self.play(&frame, first),
                 Output::AudioTail => {
                     if let Some(tail) = self.door.tail() {
                         self.bytes_out += tail.len() as u64;
-                        self.client.send_binary(tail);
+                        self.client.outbox().binary(tail);
                     }
                 }
                 Output::DropAudio => {
-                    self.client.drop_binary();
+                    self.client.outbox().drop_binary();
                     self.door.drop_audio();
                 }
                 Output::DropInput => self.door.drop_input(),
                 Output::Service { number, command } => self.command(&command, number),
                 Output::Forward(text) => self.forward(text),
+                Output::Greet(text) => {
+                    let Self { door, client, .. } = self;
+                    door.relay(text, |text| client.outbox().uncounted(text));
+                }
                 Output::Relay { text, first } => {
                     self.first_audio |= first;
                     self.relay(text);
@@ -431,17 +530,30 @@ impl Driver {
                     };
                     self.core.handle(self.now(), input);
                 }
-                Output::PingClient => self.client.send_ping(),
+                Output::Received(got) => self.client.outbox().received(got),
+                Output::HangUp { why, word } => self.hang_up(&why, word.as_ref()),
+                Output::HandOver => self.goes_over = true,
+                Output::Dial => {
+                    self.dialled_at = Instant::now();
+                    self.service.dial();
+                }
+                Output::DialNext => self.service.dial_next(),
+                Output::Switch => {
+                    self.service.switch();
+                    self.session = self.service.id().unwrap_or_default().to_owned();
+                }
+                Output::LeaveService => self.service.leave_all(),
+                Output::Book(booked) => self.book(booked),
+                Output::PingClient => self.client.outbox().ping(),
                 Output::PingService => {
-                    if let Service::Up(socket) = &mut self.service {
-                        socket.send_ping();
+                    if let Some(up) = self.service.running() {
+                        up.socket.send_ping();
                     }
                 }
                 Output::Fact(fact) => fact.record(),
                 Output::End(end) => return Some(end),
             }
         }
-        self.flush();
         None
     }
 
@@ -453,14 +565,14 @@ impl Driver {
     fn tell(&mut self, message: &ServerMsg, now: bool) {
         let Some(text) = self.door.write(message) else { return };
         self.bytes_out += text.len() as u64;
-        if now { self.client.send_urgent(text) } else { self.client.send_text(text) }
+        if now { self.client.outbox().urgent(text) } else { self.client.outbox().text(text) }
     }
 
     fn relay(&mut self, text: Bytes) {
         let Self { door, client, bytes_out, .. } = self;
         door.relay(text, |text| {
             *bytes_out += text.len() as u64;
-            client.send_text(text);
+            client.outbox().text(text);
         });
     }
 
@@ -474,8 +586,8 @@ impl Driver {
         if let (Some(rerate), Some(Codec::Pcm16)) = (&mut self.rerate, self.core.passing().map(|input| input.codec)) {
             text = rerate.apply(text);
         }
-        if let Service::Up(socket) = &mut self.service {
-            self.shape.outgoing(text, |text| socket.send_text(text));
+        if let Some(up) = self.service.running() {
+            up.shape.outgoing(text, |text| up.socket.send_text(text));
         }
     }
 
@@ -484,7 +596,7 @@ impl Driver {
         match self.door.play(frame) {
             Ok(audio) => {
                 self.bytes_out += audio.len() as u64;
-                self.client.send_binary(audio);
+                self.client.outbox().binary(audio);
             }
             Err(error) => {
                 tracing::error!(%error, "reply audio could not be converted");
@@ -493,15 +605,20 @@ impl Driver {
         }
     }
 
-    fn flush(&mut self) {
+    /// Writes what the sockets take; whether one of them is gone.
+    fn flush(&mut self) -> bool {
+        let mut gone = false;
         if let Err(error) = self.client.flush() {
+            gone = true;
             self.core.handle(self.now(), Input::ClientGone(client_end(error)));
         }
-        if let Service::Up(socket) = &mut self.service
-            && let Err(error) = socket.flush()
+        if let Some(up) = self.service.running()
+            && let Err(error) = up.socket.flush()
         {
+            gone = true;
             self.service_gone(&UpstreamError::Broken(error.to_string()));
         }
+        gone
     }
 
     /// Peers that begin and do not finish, or do not take what is theirs.
@@ -511,12 +628,24 @@ impl Driver {
         if self.client.unfinished_until(HALF_MESSAGE).is_some_and(|at| now >= at) {
             self.core.handle(self.now(), Input::ClientGone(End::HalfMessage));
         }
+        if !self.client.is_here() {
+            let queued = self.client.queued_bytes();
+            if queued > CLIENT_OVERFULL {
+                self.core.handle(self.now(), Input::TooMuchKept(queued > CLIENT_OVERFULL_UNPACED));
+            }
+            return self.check_service(now);
+        }
         let queued = self.client.queued_bytes();
         let overfull = if self.door.setup().is_some() { CLIENT_OVERFULL } else { CLIENT_OVERFULL_UNPACED };
         if queued >= overfull || queued >= CLIENT_FULL && past(self.client.stalled_since(), CLIENT_STALL) {
             self.core.handle(self.now(), Input::ClientGone(End::SlowConsumer));
         }
-        if let Service::Up(socket) = &self.service
+        self.check_service(now);
+    }
+
+    fn check_service(&mut self, now: Instant) {
+        let past = |since: Option<Instant>, patience| since.is_some_and(|at| now >= at + patience);
+        if let Some(socket) = self.service.socket()
             && (socket.queued_bytes() > SERVICE_FULL || past(socket.stalled_since(), SERVICE_STALL))
         {
             self.service_gone(&UpstreamError::Timeout { stage: "take our audio", after: SERVICE_STALL });
@@ -530,11 +659,8 @@ impl Driver {
             self.core.shrink();
             self.door.shrink();
         }
-        let service = match &mut self.service {
-            Service::Up(socket) => Some(socket.as_mut()),
-            _ => None,
-        };
-        let client = (!self.held_back).then_some(&mut self.client);
+        let service = self.service.running().map(|up| &mut up.socket);
+        let client = if self.held_back { None } else { self.client.socket() };
         for socket in client.into_iter().chain(service) {
             if quiet {
                 socket.resize(QUIET_BUFFER);
@@ -544,12 +670,29 @@ impl Driver {
         }
     }
 
+    fn service_came(&mut self, came: Came) {
+        match came {
+            Came::Ready => {}
+            Came::Opened(done) => match *done {
+                Ok(session) => self.session_up(session),
+                Err(error) => self.service_gone(&error),
+            },
+            Came::Next(found) => {
+                if let Err(error) = &found {
+                    tracing::warn!(%error, "no session to follow the running one");
+                }
+                let found = found.map(|expires_at| lives(expires_at, unix_now())).map_err(drop);
+                self.core.handle(self.now(), Input::NextSession(found));
+            }
+        }
+    }
+
     fn session_up(&mut self, session: Session) {
-        Fact::SessionUp { after: self.began.elapsed() }.record();
+        Fact::SessionUp { after: self.dialled_at.elapsed() }.record();
         tracing::debug!(session = session.id, expires_at = session.expires_at, "session");
-        self.service = Service::Up(Box::new(session.socket));
-        self.shape = session.shape;
-        self.core.handle(self.now(), Input::SessionUp);
+        self.session.clone_from(&session.id);
+        self.service.runs(session.id, session.socket, session.shape);
+        self.core.handle(self.now(), Input::SessionUp(lives(session.expires_at, unix_now())));
         if self.door.setup().is_none() {
             let created = ga::glance(&session.created);
             self.core.handle(self.now(), Input::Heard(created, session.created));
@@ -558,17 +701,138 @@ impl Driver {
 
     fn service_gone(&mut self, error: &UpstreamError) {
         tracing::warn!(%error, "the service is gone");
-        if matches!(self.service, Service::Up(_)) {
+        if self.service.socket().is_some() {
             self.board.refused(Source::Close, self.license.who().tenant_id(), error);
         }
-        self.service = Service::Gone;
-        self.core.handle(self.now(), Input::ServiceGone(End::upstream(error)));
+        self.service.lost();
+        self.core.handle(self.now(), Input::ServiceGone(End::upstream(error), error.another_may_do()));
+    }
+
+    /// The client's socket goes, and the call stays for it.
+    fn hang_up(&mut self, why: &End, word: Option<&ServerMsg>) {
+        let word = word.and_then(|message| self.door.write(message));
+        // What it has not taken, it gets on its next one.
+        let Some(socket) = self.client.part(word) else { return };
+        (self.read_at, self.held_back, self.empty_looks) = (None, false, 0);
+        tracing::info!(%why, "the client is away");
+        let (code, reason) = self.door.close(why);
+        let patience = if *why == End::SlowConsumer { SLOW_GOODBYE } else { GOODBYE };
+        self.goodbyes.spawn(async move { socket.close(code, &reason, patience).await });
+    }
+
+    /// Somebody comes back with a token.
+    fn arrived(&mut self, arrival: Arrival) {
+        let Arrival { token, socket, who, got } = arrival;
+        let (connected, door) = (self.client.is_here(), self.door.name());
+        let Some(ticket) = self.ticket.as_mut().filter(|ticket| ticket.is_good(&token, connected)) else {
+            return self.refuse(socket);
+        };
+        if !self.client.outbox().has_since(got) {
+            return self.refuse(socket);
+        }
+        let Ok(credential) = self.license.adopt(who, unix_now()) else { return self.refuse(socket) };
+        let next = ticket.after(token);
+        let greeting = self.door.resumed(&self.id, next, self.core.received());
+        if connected && let Some(old) = self.client.part(None) {
+            self.goodbyes.spawn(returns::leave(old, door, End::Superseded, self.id.clone()));
+        }
+        match self.client.take_in(socket, greeting, got) {
+            Err(socket) => self.refuse(*socket),
+            Ok(late) => {
+                tracing::info!(late, "the client is back");
+                (self.read_at, self.cut) = (None, false);
+                let late = MESSAGE * u32::try_from(late).unwrap_or(u32::MAX);
+                self.core.handle(self.now(), Input::ClientBack { late, credential });
+                self.active();
+            }
+        }
+    }
+
+    fn refuse(&self, socket: Socket) {
+        self.goodbyes.spawn(returns::leave(socket, self.door.name(), End::ResumeRefused, self.id.clone()));
+    }
+
+    fn book(&self, booked: Booked) {
+        self.books.book(self.license.who(), &self.session, booked);
     }
 
     fn drain_begins(&mut self) {
         let until = self.drain.take().and_then(|drain| *drain.borrow());
         let left = until.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+        self.core.handle(self.now(), Input::Heir(self.heir.is_there()));
         self.core.handle(self.now(), Input::Drain(left));
+    }
+
+    /// The client is at the door of the process that follows.
+    fn recalled(&mut self) {
+        if self.heir.is_there() {
+            self.core.handle(self.now(), Input::Heir(true));
+            self.core.handle(self.now(), Input::ClientGone(End::Drained));
+        }
+    }
+
+    /// Gives the call to the process that follows; only then is the client told to go there. `false`: it would not have it, and
+    /// the call ends here.
+    async fn hand_over(&mut self) -> bool {
+        // What the client says from now on it says again there, for nobody acknowledges it.
+        let socket = self.client.part(None);
+        let written = self.written().and_then(|written| written.write());
+        let taken = match written {
+            Some(call) => self.heir.take(call).await,
+            None => false,
+        };
+        if !taken {
+            tracing::warn!("the call could not be handed over");
+            self.goes_over = false;
+            socket.into_iter().for_each(|socket| self.client.rejoin(socket));
+            self.core.handle(self.now(), Input::Heir(false));
+            self.core.handle(self.now(), Input::ClientGone(End::Drained));
+            self.act();
+            return false;
+        }
+        tracing::info!("the call was handed over");
+        let (close, reason) = self.door.close(&End::Drained);
+        let (length, bytes_in, bytes_out) = (self.began.elapsed(), self.bytes_in, self.bytes_out);
+        Fact::CallEnded { close, length, bytes_in, bytes_out }.record();
+        // A reply that is lost with its session is booked there.
+        let service = self.service.end();
+        let client = async {
+            if let Some(socket) = socket {
+                socket.close(close, &reason, GOODBYE).await;
+            }
+        };
+        let service = async {
+            if let Some(up) = service {
+                up.socket.close(1000, "", GOODBYE).await;
+            }
+        };
+        tokio::join!(client, service);
+        true
+    }
+
+    /// The call as another process can go on with it; `None`: it cannot.
+    fn written(&mut self) -> Option<Written> {
+        let (setup, ticket) = (self.door.setup()?, self.ticket.as_ref()?);
+        let written = Written {
+            id: self.id.clone(),
+            ran: self.began.elapsed(),
+            core: self.core.clone(),
+            audio: self.door.audio()?,
+            input: setup.input,
+            output: setup.output,
+            auto_turns: setup.auto_turns,
+            half: self.door.half(),
+            agent: self.books.agent.clone(),
+            persona: AgentConfig::clone(&setup.agent),
+            model: self.books.model.clone(),
+            who: self.license.who().named(),
+            session: self.session.clone(),
+            tokens: ticket.tokens().to_vec(),
+            said: 0,
+            kept: Vec::new(),
+            waiting: Vec::new(),
+        };
+        Some(written.with_outbox(self.client.outbox()))
     }
 
     /// We panicked; the core, which would say why the call ends, is not to be asked any more.
@@ -584,21 +848,52 @@ impl Driver {
         let (close, reason) = self.door.close(end);
         let (length, bytes_in, bytes_out) = (self.began.elapsed(), self.bytes_in, self.bytes_out);
         Fact::CallEnded { close, length, bytes_in, bytes_out }.record();
+        if let Some(mut ticket) = self.ticket.take()
+            && let Some(arrival) = ticket.close()
+        {
+            self.refuse(arrival.socket);
+        }
         // What was for the loudspeaker is not worth waiting for.
-        self.client.drop_binary();
-        let service = std::mem::replace(&mut self.service, Service::Gone);
+        self.client.outbox().drop_binary();
+        let mut socket = self.client.take();
         let client = async {
-            if *end != End::ClientLost {
+            if let Some(socket) = socket.take().filter(|_| *end != End::ClientLost) {
                 let patience = if *end == End::SlowConsumer { SLOW_GOODBYE } else { GOODBYE };
-                self.client.close(close, &reason, patience).await;
+                socket.close(close, &reason, patience).await;
             }
         };
+        let mut owed = self.core.uncounted();
+        let running = self.service.end();
         let service = async {
-            if let Service::Up(socket) = service {
-                socket.close(1000, "", GOODBYE).await;
+            if let Some(mut up) = running {
+                if !owed.is_empty() {
+                    // What is not counted by then stays an estimate.
+                    let _ = time::timeout(GOODBYE, last_counts(&mut up, &mut owed)).await;
+                }
+                up.socket.close(1000, "", GOODBYE).await;
             }
+            owed
         };
-        tokio::join!(client, service);
+        let ((), owed) = tokio::join!(client, service);
+        owed.into_iter().for_each(|booked| self.book(booked));
+    }
+}
+
+/// The service's counts of replies that were stopped with their call, in place of our estimates.
+async fn last_counts(up: &mut Up, owed: &mut [Booked]) {
+    while owed.iter().any(|booked| booked.estimated) {
+        match up.socket.next().await {
+            Ok(Frame::Text(text)) => up.shape.incoming(text, |text| {
+                let counted = Booked::counted(&ga::glance(&text));
+                for booked in owed.iter_mut() {
+                    if let Some(counted) = counted.as_ref().filter(|counted| counted.id == booked.id) {
+                        *booked = Booked { audio_ms: booked.audio_ms, ..counted.clone() };
+                    }
+                }
+            }),
+            Ok(Frame::Closed { .. }) | Err(_) => return,
+            Ok(Frame::Binary(_) | Frame::Pong) => {}
+        }
     }
 }
 

@@ -80,6 +80,9 @@ pub enum End {
     /// A token that opens nothing.
     #[error("this call cannot be resumed: begin a new one")]
     ResumeRefused,
+    /// The client is there with another socket.
+    #[error("this call was resumed on another connection")]
+    Superseded,
     /// The client does not read.
     #[error("the client takes its audio too slowly")]
     SlowConsumer,
@@ -139,6 +142,35 @@ impl End {
         Self::Upstream { code, close, retryable: transient, retry_after, message, service }
     }
 
+    /// The client may come back to the same call (client-protocol.md, "Close codes").
+    pub fn may_come_back(&self) -> bool {
+        match self {
+            Self::ClientLost
+            | Self::MessageTooLarge { .. }
+            | Self::AudioTooFast
+            | Self::Idle(_)
+            | Self::NoPong
+            | Self::TokenExpired
+            | Self::Revoked
+            | Self::SlowConsumer
+            | Self::Upstream { .. } => true,
+            Self::Asked
+            | Self::Drained
+            | Self::Framing
+            | Self::Utf8
+            | Self::InvalidAudio(_)
+            | Self::BadMessages
+            | Self::ControlFlood
+            | Self::HalfMessage
+            | Self::TooMuchEarly { .. }
+            | Self::EndedByTenant
+            | Self::MaxTime(_)
+            | Self::ResumeRefused
+            | Self::Superseded
+            | Self::Internal => false,
+        }
+    }
+
     /// What the client is told before the close; `None`: the close code says it all.
     pub fn error(&self, request_id: String) -> Option<ErrorBody> {
         let Report { code, retryable, retry_after, .. } = self.report();
@@ -177,6 +209,7 @@ impl End {
             Self::EndedByTenant => of("forbidden", 4403, false),
             Self::MaxTime(_) => of("max_call_time", 4440, false),
             Self::ResumeRefused => of("resume_refused", 4410, false),
+            Self::Superseded => of("superseded", 4409, false),
             Self::SlowConsumer => of("slow_consumer", 4508, true),
             Self::Internal => of("internal", 1011, true),
             Self::Upstream { code, close, retryable, retry_after, .. } => Report {

@@ -82,13 +82,21 @@ impl Intake {
     /// Meters an audio message.
     pub fn take_audio(&mut self, now: At, length: Duration) -> AudioVerdict {
         let refill = now.saturating_sub(self.metered_at).mul_f64(MAX_SPEED);
-        self.allowance = (self.allowance + refill).min(BURST);
+        // What was granted beyond the burst is used up, and does not come again.
+        self.allowance = (self.allowance + refill).min(BURST.max(self.allowance));
         self.metered_at = now;
         let Some(left) = self.allowance.checked_sub(length) else { return self.refuse(now) };
         self.allowance = left;
         self.audio += length;
         self.ack_due.get_or_insert(now + ACK_EVERY);
         AudioVerdict::Taken
+    }
+
+    /// The client was away, or not heard, for so long: what it could have sent meanwhile it may send now, at once.
+    pub fn resumed(&mut self, now: At, away: Duration) {
+        self.allowance = BURST + away.mul_f64(MAX_SPEED);
+        self.metered_at = now;
+        self.too_fast = None;
     }
 
     fn refuse(&mut self, now: At) -> AudioVerdict {
@@ -167,6 +175,15 @@ mod tests {
         assert_eq!(intake.take_audio(Duration::ZERO, FRAME), AudioVerdict::TooFast { tell: true });
         assert_eq!(intake.take_audio(FRAME, FRAME), AudioVerdict::Taken);
         assert_eq!(intake.audio(), Duration::from_millis(30_020));
+    }
+
+    #[test]
+    fn what_was_said_while_away_may_come_at_once() {
+        let mut intake = Intake::default();
+        intake.take_audio(Duration::ZERO, BURST);
+        intake.resumed(Duration::from_secs(30), Duration::from_secs(30));
+        assert_eq!(intake.take_audio(Duration::from_secs(30), Duration::from_secs(150)), AudioVerdict::Taken);
+        assert!(matches!(intake.take_audio(Duration::from_secs(30), FRAME), AudioVerdict::TooFast { .. }));
     }
 
     #[test]

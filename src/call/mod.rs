@@ -3,20 +3,29 @@
 //!
 //! Core in parts, each with one subject: [`intake`] (what the client may send, counted), [`turn`] (the caller's side of a
 //! turn), [`slot`] (one reply at a time), [`playout`] (replies on their way to the loudspeaker, and what of them was
-//! heard), [`tools`], [`policy`] (what a client that owns its conversation may set). All of it is plain data that can be written down.
+//! heard), [`tools`], [`mirror`] and [`ring`] (what was said, for the next session), [`policy`] (what a client that owns its
+//! conversation may set). All of it is plain data that can be written down. [`returns`] is the way back to a call for a client
+//! that lost its socket.
+pub mod books;
+pub mod client_leg;
 pub mod core;
 pub mod door;
 pub mod driver;
 pub mod end;
 pub mod intake;
+pub mod mirror;
 pub mod playout;
 pub mod policy;
 pub mod rate;
 pub mod reply;
+pub mod returns;
+pub mod ring;
+pub mod service_leg;
 pub mod sideband;
 pub mod slot;
 pub mod tools;
 pub mod turn;
+pub mod written;
 
 use std::time::Duration;
 

@@ -80,6 +80,30 @@ pub struct BargeIn {
     pub unheard: Vec<Unheard>,
     /// The reply that the service still generates.
     pub generating: Option<String>,
+    /// Replies, by the service's ids.
+    pub cut: Vec<String>,
+}
+
+/// A reply that was being generated when its session was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broken {
+    /// The service's id.
+    pub response: String,
+    /// Its items.
+    pub items: Vec<String>,
+    /// Some of it was sent to the client, or the caller had moved on: nobody shall hear it begin again.
+    pub begun: bool,
+    /// Received, ms.
+    pub audio_ms: u64,
+}
+
+/// What had to be given up of replies that nobody took.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Stopped {
+    /// Items, oldest first.
+    pub unheard: Vec<Unheard>,
+    /// The reply that the service still generates.
+    pub generating: Option<String>,
 }
 
 /// All replies of a call that are not over.
@@ -124,6 +148,12 @@ impl Playout {
         self.replies.iter().find(|r| r.response == response).map(|r| r.id.as_str())
     }
 
+    /// Audio of a reply so far, ms.
+    pub fn audio_ms(&self, response: &str) -> u64 {
+        let reply = self.replies.iter().find(|r| r.response == response);
+        reply.map_or(0, |reply| reply.received() * 1_000 / u64::from(self.format.rate))
+    }
+
     /// A delta. `false`: the backlog is full, and the reply should be stopped.
     pub fn receive(&mut self, now: At, response: &str, item: &str, content_index: u32, audio: Bytes) -> bool {
         let size = self.format.sample_bytes().unwrap_or(1);
@@ -158,12 +188,74 @@ impl Playout {
         Some(Unheard::Truncate { item: item.id.clone(), content_index: item.content_index, audio_end_ms })
     }
 
+    /// The session is lost. What came of its replies is still played, but for a reply of which nothing was sent: that can begin
+    /// anew, and is forgotten.
+    pub fn lost(&mut self) -> Vec<Broken> {
+        let rate = u64::from(self.format.rate);
+        let mut broken = Vec::new();
+        for reply in self.replies.iter_mut().filter(|reply| !reply.is_generated()) {
+            let begun = reply.sent() > 0 || reply.cut.is_some();
+            broken.push(Broken {
+                response: reply.response.clone(),
+                items: reply.items.iter().map(|item| item.id.clone()).collect(),
+                begun,
+                audio_ms: reply.received() * 1_000 / rate,
+            });
+            if !begun {
+                reply.cut(0);
+            }
+            let reason = Some("upstream_lost".to_owned());
+            reply.generated = Some(Generated { status: ReplyStatus::Interrupted, reason });
+            reply.sent_all |= reply.received() == 0;
+        }
+        // The client was told nothing of a reply that is not announced.
+        self.replies.retain(|reply| reply.announced || reply.cut.is_none());
+        broken
+    }
+
+    /// Nobody takes audio: more than `most` of what waits is given up, the newest first.
+    pub fn keep(&mut self, most: Duration) -> Stopped {
+        let size = self.format.sample_bytes().unwrap_or(1);
+        let mut left = self.format.bytes(most) / size * size;
+        let mut stopped = Stopped::default();
+        for reply in self.replies.iter_mut().filter(|reply| reply.cut.is_none()) {
+            let over = reply.waiting_bytes().saturating_sub(left);
+            left -= reply.waiting_bytes() - over;
+            if over == 0 {
+                continue;
+            }
+            let before: Vec<u64> = reply.items.iter().map(|item| item.received).collect();
+            reply.give_up(over, (over / size) as u64);
+            for (item, _) in reply.items.iter().zip(before).filter(|(item, before)| item.received < *before) {
+                let (id, content_index) = (item.id.clone(), item.content_index);
+                let audio_end_ms = item.received * 1_000 / u64::from(self.format.rate);
+                stopped.unheard.push(match item.received {
+                    0 => Unheard::Delete { item: id },
+                    _ => Unheard::Truncate { item: id, content_index, audio_end_ms },
+                });
+            }
+            if !reply.is_generated() {
+                stopped.generating = Some(reply.response.clone());
+            }
+            let reason = Some("nobody_there".to_owned());
+            reply.generated = Some(Generated { status: ReplyStatus::Incomplete, reason });
+        }
+        stopped
+    }
+
+    /// The client is back; so much of what was sent to it arrives only now.
+    pub fn resumed(&mut self, now: At, late: Duration) {
+        let size = self.format.sample_bytes().unwrap_or(1);
+        self.pacer.resume(now, (self.format.bytes(late) / size) as u64);
+    }
+
     /// What may be sent now; ask until `None`.
     pub fn next(&mut self, now: At) -> Option<Step> {
         let bytes = self.format.bytes(FRAME);
         let size = self.format.sample_bytes().unwrap_or(1);
         let frame = (bytes / size) as u64;
-        let reply = self.replies.iter_mut().find(|r| !r.sent_all)?;
+        // Also one without audio is announced in its turn: audio belongs to the reply that was announced last.
+        let reply = self.replies.iter_mut().find(|r| !r.sent_all || !r.announced && r.cut.is_none())?;
         if !reply.announced {
             reply.announced = true;
             return Some(Step::Announce(reply.id.clone()));
@@ -230,6 +322,7 @@ impl Playout {
         for reply in self.replies.iter_mut().filter(|r| r.cut.is_none()) {
             let heard = reply.heard(now, played, rate);
             reply.cut(heard);
+            found.cut.push(reply.response.clone());
             if reply.announced {
                 found.clear.push(reply.id.clone());
             }
@@ -246,12 +339,13 @@ impl Playout {
     /// Everything that is over by now.
     pub fn over(&mut self, now: At) -> Vec<Over> {
         let mut over = Vec::new();
-        while let Some(at) = self.replies.iter().position(|r| self.over_at(r).is_some_and(|end| now >= end)) {
+        loop {
+            let at = self.ends().position(|end| end.is_some_and(|end| now >= end));
+            let Some(at) = at else { return over };
             if let Some(reply) = self.replies.remove(at) {
                 over.push(self.close(reply, now));
             }
         }
-        over
     }
 
     /// Ends every reply, as failed where it was not generated to its end: the service is gone.
@@ -280,7 +374,17 @@ impl Playout {
         Over { status, reason, audio_ms: ms(reply.received()), heard_ms: ms(heard), reply }
     }
 
-    /// When a reply is over, as far as is known.
+    /// When each reply is over, as far as is known. One that the client does not know yet, such as a tool call, waits for the
+    /// audio before it: what comes after `reply_started` is the audio of that reply.
+    fn ends(&self) -> impl Iterator<Item = Option<At>> {
+        let mut sounds = false;
+        self.replies.iter().map(move |reply| {
+            let end = self.over_at(reply).filter(|_| reply.announced || !sounds);
+            sounds |= reply.cut.is_none() && !reply.sent_all;
+            end
+        })
+    }
+
     fn over_at(&self, reply: &Reply) -> Option<At> {
         if reply.cut.is_some() {
             return if reply.is_generated() { Some(At::ZERO) } else { self.cut_until };
@@ -306,7 +410,7 @@ impl Playout {
                 r.waiting_bytes() >= self.format.bytes(FRAME) || (r.is_generated() && r.waiting_bytes() > 0)
             });
         let send = sends.filter(|_| room).map(|_| self.pacer.next_send());
-        self.replies.iter().filter_map(|r| self.over_at(r)).chain(send).min()
+        self.ends().flatten().chain(send).min()
     }
 }
 

@@ -78,6 +78,16 @@ impl From<Ended> for ReplyStatus {
     }
 }
 
+/// A status as it is written down.
+pub fn status_name(status: ReplyStatus) -> &'static str {
+    match status {
+        ReplyStatus::Completed => "completed",
+        ReplyStatus::Interrupted => "interrupted",
+        ReplyStatus::Incomplete => "incomplete",
+        ReplyStatus::Failed => "failed",
+    }
+}
+
 /// How a reply's generation ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Generated {
@@ -176,6 +186,24 @@ impl Reply {
         }
         self.waiting_bytes -= out.len();
         out
+    }
+
+    /// Gives up the last so many bytes of what waits, which are so many samples: they were never said.
+    pub fn give_up(&mut self, bytes: usize, samples: u64) {
+        let mut left = bytes;
+        while let Some(last) = self.waiting.back_mut().filter(|_| left > 0) {
+            let drop = last.len().min(left);
+            last.truncate(last.len() - drop);
+            left -= drop;
+            if last.is_empty() {
+                self.waiting.pop_back();
+            }
+        }
+        self.waiting_bytes -= bytes - left;
+        self.received -= samples;
+        for item in &mut self.items {
+            item.received = item.received.min(self.received.saturating_sub(item.begin));
+        }
     }
 
     /// So many samples of it went out, at this place of all that was sent.

@@ -13,7 +13,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{At, core::Life, end::End};
+use super::{
+    At,
+    books::{Booked, Books},
+    core::Life,
+    end::End,
+};
 use crate::{
     admit::{Cut, License},
     net::ws::{Frame, Socket},
@@ -47,14 +52,12 @@ const HANG_UP_WITHIN: Duration = Duration::from_secs(600);
 /// A call to watch.
 #[derive(Debug)]
 pub struct Watched {
-    /// The service's id of it.
-    pub call: String,
-    /// How it came about, for the metrics.
-    pub door: &'static str,
     /// Its limits.
     pub life: Life,
     /// Its right to go on, and who speaks for it.
     pub license: License,
+    /// The service's id of it, how it came about, and where its rows go.
+    pub books: Books,
     /// The account that it runs on.
     pub upstream: Upstream,
     /// Set when the server goes away, and nobody will watch any more: the moment at which its patience ends.
@@ -101,13 +104,14 @@ impl Watch {
 
 /// Watches a call to its end, and hangs up.
 pub async fn run(watched: Watched) -> End {
-    Fact::CallStarted { door: watched.door.into() }.record();
+    Fact::CallStarted { door: watched.books.door.into() }.record();
     let began = Instant::now();
-    let Watched { call, life, mut license, upstream, mut drain, stop, .. } = watched;
+    let Watched { books, life, mut license, upstream, mut drain, stop } = watched;
+    let call = books.call.clone();
     let watch =
         Watch { max: life.max, idle: life.idle, credential: life.credential, heard: At::ZERO, deaf: Some(At::ZERO) };
     // Whatever goes wrong in here, the call is hung up.
-    let watching = AssertUnwindSafe(listen(&call, watch, &mut license, &upstream, &mut drain)).catch_unwind();
+    let watching = AssertUnwindSafe(listen(&books, watch, &mut license, &upstream, &mut drain)).catch_unwind();
     let end = tokio::select! {
         biased;
         () = stop.cancelled() => End::Drained,
@@ -122,9 +126,15 @@ pub async fn run(watched: Watched) -> End {
 }
 
 /// Listens until the call must end, or is over.
-async fn listen(call: &str, mut watch: Watch, license: &mut License, upstream: &Upstream, drain: &mut Draining) -> End {
+async fn listen(
+    books: &Books,
+    mut watch: Watch,
+    license: &mut License,
+    upstream: &Upstream,
+    drain: &mut Draining,
+) -> End {
     let began = Instant::now();
-    let who = license.who().clone();
+    let (who, call) = (license.who().clone(), books.call.as_str());
     let (mut joins, mut joined, mut socket): (usize, bool, Option<Socket>) = (0, false, None);
     loop {
         if let Some(end) = watch.verdict(began.elapsed()) {
@@ -171,6 +181,9 @@ async fn listen(call: &str, mut watch: Watch, license: &mut License, upstream: &
                 joins = 1;
                 watch.heard = began.elapsed();
                 limits::heard(upstream.board(), who.tenant_id(), &event);
+                if let Some(booked) = Booked::counted(&event) {
+                    books.book(&who, "", booked);
+                }
                 if let Event::ReplyDone { usage: Some(usage), .. } = event {
                     Fact::Tokens { usage }.record();
                 }

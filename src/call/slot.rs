@@ -12,7 +12,7 @@ use super::At;
 const VAD_PATIENCE: Duration = Duration::from_secs(3);
 
 /// A reply that somebody wants.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Want {
     /// For this reply only.
     pub instructions: Option<String>,
@@ -23,8 +23,8 @@ enum State {
     Free,
     /// Requested by us, not begun.
     Requested,
-    /// Running; the service's id, if we know it.
-    Active(Option<String>),
+    /// Running; the service's id, if we know it, and what was wanted by it.
+    Active(Option<String>, Want),
 }
 
 /// What we asked for last.
@@ -53,6 +53,15 @@ pub enum Began {
     CalledOff,
     /// The caller speaks already; the service stops only what runs when speech begins.
     Untimely,
+}
+
+/// What was under way in a session that is lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The reply that ran, if its name was known.
+    pub response: Option<String>,
+    /// What was wanted by it, or by the request that had not become one.
+    pub want: Option<Want>,
 }
 
 /// The conversation's one slot.
@@ -106,7 +115,7 @@ impl Slot {
 
     /// The caller's turn is over: the service is about to answer, and with it everything that waits by now.
     pub fn expect_vad(&mut self, now: At) {
-        if !matches!(self.state, State::Active(_)) || self.vad_until.is_some() {
+        if !matches!(self.state, State::Active(..)) || self.vad_until.is_some() {
             self.vad_until = Some(now + VAD_PATIENCE);
             self.waiting.iter_mut().for_each(|w| w.covered = true);
         }
@@ -124,17 +133,19 @@ impl Slot {
     /// What the client asked for itself will not come. `busy`: since another reply runs.
     pub fn not_taken(&mut self, busy: bool) {
         if self.state == State::Requested {
-            self.state = if busy { State::Active(None) } else { State::Free };
+            self.state = if busy { State::Active(None, Want::default()) } else { State::Free };
         }
     }
 
     /// A reply began.
     pub fn created(&mut self, response: &str) -> Began {
         let speaking = self.vad_until == Some(At::MAX);
-        let requested =
-            std::mem::replace(&mut self.state, State::Active(Some(response.to_owned()))) == State::Requested;
+        let requested = self.state == State::Requested;
         // The service begins none by itself while the caller speaks.
-        if requested && (speaking || self.vad_until.is_none()) {
+        let ours = requested && (speaking || self.vad_until.is_none());
+        let want = self.request.as_ref().filter(|_| ours).map(|request| request.want.clone()).unwrap_or_default();
+        self.state = State::Active(Some(response.to_owned()), want);
+        if ours {
             let called_off = self.request.as_ref().is_some_and(|r| r.called_off);
             return match (called_off, speaking) {
                 (true, _) => Began::CalledOff,
@@ -149,7 +160,7 @@ impl Slot {
 
     /// A reply ended.
     pub fn done(&mut self, response: &str) {
-        if matches!(&self.state, State::Active(id) if id.as_deref().is_none_or(|id| id == response)) {
+        if matches!(&self.state, State::Active(id, _) if id.as_deref().is_none_or(|id| id == response)) {
             self.state = State::Free;
         }
     }
@@ -162,7 +173,7 @@ impl Slot {
             self.want_first(request.want);
         }
         if self.state == State::Requested {
-            self.state = if busy { State::Active(None) } else { State::Free };
+            self.state = if busy { State::Active(None, Want::default()) } else { State::Free };
         }
         true
     }
@@ -172,7 +183,7 @@ impl Slot {
     pub fn call_off(&mut self) -> bool {
         match (&self.state, &mut self.request) {
             (State::Requested, Some(request)) => !std::mem::replace(&mut request.called_off, true),
-            (state, _) => *state == State::Active(None),
+            (state, _) => matches!(state, State::Active(None, _)),
         }
     }
 
@@ -180,6 +191,28 @@ impl Slot {
     pub fn free(&mut self) {
         self.state = State::Free;
         self.request = None;
+    }
+
+    /// The session is lost, and with it what was under way.
+    pub fn lost(&mut self) -> Lost {
+        let request = self.request.take().filter(|request| !request.called_off);
+        let lost = match std::mem::replace(&mut self.state, State::Free) {
+            State::Free => Lost { response: None, want: None },
+            State::Requested => Lost { response: None, want: request.map(|request| request.want) },
+            State::Active(response, want) => Lost { response, want: Some(want) },
+        };
+        // The service was about to answer; while the caller speaks, the next session will.
+        let owed = self.vad_until.take_if(|at| *at != At::MAX).is_some();
+        self.waiting.iter_mut().for_each(|w| w.covered = false);
+        if owed {
+            self.want(Want::default());
+        }
+        lost
+    }
+
+    /// Nobody speaks, although it was heard so.
+    pub fn never_spoke(&mut self) {
+        self.vad_until = None;
     }
 
     /// Forgets what waits: the caller has moved on.
@@ -200,7 +233,7 @@ impl Slot {
     /// The running reply at the service.
     pub fn active(&self) -> Option<&str> {
         match &self.state {
-            State::Active(id) => id.as_deref(),
+            State::Active(id, _) => id.as_deref(),
             _ => None,
         }
     }
@@ -289,6 +322,27 @@ mod tests {
         assert!(!slot.take(), "a late error frees nothing");
         slot.done("resp_1");
         assert!(slot.idle());
+    }
+
+    #[test]
+    fn what_a_lost_session_owed_is_known() {
+        let greet = Want { instructions: Some("greet".into()) };
+        let mut slot = Slot::default();
+        slot.want(greet.clone());
+        slot.next(1);
+        assert_eq!(slot.clone().lost(), Lost { response: None, want: Some(greet.clone()) }, "asked for, not begun");
+        slot.created("resp_1");
+        assert_eq!(slot.clone().lost(), Lost { response: Some("resp_1".into()), want: Some(greet) });
+        slot.done("resp_1");
+        slot.expect_vad(Duration::ZERO);
+        assert_eq!(slot.lost(), Lost { response: None, want: None });
+        assert_eq!(slot.next(2), Some(plain()), "the service was about to answer");
+        slot.call_off();
+        assert_eq!(slot.lost().want, None, "nobody wants it any more");
+        slot.hold_for_speech();
+        slot.lost();
+        slot.want(plain());
+        assert_eq!(slot.next(3), None, "the caller goes on speaking");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The service announces a call twice; a client may never answer. The model goes on once a reply has ended and all its
 //! calls have results.
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
@@ -28,9 +28,9 @@ struct Batch {
 /// A call's tools.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Tools {
-    pending: HashMap<String, Pending>,
-    batches: HashMap<String, Batch>,
-    seen: HashSet<String>,
+    pending: BTreeMap<String, Pending>,
+    batches: BTreeMap<String, Batch>,
+    seen: BTreeSet<String>,
 }
 
 impl Tools {
@@ -59,6 +59,19 @@ impl Tools {
             batch.ended = Some(completed);
         }
         self.go_on(response)
+    }
+
+    /// The session is lost in the middle of a reply: whatever it has called goes on. Returns whether the model shall go on now.
+    pub fn reply_lost(&mut self, response: &str) -> bool {
+        match self.batches.get(response) {
+            Some(Batch { ended: None, .. }) => self.reply_done(response, true),
+            _ => false,
+        }
+    }
+
+    /// The client was away for so long, in which it could answer nothing.
+    pub fn resumed(&mut self, away: Duration) {
+        self.pending.values_mut().for_each(|pending| pending.until += away);
     }
 
     fn go_on(&mut self, response: &str) -> bool {
@@ -105,6 +118,21 @@ mod tests {
         assert_eq!(tools.answered("a"), Some(false));
         assert!(tools.reply_done("r", true));
         assert!(!tools.reply_done("other", true), "a reply without tools needs no continuation");
+    }
+
+    #[test]
+    fn a_tool_outlives_the_session_that_called_it() {
+        let mut tools = Tools::default();
+        tools.called(T0, "r", "a", TIMEOUT);
+        assert!(!tools.reply_lost("r"), "a is open");
+        assert_eq!(tools.answered("a"), Some(true));
+        tools.called(T0, "s", "b", TIMEOUT);
+        assert_eq!(tools.answered("b"), Some(false));
+        assert!(tools.reply_lost("s"));
+        assert!(!tools.reply_lost("s") && !tools.reply_lost("other"));
+        tools.called(T0, "t", "c", TIMEOUT);
+        tools.resumed(TIMEOUT);
+        assert_eq!(tools.deadline(), Some(TIMEOUT * 2));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The caller's side of a turn: audio on its way upstream, and where on the clock it stands.
 //!
 //! Gathers chunks, fills a turn that is too short, ends speech that breaks off, and knows which moment of the call a
-//! position of the service belongs to. Replies are none of its business.
+//! position of the service belongs to, and which audio is a turn. Replies are none of its business.
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,6 +55,12 @@ pub struct Turn {
     written: u64,
     /// Of those, bytes since the last turn.
     in_turn: u64,
+    /// Where the audio begins that is part of no turn yet.
+    open: u64,
+    /// The speech that the service has heard begin, and perhaps end, and has made no turn of.
+    speech: Option<(u64, Option<u64>)>,
+    /// Where the running session's first byte stands in all that was written; it may have been told other things before.
+    session_begins: i64,
     inserted: Vec<Inserted>,
     inserts: u32,
     speaking: bool,
@@ -77,6 +83,9 @@ impl Turn {
             last_audio: None,
             written: 0,
             in_turn: 0,
+            open: 0,
+            speech: None,
+            session_begins: 0,
             inserted: Vec::new(),
             inserts: 0,
             speaking: false,
@@ -104,7 +113,7 @@ impl Turn {
     /// The service listens otherwise from now on: positions go on in milliseconds.
     pub fn listens(&mut self, format: Format, silence: Duration) {
         if format != self.format {
-            self.written = format.bytes(self.written_length()) as u64;
+            self.written = format.bytes(self.length(self.written)) as u64;
             self.format = format;
         }
         self.silence = silence;
@@ -150,10 +159,10 @@ impl Turn {
         self.ready.drain(..)
     }
 
-    /// Manual turns: the turn is complete. `false`: there is none.
-    pub fn commit(&mut self, now: At) -> bool {
+    /// Manual turns: the turn is complete. Returns where it begins and ends; `None`: there is none.
+    pub fn commit(&mut self, now: At) -> Option<(u64, u64)> {
         if self.in_turn == 0 {
-            return false;
+            return None;
         }
         let least = self.format.bytes(MIN_COMMIT) as u64;
         if let Some(missing) = least.checked_sub(self.in_turn).filter(|n| *n > 0) {
@@ -164,11 +173,14 @@ impl Turn {
         self.in_turn = 0;
         self.last_audio = None;
         self.ended(now);
-        true
+        Some((std::mem::replace(&mut self.open, self.written), self.written))
     }
 
     /// Manual turns: forget the audio since the last turn.
     pub fn discard(&mut self) {
+        let gathered = self.chunker.len() + self.ready.iter().map(Bytes::len).sum::<usize>();
+        self.written -= gathered as u64;
+        self.open = self.written;
         self.chunker.clear();
         self.ready.clear();
         self.flush_at = None;
@@ -176,30 +188,82 @@ impl Turn {
         self.last_audio = None;
     }
 
-    /// The service heard speech begin; returns where on the client's clock, ms.
-    pub fn speech_started(&mut self, at_ms: u64) -> u64 {
-        self.speaking = true;
+    /// The service heard speech begin; returns where on the client's clock, ms; `None`: it was known, from an earlier session.
+    pub fn speech_started(&mut self, at_ms: u64) -> Option<u64> {
         self.inserts = 0;
-        self.client_ms(at_ms)
+        if std::mem::replace(&mut self.speaking, true) {
+            return None;
+        }
+        let at = self.position(at_ms);
+        self.speech = Some((at.max(self.open), None));
+        Some(self.client_ms(at))
     }
 
     /// The service heard it end; returns where on the client's clock, ms. Its position includes the silence that it waited
     /// for.
     pub fn speech_stopped(&mut self, now: At, at_ms: u64) -> u64 {
         self.speaking = false;
-        let position = Duration::from_millis(at_ms);
-        let behind = self.written_length().saturating_sub(position);
+        let at = self.position(at_ms);
+        let (from, _) = self.speech.unwrap_or((self.open, None));
+        self.speech = Some((from, Some(at.clamp(from, self.written.max(from)))));
+        let behind = self.length(self.written.saturating_sub(at));
         // Audio comes in real time: a position behind the newest audio was written so much earlier.
         self.marks = Marks { end: Some(now.saturating_sub(behind + self.silence)), committed: None };
-        self.client_ms(at_ms)
+        self.client_ms(at)
     }
 
-    /// The service has the turn.
+    /// The service has the turn, which was committed by us.
     pub fn committed(&mut self, now: At) {
         self.marks.committed = Some(now);
-        if self.auto {
-            self.in_turn = 0;
-        }
+    }
+
+    /// The service has made a turn by itself; where it begins and ends.
+    pub fn found(&mut self, now: At) -> (u64, u64) {
+        self.committed(now);
+        self.in_turn = 0;
+        let (from, to) = self.speech.take().unwrap_or((self.open, None));
+        let to = to.unwrap_or(self.written);
+        self.open = to.max(self.open);
+        (from, to)
+    }
+
+    /// The session is lost: the turn that it has heard to its end, and not committed.
+    pub fn heard_out(&mut self) -> Option<(u64, u64)> {
+        let (from, to) = self.speech?;
+        let to = to?;
+        (self.speech, self.open, self.in_turn) = (None, to, 0);
+        Some((from, to))
+    }
+
+    /// All that was written, bytes.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Speech was heard that is part of no turn yet.
+    pub fn has_speech(&self) -> bool {
+        self.speech.is_some()
+    }
+
+    /// What a new session must hear from, if it is part of no turn yet.
+    pub fn open(&self) -> u64 {
+        self.speech.map_or(self.open, |(from, _)| from)
+    }
+
+    /// The audio at this position of all that was written is the running session's byte number `nth`.
+    pub fn session_hears(&mut self, position: u64, nth: u64) {
+        let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.session_begins = signed(position) - signed(nth);
+    }
+
+    /// Speech that a new session did not hear is none.
+    pub fn never_spoke(&mut self) {
+        (self.speaking, self.speech) = (false, None);
+    }
+
+    /// The client was away: what it did not send meanwhile is no silence.
+    pub fn resumed(&mut self, now: At) {
+        self.last_audio = self.last_audio.map(|_| now);
     }
 
     /// The moments of the turn that is answered now; they belong to one reply only.
@@ -212,19 +276,30 @@ impl Turn {
         self.speaking
     }
 
-    fn written_length(&self) -> Duration {
-        self.format.duration(usize::try_from(self.written).unwrap_or(usize::MAX))
+    fn length(&self, bytes: u64) -> Duration {
+        self.format.duration(usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 
-    /// A position in all audio written, on the clock of the client, who knows nothing of inserted silence.
-    fn client_ms(&self, at_ms: u64) -> u64 {
-        let at = Duration::from_millis(at_ms);
+    /// A position of the running session in all audio written, bytes.
+    fn position(&self, at_ms: u64) -> u64 {
+        let at = i64::try_from(self.format.bytes(Duration::from_millis(at_ms))).unwrap_or(i64::MAX);
+        u64::try_from(at.saturating_add(self.session_begins)).unwrap_or(0)
+    }
+
+    /// How long audio is from one position to another, ms.
+    pub fn length_ms(&self, from: u64, to: u64) -> u64 {
+        ms(self.length(to.saturating_sub(from)))
+    }
+
+    /// A position in all audio written, on the clock of the client, who knows nothing of inserted silence; ms.
+    pub fn client_ms(&self, position: u64) -> u64 {
+        let at = self.length(position);
         let before = self.inserted.iter().filter(|i| i.at < at).map(|i| i.length.min(at - i.at)).sum();
         ms(at.saturating_sub(before))
     }
 
     fn insert(&mut self, now: At, silence: &[u8]) {
-        let inserted = Inserted { at: self.written_length(), length: self.format.duration(silence.len()) };
+        let inserted = Inserted { at: self.length(self.written), length: self.format.duration(silence.len()) };
         match self.inserted.last_mut() {
             Some(last) if last.at + last.length == inserted.at => last.length += inserted.length,
             _ => self.inserted.push(inserted),
@@ -232,9 +307,9 @@ impl Turn {
         self.gather(now, silence);
     }
 
-    /// When to call [`Self::tick`].
-    pub fn deadline(&self) -> Option<At> {
-        [self.flush_at, self.breaks_off_at()].into_iter().flatten().min()
+    /// When to call [`Self::tick`]. `connected`: the client is there; speech of one that is away does not break off.
+    pub fn deadline(&self, connected: bool) -> Option<At> {
+        [self.flush_at, self.breaks_off_at().filter(|_| connected)].into_iter().flatten().min()
     }
 
     fn breaks_off_at(&self) -> Option<At> {
@@ -243,11 +318,11 @@ impl Turn {
     }
 
     /// Sends what has waited long enough, and ends speech that broke off.
-    pub fn tick(&mut self, now: At) {
+    pub fn tick(&mut self, now: At, connected: bool) {
         if self.flush_at.is_some_and(|at| now >= at) {
             self.flush();
         }
-        if self.breaks_off_at().is_some_and(|at| now >= at) {
+        if connected && self.breaks_off_at().is_some_and(|at| now >= at) {
             self.inserts += 1;
             let silence = vec![self.format.silence(); self.format.bytes(self.ends_speech + INSERT_MARGIN)];
             self.insert(now, &silence);
@@ -293,8 +368,8 @@ mod tests {
         }
         assert_eq!(lengths(&mut turn), [4_800]);
         turn.audio(120 * MS, &FRAME);
-        assert_eq!(turn.deadline(), Some(270 * MS), "a client that stops must not keep what it sent");
-        turn.tick(270 * MS);
+        assert_eq!(turn.deadline(true), Some(270 * MS), "a client that stops must not keep what it sent");
+        turn.tick(270 * MS, true);
         assert_eq!(lengths(&mut turn), [960]);
         turn.audio(420 * MS, &FRAME);
         assert_eq!(lengths(&mut turn), [960], "first after silence again");
@@ -303,12 +378,12 @@ mod tests {
     #[test]
     fn a_short_turn_is_filled_and_an_empty_one_refused() {
         let mut turn = turn(false);
-        assert!(!turn.commit(Duration::ZERO));
+        assert_eq!(turn.commit(Duration::ZERO), None);
         turn.audio(Duration::ZERO, &FRAME);
-        assert!(turn.commit(30 * MS));
+        assert_eq!(turn.commit(30 * MS), Some((0, 4_800)));
         assert_eq!(lengths(&mut turn).iter().sum::<usize>(), 4_800);
         assert_eq!(turn.take_marks().end, Some(30 * MS));
-        assert!(!turn.commit(40 * MS), "nothing new");
+        assert_eq!(turn.commit(40 * MS), None, "nothing new");
     }
 
     #[test]
@@ -317,15 +392,15 @@ mod tests {
         for n in 0..50u32 {
             turn.audio(20 * n * MS, &FRAME);
         }
-        assert_eq!(turn.speech_started(200), 200);
-        turn.tick(1_070 * MS);
+        assert_eq!(turn.speech_started(200), Some(200));
+        turn.tick(1_070 * MS, true);
         let _ = lengths(&mut turn);
-        assert_eq!(turn.deadline(), Some((980 + 750) * MS));
-        turn.tick(1_730 * MS);
+        assert_eq!(turn.deadline(true), Some((980 + 750) * MS));
+        turn.tick(1_730 * MS, true);
         assert_eq!(lengths(&mut turn).iter().sum::<usize>(), 48 * 800, "500 ms and a margin");
         // The service hears the end 500 ms into the inserted silence, at 1,500 ms of all audio.
         assert_eq!(turn.speech_stopped(1_740 * MS, 1_500), 1_000);
-        assert_eq!(turn.deadline(), None);
+        assert_eq!(turn.deadline(true), None);
     }
 
     #[test]
@@ -336,10 +411,39 @@ mod tests {
         }
         turn.speech_started(0);
         turn.speech_stopped(2_010 * MS, 1_900);
-        turn.committed(2_011 * MS);
+        assert_eq!(turn.found(2_011 * MS), (0, 1_900 * 48));
+        assert_eq!(turn.open(), 1_900 * 48, "what follows is part of the next turn");
         let marks = turn.take_marks();
         assert_eq!(marks.end, Some((2_010 - 100 - 500) * MS), "100 ms behind the newest audio, 500 ms of it silence");
         assert_eq!(marks.committed, Some(2_011 * MS));
         assert_eq!(turn.take_marks(), Marks::default());
+    }
+
+    #[test]
+    fn positions_of_a_later_session_are_found_in_the_call() {
+        let mut turn = turn(true);
+        for n in 0..100u32 {
+            turn.audio(20 * n * MS, &FRAME);
+        }
+        // The new session was told 300 ms of an earlier turn, and then everything from 1,500 ms on.
+        turn.session_hears(1_500 * 48, 300 * 48);
+        assert_eq!(turn.speech_started(400), Some(1_600));
+        assert_eq!(turn.speech_started(10), None, "it goes on");
+        assert_eq!(turn.open(), 1_600 * 48);
+        assert_eq!(turn.heard_out(), None);
+        assert_eq!(turn.speech_stopped(2_000 * MS, 700), 1_900);
+        assert_eq!(turn.heard_out(), Some((1_600 * 48, 1_900 * 48)));
+        assert_eq!((turn.heard_out(), turn.open()), (None, 1_900 * 48));
+    }
+
+    #[test]
+    fn discarded_audio_was_never_written() {
+        let mut turn = turn(false);
+        turn.audio(Duration::ZERO, &FRAME);
+        turn.audio(20 * MS, &FRAME);
+        assert_eq!(lengths(&mut turn), [960]);
+        turn.discard();
+        turn.audio(40 * MS, &FRAME);
+        assert_eq!(turn.commit(60 * MS), Some((960, 960 + 4_800)));
     }
 }

@@ -101,6 +101,14 @@ struct ItemHead<'a> {
 }
 
 impl Said {
+    /// Audio in an append, bytes.
+    pub fn audio_len(&self) -> usize {
+        match &self.kind {
+            Kind::Append { audio } => audio.len() / 4 * 3,
+            _ => 0,
+        }
+    }
+
     /// Looks at one text message.
     pub fn read(text: Bytes) -> Self {
         if let Some(audio) = append(&text) {
@@ -116,7 +124,7 @@ impl Said {
     }
 
     /// An append whose base64 is longer than `longest` characters in parts that are not, with everything else as it was.
-    /// `None`: it is short enough.
+    /// `None`: it is short enough, or no base64: then the service says so.
     pub fn split(&self, longest: usize) -> Option<Vec<Bytes>> {
         let Kind::Append { audio } = &self.kind else { return None };
         (audio.len() > longest).then_some(())?;
@@ -125,6 +133,8 @@ impl Said {
         // No part may end within an escape, as some write a slash.
         let quoted = part(audio.start.saturating_sub(1)..audio.end + 1);
         let plain: String = serde_json::from_slice(quoted).ok()?;
+        // Nothing but base64 may lose its escapes: behind an escaped quote another event would begin, which nobody has ruled.
+        plain.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b)).then_some(())?;
         // Eight characters are three samples: no part ends within one either.
         let pieces = plain.as_bytes().chunks(longest.max(8) & !7);
         Some(pieces.map(|piece| Bytes::from([head, piece, tail].concat())).collect())
@@ -188,9 +198,12 @@ fn append(text: &[u8]) -> Option<Range<usize>> {
                 appends = value == scan::Value::Str("input_audio_buffer.append");
                 return appends;
             }
-            ("audio", scan::Value::Str(found)) => {
+            ("audio", value) => {
                 audios += 1;
-                audio = Some(found);
+                audio = match value {
+                    scan::Value::Str(found) => Some(found),
+                    scan::Value::Bare(_) => None,
+                };
             }
             _ => {}
         }
@@ -248,6 +261,21 @@ fn our_error(kind: &str, error: &ErrorBody) -> Bytes {
     let ErrorBody { code, message, field, request_id, .. } = error;
     let error = json!({"type": kind, "code": code, "message": message, "param": field, "event_id": null});
     error_with(&error, request_id)
+}
+
+/// The first message of a call that can be come back to, with what that needs; it is not counted.
+pub fn with_way_back(created: &[u8], call: &str, token: &str, window_s: u64) -> Option<Bytes> {
+    let mut created: serde_json::Value = serde_json::from_slice(created).ok()?;
+    let way = serde_json::json!({"call": call, "resume": token, "resume_window_s": window_s});
+    created.as_object_mut()?.insert("voxrelay".to_owned(), way);
+    Some(created.to_string().into())
+}
+
+/// The first message to a client that is back; it is not counted.
+pub fn resumed(call: &str, resume: Option<&str>, got: u64) -> Bytes {
+    let event = serde_json::json!({"type": "voxrelay.resumed", "event_id": format!("event_{call}_{got}"), "call": call,
+        "resume": resume, "got": got});
+    event.to_string().into()
 }
 
 /// Why a call ends, as an `error` event in front of the close; `None`: the close code says it all.

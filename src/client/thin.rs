@@ -28,7 +28,16 @@ pub struct Query {
     /// Reply audio at playing speed.
     pub realtime: bool,
     /// It comes back to an earlier call.
-    pub resume: bool,
+    pub resume: Option<Resume>,
+}
+
+/// How a client comes back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resume {
+    /// The token that it was given last.
+    pub token: String,
+    /// The number of the last message that it has.
+    pub got: u64,
 }
 
 /// A query that cannot be served.
@@ -88,8 +97,20 @@ impl Query {
             output,
             auto_turns: choice("turns", "auto", "manual")?,
             realtime: choice("pace", "realtime", "fast")?,
-            resume: get("resume").is_some(),
+            resume: Self::resume(get("resume"), get("got"))?,
         })
+    }
+}
+
+impl Query {
+    fn resume(token: Option<&str>, got: Option<&str>) -> Result<Option<Resume>, QueryError> {
+        let Some(token) = token else { return Ok(None) };
+        let invalid = |found: &str| QueryError {
+            field: "got",
+            message: format!("got `{}` is no number: with `resume` say how many messages you have", shorten(found)),
+        };
+        let got = got.unwrap_or_default();
+        Ok(Some(Resume { token: token.to_owned(), got: got.parse().map_err(|_| invalid(got))? }))
     }
 }
 

@@ -129,6 +129,15 @@ impl UpstreamError {
         }
     }
 
+    /// A session was lost by this: whether another one may do. Only what would fail again in the same way is final.
+    pub fn another_may_do(&self) -> bool {
+        match self {
+            Self::Refused { close: Some(1000 | 1001 | 1005 | 1006 | 1011 | 1012), .. } => true,
+            Self::Refused { code, close: Some(1013) | None } => by_code(code).is_none_or(|verdict| verdict.transient),
+            error => error.verdict().transient,
+        }
+    }
+
     /// From a close frame alone; its reason may be `type.code`, or words.
     pub fn closed(close: Option<u16>, reason: &str) -> Self {
         let code = reason.rsplit('.').next().unwrap_or_default();

@@ -13,7 +13,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::{
-    Command, Ended, Event, Hearing, Intent, RateLimit, ServiceError, SessionSetup, Wanted, event_id, limits,
+    Command, Ended, Event, Hearing, History, Intent, RateLimit, ServiceError, SessionSetup, Wanted, Written, event_id,
+    limits,
     scan::{self, flat},
 };
 use crate::{
@@ -23,6 +24,11 @@ use crate::{
 };
 
 static BASE64: LazyLock<Simd> = LazyLock::new(|| Simd::standard(PAD));
+
+/// More tokens than any reply has.
+const MOST_TOKENS: u64 = 1 << 40;
+/// Rates in Hz that a service may say it takes; compatible ones have others than 24 kHz. None is 0.
+const RATES: std::ops::RangeInclusive<u32> = 1_000..=192_000;
 
 const APPEND_HEAD: &str = r#"{"type":"input_audio_buffer.append","event_id":""#;
 const APPEND_MIDDLE: &str = r#"","audio":""#;
@@ -60,7 +66,8 @@ pub fn encode(command: &Command, setup: &SessionSetup, number: u64) -> Bytes {
     }
     let mut event = match command {
         Command::Append(_) => Value::Null,
-        Command::Configure => json!({"type": "session.update", "session": session(setup)}),
+        Command::Configure { listens } => json!({"type": "session.update", "session": session(setup, *listens)}),
+        Command::Retell { id, after, item } => retell(id.as_deref(), after.as_deref(), item),
         Command::Commit => json!({"type": "input_audio_buffer.commit"}),
         Command::ClearInput => json!({"type": "input_audio_buffer.clear"}),
         Command::UserText { text } => json!({"type": "conversation.item.create", "item": {
@@ -123,11 +130,37 @@ fn format(format: Format) -> Value {
     }
 }
 
-fn session(setup: &SessionSetup) -> Value {
+/// An item of an earlier session; assistants cannot be given a voice, only words (realtime-protocol section 4.5).
+fn retell(id: Option<&str>, after: Option<&str>, item: &History) -> Value {
+    let message = |role: &str, content: Value| json!({"type": "message", "role": role, "content": [content]});
+    let mut item = match item {
+        History::User { text } => message("user", json!({"type": "input_text", "text": text})),
+        History::UserAudio { audio } => message("user", json!({"type": "input_audio", "audio": BASE64.encode(audio)})),
+        History::Assistant { text } => message("assistant", json!({"type": "output_text", "text": text})),
+        History::Note { text } => message("system", json!({"type": "input_text", "text": text})),
+        History::Call { call_id, name, arguments } => {
+            json!({"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments})
+        }
+        History::Result { call_id, output } => {
+            json!({"type": "function_call_output", "call_id": call_id, "output": output})
+        }
+    };
+    if let Some(id) = id {
+        set(&mut item, "id", json!(id));
+    }
+    let mut event = json!({"type": "conversation.item.create", "item": item});
+    if let Some(after) = after {
+        set(&mut event, "previous_item_id", json!(after));
+    }
+    event
+}
+
+/// `listens`: the service may find turns, where that was agreed.
+fn session(setup: &SessionSetup, listens: bool) -> Value {
     let agent = &setup.agent;
     let mut input = json!({
         "format": format(setup.input),
-        "turn_detection": if setup.auto_turns { turn_detection(&agent.turn_detection) } else { Value::Null },
+        "turn_detection": if setup.auto_turns && listens { turn_detection(&agent.turn_detection) } else { Value::Null },
     });
     let mut output = json!({"format": format(setup.output), "voice": agent.voice});
     if let Some(model) = &agent.transcription {
@@ -213,6 +246,16 @@ pub fn glance(text: &[u8]) -> Event {
     });
     match kind {
         Some("response.output_audio.delta") => Event::AudioPasses,
+        Some("response.output_audio_transcript.delta" | "response.output_text.delta") => Event::WordsPass,
+        Some("conversation.item.done" | "conversation.item.created") => Event::ItemDone,
+        Some("input_audio_buffer.cleared") => Event::InputCleared,
+        Some(kind @ ("conversation.item.truncated" | "conversation.item.deleted")) => {
+            let Incoming { item_id: item, audio_end_ms, .. } = serde_json::from_str(text).unwrap_or_default();
+            match kind {
+                "conversation.item.truncated" => Event::ItemCut { item, audio_end_ms },
+                _ => Event::ItemGone { item },
+            }
+        }
         Some(
             "session.created"
             | "session.updated"
@@ -222,7 +265,8 @@ pub fn glance(text: &[u8]) -> Event {
             | "rate_limits.updated"
             | "input_audio_buffer.speech_started"
             | "input_audio_buffer.speech_stopped"
-            | "input_audio_buffer.committed",
+            | "input_audio_buffer.committed"
+            | "conversation.item.input_audio_transcription.completed",
         )
         | None => match serde_json::from_str::<Incoming>(text).map_or(Event::Unknown, Event::from) {
             Event::Audio { .. } => Event::AudioPasses,
@@ -235,15 +279,12 @@ pub fn glance(text: &[u8]) -> Event {
 
 /// Events that [`decode`] reads and [`glance`] does not.
 fn is_words(kind: &str) -> bool {
-    const WORDS: [&str; 9] = [
-        "response.output_audio_transcript.delta",
+    const WORDS: [&str; 6] = [
         "response.output_audio_transcript.done",
-        "response.output_text.delta",
         "response.output_text.done",
         "response.function_call_arguments.done",
         "response.output_item.done",
         "conversation.item.input_audio_transcription.delta",
-        "conversation.item.input_audio_transcription.completed",
         "conversation.item.input_audio_transcription.failed",
     ];
     WORDS.contains(&kind)
@@ -294,6 +335,11 @@ where
     Option::deserialize(value).map(Option::unwrap_or_default)
 }
 
+/// A number of tokens. More than [`MOST_TOKENS`] is no count: it shall not break the sums that it goes into.
+fn tokens<'de, D: Deserializer<'de>>(value: D) -> Result<u64, D::Error> {
+    null_too(value).map(|count: u64| count.min(MOST_TOKENS))
+}
+
 /// Whether a field that is there is `null`.
 fn is_null<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
     Option::<serde::de::IgnoredAny>::deserialize(value).map(|found| found.is_none())
@@ -329,6 +375,7 @@ struct Incoming {
     response: Option<Response>,
     error: Option<ErrorBody>,
     rate_limits: Option<Vec<RateLimit>>,
+    usage: Option<UsageBody>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -377,7 +424,10 @@ impl Session {
         let input_format = match format.kind.as_str() {
             "audio/pcmu" => Format::MULAW,
             "audio/pcma" => Format::ALAW,
-            "audio/pcm" => Format { codec: Codec::Pcm16, rate: format.rate.unwrap_or(Format::PCM_24K.rate) },
+            "audio/pcm" => {
+                let rate = format.rate.unwrap_or(Format::PCM_24K.rate);
+                RATES.contains(&rate).then_some(Format { codec: Codec::Pcm16, rate })?
+            }
             _ => return None,
         };
         let silence = input.turn_detection.as_ref().and_then(|d| d.silence_duration_ms).map(Duration::from_millis);
@@ -432,26 +482,27 @@ struct ErrorBody {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct UsageBody {
-    #[serde(deserialize_with = "null_too")]
+    #[serde(deserialize_with = "tokens")]
     total_tokens: u64,
-    #[serde(deserialize_with = "null_too")]
+    #[serde(deserialize_with = "tokens")]
     input_tokens: u64,
-    #[serde(deserialize_with = "null_too")]
+    #[serde(deserialize_with = "tokens")]
     output_tokens: u64,
     #[serde(deserialize_with = "null_too")]
     input_token_details: Details,
     #[serde(deserialize_with = "null_too")]
     output_token_details: Details,
+    seconds: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Details {
-    #[serde(deserialize_with = "null_too")]
+    #[serde(deserialize_with = "tokens")]
     text_tokens: u64,
-    #[serde(deserialize_with = "null_too")]
+    #[serde(deserialize_with = "tokens")]
     audio_tokens: u64,
-    #[serde(deserialize_with = "null_too")]
+    #[serde(deserialize_with = "tokens")]
     cached_tokens: u64,
 }
 
@@ -519,10 +570,11 @@ impl From<Incoming> for Event {
                 last: true,
             },
             "conversation.item.input_audio_transcription.delta" => {
-                Self::UserText { item: e.item_id, text: e.delta, last: false }
+                Self::UserText { item: e.item_id, text: e.delta, last: false, spent: None }
             }
             "conversation.item.input_audio_transcription.completed" => {
-                Self::UserText { item: e.item_id, text: e.transcript.unwrap_or_default(), last: true }
+                let spent = e.usage.map(|usage| Written { seconds: usage.seconds, usage: usage.into() });
+                Self::UserText { item: e.item_id, text: e.transcript.unwrap_or_default(), last: true, spent }
             }
             "conversation.item.input_audio_transcription.failed" => Self::UserTextFailed { item: e.item_id },
             "response.function_call_arguments.done" => match e.name {
@@ -576,35 +628,12 @@ impl From<Response> for Event {
     }
 }
 
-/// The wait in "Please try again in 1m26.4s." and its like.
+/// The wait in "Please try again in 1m26.4s." and its like. A number without a unit may be of anything.
 pub fn retry_after(message: &str) -> Option<Duration> {
     let (_, text) = message.split_once("try again in ")?;
-    let (mut seconds, mut number, mut unit) = (0.0, String::new(), String::new());
-    for c in text.chars().chain(std::iter::once(' ')) {
-        match c {
-            '0'..='9' | '.' if unit.is_empty() => number.push(c),
-            'a'..='z' if !number.is_empty() => unit.push(c),
-            _ => {
-                // A unit has ended: a digit begins the next part, anything else ends the duration.
-                let scale = match unit.as_str() {
-                    "ms" => 0.001,
-                    "s" => 1.0,
-                    "m" => 60.0,
-                    "h" => 3_600.0,
-                    "d" => 86_400.0,
-                    _ => break,
-                };
-                seconds += number.trim_end_matches('.').parse::<f64>().ok()? * scale;
-                unit.clear();
-                number.clear();
-                if !c.is_ascii_digit() {
-                    break;
-                }
-                number.push(c);
-            }
-        }
-    }
-    (seconds > 0.0 && seconds < 1e9).then(|| Duration::from_secs_f64(seconds))
+    let word = text.split(|c: char| !(c.is_alphanumeric() || c == '.')).next()?.trim_end_matches('.');
+    let named = word.ends_with(char::is_alphabetic);
+    limits::duration(word).filter(|wait| named && !wait.is_zero())
 }
 
 /// Events of the GA protocol that mean nothing to us: others say the same, or nobody asked.
@@ -701,7 +730,7 @@ mod tests {
     #[test]
     fn a_session_is_set_up_as_the_agent_says() {
         let session = |setup: &SessionSetup| {
-            serde_json::from_slice::<Value>(&encode(&Command::Configure, setup, 0)).unwrap()["session"].take()
+            serde_json::from_slice::<Value>(&encode(&Command::Configure { listens: true }, setup, 0)).unwrap()["session"].take()
         };
         let default = session(&setup(true));
         let want: Value = serde_json::from_str(
@@ -833,11 +862,16 @@ mod tests {
             ),
             (
                 r#"{"type":"conversation.item.input_audio_transcription.delta","event_id":"e","item_id":"item_1","content_index":0,"delta":"Hel"}"#,
-                Event::UserText { item: s("item_1"), text: s("Hel"), last: false },
+                Event::UserText { item: s("item_1"), text: s("Hel"), last: false, spent: None },
             ),
             (
                 r#"{"type":"conversation.item.input_audio_transcription.completed","event_id":"e","item_id":"item_1","content_index":0,"transcript":"Hello","usage":{"type":"duration","seconds":1}}"#,
-                Event::UserText { item: s("item_1"), text: s("Hello"), last: true },
+                Event::UserText {
+                    item: s("item_1"),
+                    text: s("Hello"),
+                    last: true,
+                    spent: Some(Written { usage: Usage::default(), seconds: Some(1.0) }),
+                },
             ),
             (
                 r#"{"type":"conversation.item.input_audio_transcription.failed","event_id":"e","item_id":"item_1","content_index":0,"error":{"type":"transcription_error","code":"audio_unintelligible","message":"m"}}"#,

@@ -10,6 +10,7 @@ pub mod event_id;
 pub mod ga;
 pub mod limits;
 pub mod open;
+pub mod redial;
 pub mod rest;
 pub mod scan;
 pub mod secrets;
@@ -44,7 +45,19 @@ pub struct SessionSetup {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// Set the session up.
-    Configure,
+    Configure {
+        /// The service may find turns by itself, where that was agreed; else it takes what is committed.
+        listens: bool,
+    },
+    /// Something that was said in an earlier session.
+    Retell {
+        /// Its id there.
+        id: Option<String>,
+        /// The item behind which it stands; none: behind all others.
+        after: Option<String>,
+        /// What it is.
+        item: History,
+    },
     /// One chunk of input audio, in the session's input format.
     Append(Bytes),
     /// The input audio is a turn.
@@ -86,6 +99,47 @@ pub enum Command {
     DeleteItem {
         /// The item.
         item: String,
+    },
+}
+
+/// A part of a conversation, as a session can be told it (realtime-protocol section 4.5).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum History {
+    /// The caller said or typed this.
+    User {
+        /// Its words.
+        text: String,
+    },
+    /// The caller said this.
+    UserAudio {
+        /// In the session's input format.
+        audio: Bytes,
+    },
+    /// The model said this.
+    Assistant {
+        /// Its words, as far as they were heard.
+        text: String,
+    },
+    /// The model called a tool.
+    Call {
+        /// The call.
+        call_id: String,
+        /// The tool.
+        name: String,
+        /// JSON in a string.
+        arguments: String,
+    },
+    /// What the tool gave.
+    Result {
+        /// The call.
+        call_id: String,
+        /// The result.
+        output: String,
+    },
+    /// A note of ours.
+    Note {
+        /// Its words.
+        text: String,
     },
 }
 
@@ -143,6 +197,24 @@ pub enum Event {
     },
     /// Reply audio that is not taken apart: somebody else will ([`ga::glance`]).
     AudioPasses,
+    /// Words of a reply, likewise.
+    WordsPass,
+    /// An item is complete: it stands in the message.
+    ItemDone,
+    /// An answer was cut.
+    ItemCut {
+        /// The item.
+        item: String,
+        /// What is left of it, ms.
+        audio_end_ms: u64,
+    },
+    /// An item was deleted.
+    ItemGone {
+        /// The item.
+        item: String,
+    },
+    /// The input audio is forgotten.
+    InputCleared,
     /// Reply audio.
     Audio {
         /// Whose.
@@ -173,6 +245,8 @@ pub enum Event {
         text: String,
         /// All words.
         last: bool,
+        /// With all words: what writing them down has used.
+        spent: Option<Written>,
     },
     /// What the caller said could not be written down.
     UserTextFailed {
@@ -213,6 +287,15 @@ pub enum Event {
     Nothing,
     /// Not known (fault matrix U10).
     Unknown,
+}
+
+/// What writing down the caller's words has used, as the service counts it (realtime-protocol section 4.4).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Written {
+    /// Tokens, where it counts those.
+    pub usage: Usage,
+    /// Seconds of audio, where it counts those.
+    pub seconds: Option<f64>,
 }
 
 /// How a session listens, as the service says it.

@@ -35,6 +35,7 @@ use super::{
     error::plain_code,
     ga,
     limits::{Board, Source},
+    redial::Redials,
     rest::{self, Minted, Rest},
     secrets::{Lent, Mint, Order, Secrets},
 };
@@ -77,6 +78,7 @@ pub struct Account {
     rest: Rest,
     board: Arc<Board>,
     models: Models,
+    redials: Redials,
     goodbyes: TaskTracker,
 }
 
@@ -119,7 +121,9 @@ impl Upstream {
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let rest = Rest::new(config.clone(), &endpoint, tls.clone(), board.clone())?;
         let (tls, models) = (TlsConnector::from(Arc::new(tls)), Models::default());
-        let account = Arc::new(Account { config, endpoint, tls, rest, board, models, goodbyes: TaskTracker::new() });
+        let redials = Redials::default();
+        let goodbyes = TaskTracker::new();
+        let account = Arc::new(Account { config, endpoint, tls, rest, board, models, redials, goodbyes });
         Ok(Self { secrets: Secrets::new(account.clone()), account })
     }
 
@@ -149,30 +153,15 @@ impl Upstream {
     /// # Errors
     /// The last try's.
     pub async fn open(&self, wanted: &Wanted, who: &Principal, call: &str) -> Result<Session, UpstreamError> {
-        let config = self.config();
-        let order = Order::new(&wanted.session(), config.secret_ttl_s, who, Some(call));
+        let order = self.order(wanted, who, call);
         let began = Instant::now();
-        let (mut tried, mut renewed) = (0, false);
+        let mut tried = 0;
         loop {
-            let (error, lent) = match self.credential(wanted, who, &order).await {
-                Err(error) => (error, None),
-                Ok(credential) => match self.account.open(wanted, who, &credential).await {
-                    Ok(session) => return Ok(session),
-                    Err(error) => (error, credential.generation()),
-                },
+            let error = match self.attempt(wanted, who, &order).await {
+                Ok(session) => return Ok(session),
+                Err(error) => error,
             };
             let verdict = error.verdict();
-            self.board().refused(Source::Connect, who.tenant_id(), &error);
-            if let (Some(secret), "upstream_auth") = (who.secret().filter(|_| wanted.joins.is_none()), verdict.code) {
-                self.secrets.refused_when_brought(&secret.value);
-            }
-            if let (Some(generation), "upstream_auth") = (lent, verdict.code) {
-                // Revoked, or it ended sooner than it said: one more is made for everybody, and tried once (fault matrix U11).
-                self.secrets.refused(&order, generation, &error);
-                if !std::mem::replace(&mut renewed, true) {
-                    continue;
-                }
-            }
             tried += 1;
             let own = RETRY_PAUSE * 2u32.pow(tried.min(8) - 1);
             let pause = own.mul_f64(rand::rng().random_range(0.5..1.0)).max(verdict.retry_after.unwrap_or_default());
@@ -182,11 +171,83 @@ impl Upstream {
                 UpstreamError::NoCredential { .. } => began.elapsed() + pause > RETRY_WAIT_MAX,
                 _ => false,
             };
-            if hung || !verdict.transient || tried >= config.attempts || pause > RETRY_WAIT_MAX {
+            if hung || !verdict.transient || tried >= self.config().attempts || pause > RETRY_WAIT_MAX {
                 return Err(error);
             }
             tracing::info!(%error, tried, "upstream session failed, trying again");
             time::sleep(pause).await;
+        }
+    }
+
+    /// Opens a session for a call that has lost one: at once if nobody else does, and else in its turn, so that a service that
+    /// comes back is not trampled; until `patience` is over.
+    ///
+    /// # Errors
+    /// The last try's.
+    pub async fn reopen(
+        &self,
+        wanted: &Wanted,
+        who: &Principal,
+        call: &str,
+        patience: Duration,
+    ) -> Result<Session, UpstreamError> {
+        let order = self.order(wanted, who, call);
+        let end = Instant::now() + patience;
+        let mut last = None;
+        loop {
+            if time::timeout_at(end, self.account.redials.turn()).await.is_err() {
+                return Err(last.unwrap_or(UpstreamError::Timeout { stage: "take another session", after: patience }));
+            }
+            let error = match self.attempt(wanted, who, &order).await {
+                Ok(session) => {
+                    self.account.redials.worked();
+                    return Ok(session);
+                }
+                Err(error) => error,
+            };
+            let verdict = error.verdict();
+            // What is wrong with this call, or its quota, says nothing about the service.
+            if verdict.transient && verdict.code != "rate_limited" {
+                self.account.redials.failed();
+            }
+            let pause = verdict.retry_after.unwrap_or_default();
+            if !verdict.transient || Instant::now() + pause >= end {
+                return Err(error);
+            }
+            tracing::info!(%error, "no new session yet, trying again");
+            last = Some(error);
+            time::sleep(pause).await;
+        }
+    }
+
+    fn order(&self, wanted: &Wanted, who: &Principal, call: &str) -> Order {
+        Order::new(&wanted.session(), self.config().secret_ttl_s, who, Some(call))
+    }
+
+    /// One try, with a client secret made anew where the one that we had is good no more.
+    async fn attempt(&self, wanted: &Wanted, who: &Principal, order: &Order) -> Result<Session, UpstreamError> {
+        let mut renewed = false;
+        loop {
+            let (error, lent) = match self.credential(wanted, who, order).await {
+                Err(error) => (error, None),
+                Ok(credential) => match self.account.open(wanted, who, &credential).await {
+                    Ok(session) => return Ok(session),
+                    Err(error) => (error, credential.generation()),
+                },
+            };
+            self.board().refused(Source::Connect, who.tenant_id(), &error);
+            let refused = error.verdict().code == "upstream_auth";
+            if let (Some(secret), true) = (who.secret().filter(|_| wanted.joins.is_none()), refused) {
+                self.secrets.refused_when_brought(&secret.value);
+            }
+            if let (Some(generation), true) = (lent, refused) {
+                // Revoked, or it ended sooner than it said: one more is made for everybody, and tried once (fault matrix U11).
+                self.secrets.refused(order, generation, &error);
+                if !std::mem::replace(&mut renewed, true) {
+                    continue;
+                }
+            }
+            return Err(error);
         }
     }
 

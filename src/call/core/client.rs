@@ -26,7 +26,7 @@ impl Core {
                     None,
                     true,
                 ),
-                AudioVerdict::Enough => self.end(now, End::AudioTooFast),
+                AudioVerdict::Enough => self.leave(now, End::AudioTooFast),
             },
             Input::Flushed(upstream) => self.turn.audio(now, upstream),
             Input::InvalidAudio(why) => self.end(now, End::InvalidAudio(why)),
@@ -52,8 +52,7 @@ impl Core {
             ClientMsg::Ping { t } => self.out.push_back(Output::SendNow(ServerMsg::Pong { t })),
             ClientMsg::Close => self.end(now, End::Asked),
             ClientMsg::Token { token } => self.out.push_back(Output::Renew(Credential(token))),
-            // Nothing is kept for a resume yet.
-            ClientMsg::Ack { .. } => {}
+            ClientMsg::Ack { got } => self.out.push_back(Output::Received(got)),
         }
     }
 
@@ -66,13 +65,14 @@ impl Core {
                 false,
             );
         }
-        if !self.turn.commit(now) {
+        let Some((from, to)) = self.turn.commit(now) else {
             let why = "there is no audio since the last turn".to_owned();
             return self.refuse("nothing_to_commit", why, None, false);
-        }
+        };
         self.take_turn(now);
         self.send_chunks();
-        self.ask(Command::Commit);
+        let id = self.keep_turn(None, from, to);
+        self.commit_turn(id);
         self.slot.want(Want { instructions: None });
     }
 
@@ -110,6 +110,7 @@ impl Core {
     }
 
     fn text(&mut self, now: At, text: String) {
+        self.mirror.typed(&text);
         if self.turn.speaking() {
             // It joins the turn that is spoken; the service answers both.
             return self.ask(Command::UserText { text });
@@ -129,6 +130,7 @@ impl Core {
     }
 
     pub(super) fn answer_tool(&mut self, call_id: String, output: String, go_on: bool) {
+        self.mirror.result(&call_id, &output);
         self.ask(Command::ToolOutput { call_id, output });
         if go_on {
             self.slot.want(Want { instructions: None });

@@ -12,59 +12,89 @@ use crate::{
 const PING_EVERY: Duration = Duration::from_secs(15);
 /// A conversation in which nothing was said for so long waits for nobody: no answer to a turn, no result of a tool.
 const NO_MORE_COMES: Duration = Duration::from_secs(2);
+/// A service that has said nothing for so long, and owes nothing, is asked whether it lives: it could be deaf.
+const QUIET_SERVICE: Duration = Duration::from_secs(30);
 /// Two pings without any sign of life.
 const DEAD_AFTER: Duration = Duration::from_secs(33);
 
 impl Core {
     /// When to say [`super::Input::Tick`] at the latest. `room`: the client's socket has room for audio.
     pub fn deadline(&self, room: bool) -> Option<At> {
-        if self.ended {
+        if self.ended || self.gone {
             return None;
         }
-        let fixed = [
+        let always = [
             Some(self.life.max),
+            self.away.map(|away| away.until),
+            self.turn.deadline(self.is_connected()),
+            self.slot.deadline(),
+            self.session_due(),
+            self.stalls_at(),
+            self.drain_at,
+            self.leaves_at(),
+        ];
+        let connected = [
             self.credential_at,
             self.expiring_at,
             self.life.idle.map(|idle| self.message_seen + idle),
             Some(self.ping_at()),
             Some(self.client_seen + DEAD_AFTER),
             self.intake.ack_due(),
-            self.turn.deadline(),
-            self.slot.deadline(),
             self.playout.deadline(room),
             self.tools.deadline(),
-            self.stalls_at(),
-            self.drain_at,
-            self.leaves_at(),
         ];
-        fixed.into_iter().flatten().min()
+        let connected = connected.into_iter().filter(|_| self.is_connected());
+        always.into_iter().chain(connected).flatten().min()
     }
 
     fn ping_at(&self) -> At {
         self.pinged.map_or(self.client_seen, |at| at.max(self.client_seen)) + PING_EVERY
     }
 
-    fn stalls_at(&self) -> Option<At> {
-        let wait = if self.stall == Stall::None { self.life.stall } else { self.life.stall * 2 };
-        let owes = self.slot.busy() || self.pass.as_ref().is_some_and(|pass| pass.is_opening());
-        (self.up && owes).then_some(self.service_seen + wait)
+    /// The service owes us something.
+    pub(super) fn owes(&self) -> bool {
+        self.slot.busy() || self.pass.as_ref().is_some_and(|pass| pass.is_opening())
     }
 
-    /// A client that owns its conversation is told nothing before it must leave: the best moment is the next quiet one.
+    fn stalls_at(&self) -> Option<At> {
+        if !self.up {
+            return None;
+        }
+        match self.stall {
+            Stall::None => Some(self.service_seen + if self.owes() { self.life.stall } else { QUIET_SERVICE }),
+            Stall::Asked(at) => Some(at + self.life.stall),
+            Stall::Alive => self.owes().then_some(self.service_seen + self.life.stall * 2),
+        }
+    }
+
+    /// A client that owns its conversation is told nothing before it must leave: the best moment is the next quiet one. So it is
+    /// for a call that another process goes on with.
     fn leaves_at(&self) -> Option<At> {
-        let pass = self.pass.as_ref()?;
         self.drain_at?;
+        let Some(pass) = &self.pass else { return self.goes_over_at() };
         let quiet = self.is_quiet() && self.client_has_all;
         quiet.then(|| self.service_seen.max(pass.spoke_at()) + NO_MORE_COMES)
     }
 
-    pub(super) fn tick(&mut self, now: At) {
+    pub(super) fn tick(&mut self, now: At, may_change: bool) {
         if self.ended {
             return;
         }
         if let Some(end) = self.time_is_up(now) {
-            return self.end(now, end);
+            return self.leave(now, end);
         }
+        self.turn.tick(now, self.is_connected());
+        self.slot.tick(now);
+        self.tick_sessions(now, may_change);
+        if self.stalls_at().is_some_and(|at| now >= at) {
+            self.stalled(now);
+        }
+        if self.is_connected() {
+            self.tick_client(now);
+        }
+    }
+
+    fn tick_client(&mut self, now: At) {
         if self.expiring_at.take_if(|at| now >= *at).is_some() {
             self.credential_expires(now);
         }
@@ -77,23 +107,24 @@ impl Core {
             let ack = ServerMsg::Ack { got: self.intake.messages(), audio_ms: ms(self.intake.audio()) };
             self.say(ack);
         }
-        self.turn.tick(now);
-        self.slot.tick(now);
         self.late_tools(now);
-        if self.stalls_at().is_some_and(|at| now >= at) {
-            self.stalled(now);
-        }
     }
 
     fn time_is_up(&self, now: At) -> Option<End> {
         if now >= self.life.max {
             return Some(End::MaxTime(self.life.max));
         }
-        if self.credential_at.is_some_and(|at| now >= at) {
-            return Some(End::TokenExpired);
+        if self.away.is_some_and(|away| now >= away.until) {
+            return Some(End::ClientLost);
         }
         if [self.drain_at, self.leaves_at()].into_iter().flatten().any(|at| now >= at) {
             return Some(End::Drained);
+        }
+        if !self.is_connected() {
+            return None;
+        }
+        if self.credential_at.is_some_and(|at| now >= at) {
+            return Some(End::TokenExpired);
         }
         if now >= self.client_seen + DEAD_AFTER {
             return Some(End::NoPong);
@@ -118,6 +149,9 @@ impl Core {
     pub(super) fn drain(&mut self, now: At, length: Duration) {
         if self.drain_at.is_none() {
             self.drain_at = Some(now + length);
+            if self.heir && !self.is_connected() {
+                return; // whoever comes back comes to the other process
+            }
             self.out.push_back(Output::SendNow(ServerMsg::Draining { deadline_ms: ms(length) }));
         }
     }
@@ -126,8 +160,12 @@ impl Core {
     /// session if it does not even answer a ping (fault matrix U8).
     fn stalled(&mut self, now: At) {
         match self.stall {
+            Stall::None if !self.owes() => {
+                self.stall = Stall::Asked(now);
+                self.out.push_back(Output::PingService);
+            }
             Stall::None => {
-                self.stall = Stall::Asked;
+                self.stall = Stall::Asked(now);
                 let secs = self.life.stall.as_secs();
                 self.notice("stalled", &format!("the service has said nothing for {secs} s although a reply is due"));
                 self.out.push_back(Output::PingService);
@@ -147,6 +185,9 @@ impl Core {
                 self.service_seen = now;
                 let response = self.slot.active().map(str::to_owned);
                 if let Some(response) = &response {
+                    // Its count may never come; if it does, it takes the estimate's place.
+                    let estimate = self.estimate(response, self.playout.audio_ms(response));
+                    self.out.push_back(Output::Book(estimate));
                     let reason = Some("stalled".to_owned());
                     self.playout.generated(response, Generated { status: ReplyStatus::Failed, reason }, None);
                 }
@@ -154,10 +195,7 @@ impl Core {
                 self.slot.free();
                 self.refuse("reply_failed", "the service stopped in the middle of its answer".to_owned(), None, true);
             }
-            Stall::Asked => {
-                let silent = UpstreamError::Timeout { stage: "answer a ping", after: self.life.stall };
-                self.end(now, End::upstream(&silent));
-            }
+            Stall::Asked(_) => self.service_is_dead(now),
         }
     }
 }

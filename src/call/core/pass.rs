@@ -3,6 +3,8 @@
 //! Messages go by as they came. Decided here is only what must not be left to either side: what an agent has fixed, one
 //! reply at a time, parts that the service takes, when a session may be spoken to. Nothing is truncated, cancelled or
 //! paced: the client does that itself, and must not find it done twice.
+mod keep;
+mod reopen;
 #[cfg(test)]
 mod tests;
 
@@ -12,7 +14,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Core, Output};
+use self::keep::Keep;
+use super::{Core, Output, Resume};
 use crate::{
     audio::{Codec, Format},
     call::{At, end::End, policy::Policy, reply::Times},
@@ -53,6 +56,27 @@ pub(super) struct Pass {
     live: Option<(String, Times)>,
     /// The service's last word was an error: if it hangs up now, it has said why.
     complained: bool,
+    /// What the client must know to come back, until it has been told.
+    way_back: Option<Resume>,
+    /// The reply that runs was stopped since nobody took it: its audio goes no further.
+    muted: bool,
+    /// Another session may follow this one: it is not somebody else's call.
+    follows: bool,
+    /// What that would be told.
+    keep: Keep,
+    /// The reply that runs has said something.
+    speaks: bool,
+    /// The client's words for the reply that it asked for, and for the one that runs.
+    asked_text: Option<Bytes>,
+    last_asked: Option<Bytes>,
+    /// What is asked for again in the next session.
+    again: Option<Bytes>,
+    /// Turns that were spoken again, and what the client calls each.
+    retold: VecDeque<String>,
+    names: Vec<(String, String)>,
+    /// Audio that the running session heard again before it went on, bytes; and how far its clock is behind the client's.
+    heard_again: u64,
+    shift_ms: i64,
 }
 
 /// How far the session is.
@@ -64,10 +88,15 @@ enum Stage {
     Opening(Vec<Bytes>),
     /// The client and the service speak.
     Open,
+    /// Another session is told what was: so many of its settings are not confirmed.
+    Reopening {
+        /// How many.
+        updates: u8,
+    },
 }
 
 impl Pass {
-    pub(super) fn new(policy: Policy, only_writes: bool) -> Self {
+    pub(super) fn new(policy: Policy, only_writes: bool, follows: bool, way_back: Option<Resume>) -> Self {
         Self {
             policy,
             only_writes,
@@ -81,12 +110,34 @@ impl Pass {
             spoke_at: At::ZERO,
             live: None,
             complained: false,
+            way_back,
+            muted: false,
+            follows,
+            keep: Keep::default(),
+            speaks: false,
+            asked_text: None,
+            last_asked: None,
+            again: None,
+            retold: VecDeque::new(),
+            names: Vec::new(),
+            heard_again: 0,
+            shift_ms: 0,
         }
     }
 
     /// The service must take the agent's values first.
     pub(super) fn is_opening(&self) -> bool {
         matches!(self.stage, Stage::Opening(_))
+    }
+
+    /// If the session is lost, another one goes on.
+    pub(super) fn goes_on(&self) -> bool {
+        self.follows && !self.complained && !self.is_opening()
+    }
+
+    /// Nothing is under way that a change of sessions would tear apart.
+    pub(super) fn is_settled(&self) -> bool {
+        self.stage == Stage::Open && self.asides == 0
     }
 
     /// When the client last said anything but audio.
@@ -166,13 +217,22 @@ impl Core {
         match &said.kind {
             Kind::Append { audio } => {
                 self.turn.passed(now, audio.len() / 4 * 3);
+                let (written, speaking, format) = (self.turn.written(), self.turn.speaking(), self.pass().input);
                 match said.split(LONGEST_APPEND) {
-                    Some(parts) => parts.into_iter().for_each(|part| self.forward(part)),
-                    None => self.forward(said.text),
+                    Some(parts) => parts.into_iter().for_each(|part| {
+                        self.pass().keep.append(written, &part, speaking, format);
+                        self.forward(part);
+                    }),
+                    None => {
+                        self.pass().keep.append(written, &said.text, speaking, format);
+                        self.forward(said.text);
+                    }
                 }
             }
             Kind::Commit => {
                 self.turn.ended(now);
+                let written = self.turn.written();
+                self.pass().keep.commit(written);
                 self.forward(said.text);
             }
             Kind::Configure => self.rule_update(said),
@@ -180,9 +240,12 @@ impl Core {
                 let message = "The instructions are fixed here: items of the role 'system' are not taken.";
                 self.complain("invalid_value", message.to_owned(), Some("item.role"), said.event_id);
             }
-            Kind::CreateItem { .. } => self.forward(said.text),
+            Kind::CreateItem { .. } => {
+                self.pass().keep.make(&said.text);
+                self.forward_named(said.text);
+            }
             Kind::CreateReply { aside } => self.rule_reply(now, *aside, said),
-            Kind::Other => self.forward(said.text),
+            Kind::Other => self.forward_named(said.text),
             Kind::Invalid { code, message } => {
                 let (code, message) = (code.clone(), message.clone());
                 self.complain(&code, message, None, said.event_id);
@@ -211,6 +274,9 @@ impl Core {
             let message = format!("The model `{model}` does not exist or you do not have access to it.");
             let field = Some("session.audio.input.transcription.model");
             return self.complain("model_not_found", message, field, said.event_id);
+        }
+        if let Ok(text) = &ruled {
+            self.pass().keep.set(text.as_ref().unwrap_or(&said.text));
         }
         self.forward_ruled(ruled, said);
     }
@@ -247,6 +313,8 @@ impl Core {
             self.pass().asides += 1;
         } else {
             self.pass().asked = Some(said.event_id.clone());
+            let text = ruled.as_ref().ok().and_then(Clone::clone).unwrap_or_else(|| said.text.clone());
+            self.pass().asked_text = Some(text);
             self.turn.asked(now);
             self.service_seen = now; // it owes us an answer from here on
         }
@@ -255,6 +323,12 @@ impl Core {
 
     fn forward(&mut self, text: Bytes) {
         self.out.push_back(Output::Forward(text));
+    }
+
+    /// What may name an item that another session has made.
+    fn forward_named(&mut self, text: Bytes) {
+        let text = self.pass().in_services_words(text);
+        self.forward(text);
     }
 
     /// Answers in the service's place.
@@ -276,7 +350,11 @@ impl Core {
             return self.heard_early(now, event, text);
         }
         let mut first = false;
+        self.book(&event);
+        self.keep(&event, &text);
+        let text = self.pass().in_clients_words(&event, text);
         match event {
+            Event::AudioPasses if self.pass().muted => return,
             Event::AudioPasses => first = self.audio_passes(now),
             Event::SessionUpdated { hearing: Some(hearing) } => self.listens(hearing),
             Event::SpeechStarted { at_ms } => {
@@ -285,7 +363,11 @@ impl Core {
             Event::SpeechStopped { at_ms } => {
                 self.turn.speech_stopped(now, at_ms);
             }
-            Event::Committed { .. } => self.turn.committed(now),
+            Event::Committed { item } => {
+                let (_, to) = self.turn.found(now);
+                self.pass().keep.turn(&item, to);
+            }
+            Event::WordsPass => self.pass().speaks = true,
             Event::ReplyCreated { aside: true, .. } if self.pass().asides > 0 => self.pass().asides -= 1,
             // Some services say of no reply which conversation it belongs to.
             Event::ReplyCreated { response, .. } => {
@@ -294,6 +376,7 @@ impl Core {
                 let times = Times { turn, started: Some(now), ..Times::default() };
                 let pass = self.pass();
                 (pass.asked, pass.live) = (None, Some((response, times)));
+                (pass.last_asked, pass.speaks) = (pass.asked_text.take(), false);
             }
             Event::ReplyDone { response, ended, usage, .. } => {
                 self.used(usage);
@@ -304,6 +387,21 @@ impl Core {
             _ => {}
         }
         self.out.push_back(Output::Relay { text, first });
+    }
+
+    /// What another session would have to be told.
+    fn keep(&mut self, event: &Event, text: &Bytes) {
+        let keep = &mut self.pass().keep;
+        match event {
+            Event::SessionUpdated { .. } => keep.session(text),
+            Event::ItemDone => keep.done(text),
+            Event::ItemCut { item, audio_end_ms } => keep.cut(item, *audio_end_ms),
+            Event::ItemGone { item } => keep.gone(item),
+            Event::InputCleared => keep.clear(),
+            Event::Error(ServiceError { event_id: Some(id), .. }) => keep.refused(id),
+            Event::UserText { item, text, last: true, .. } => keep.words(item, text),
+            _ => {}
+        }
     }
 
     /// Whether it is the first of its reply.
@@ -327,6 +425,7 @@ impl Core {
 
     fn reply_passed(&mut self, response: &str, ended: Ended) {
         self.slot.done(response);
+        self.pass().muted = false;
         let status = ReplyStatus::from(ended);
         let times = self.pass().live.take_if(|(id, _)| id == response).map(|(_, times)| times).unwrap_or_default();
         let (answered_after, relay_added) = (times.answered_after(), times.relay_added());
@@ -335,6 +434,10 @@ impl Core {
 
     /// Whether it is for the client.
     fn error_passes(&mut self, error: &ServiceError) -> bool {
+        if error.code == "session_expired" && self.pass().follows {
+            self.pass().complained = false;
+            return false; // another session follows
+        }
         self.note(Fact::ServiceError);
         if UpstreamError::refused(error, None).verdict().code == "upstream_auth" {
             // It is our key that was refused, and its ends may stand in the text: the end of the call is told in our words.
@@ -351,7 +454,12 @@ impl Core {
     /// Before the client may speak: the agent's values go first, and the client sees a session that has them.
     fn heard_early(&mut self, now: At, event: Event, text: Bytes) {
         match (event, std::mem::replace(&mut self.pass().stage, Stage::Dialling)) {
+            (event, Stage::Reopening { updates }) => {
+                self.pass().stage = Stage::Reopening { updates };
+                self.heard_reopening(now, event, updates);
+            }
             (Event::SessionCreated { hearing, .. }, Stage::Dialling) => {
+                self.pass().keep.session(&text);
                 hearing.into_iter().for_each(|hearing| self.listens(hearing));
                 match self.pass().policy.opening() {
                     None => self.open(now, vec![text]),
@@ -363,6 +471,7 @@ impl Core {
             }
             (Event::SessionUpdated { hearing }, Stage::Opening(mut waiting)) => {
                 hearing.into_iter().for_each(|hearing| self.listens(hearing));
+                self.pass().keep.session(&text);
                 if let Some(created) = waiting.first_mut() {
                     *created = with_session_of(created, &text).unwrap_or_else(|| created.clone());
                 }
@@ -386,12 +495,36 @@ impl Core {
         }
     }
 
-    fn open(&mut self, now: At, told: Vec<Bytes>) {
+    /// More waits for a client that is away than is kept: the reply is stopped.
+    pub(super) fn too_much_kept(&mut self, now: At, hopeless: bool) {
+        match &mut self.pass {
+            _ if hopeless => self.end(now, End::SlowConsumer),
+            Some(pass) if pass.live.is_some() && !pass.muted => {
+                pass.muted = true;
+                self.forward(Bytes::from_static(br#"{"type":"response.cancel"}"#));
+            }
+            _ => {}
+        }
+    }
+
+    fn open(&mut self, now: At, mut told: Vec<Bytes>) {
+        if let Some(Resume { token, window }) = self.pass().way_back.take()
+            && let Some(created) = told.first()
+            && let Some(text) = openai::with_way_back(created, &self.life.call, &token, window.as_secs())
+        {
+            told.remove(0);
+            self.out.push_back(Output::Greet(text));
+        }
         for text in told {
             self.out.push_back(Output::Relay { text, first: false });
         }
+        self.pass().stage = Stage::Open;
+        self.say_held(now);
+    }
+
+    /// What the client said while it could not be told to the service.
+    fn say_held(&mut self, now: At) {
         let pass = self.pass();
-        pass.stage = Stage::Open;
         pass.held_bytes = 0;
         for said in std::mem::take(&mut pass.held) {
             if !self.ended {
@@ -399,6 +532,11 @@ impl Core {
             }
         }
     }
+}
+
+/// Names a message of ours.
+fn string_id(request: &str) -> String {
+    format!("event_{request}")
 }
 
 fn update(session: &Value) -> Bytes {

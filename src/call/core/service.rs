@@ -5,6 +5,7 @@ use super::{About, Core, Output, Stall};
 use crate::{
     call::{
         At,
+        books::Booked,
         end::End,
         ms,
         reply::{Generated, Times},
@@ -12,6 +13,7 @@ use crate::{
         turn::Marks,
     },
     client::wire::{ErrorBody, ReplyStatus, Role, ServerMsg},
+    ledger::Kind,
     observe::fact::Fact,
     upstream::{
         Command, Ended, Event, ServiceError, UpstreamError,
@@ -21,56 +23,50 @@ use crate::{
 };
 
 impl Core {
-    pub(super) fn session_up(&mut self, now: At) {
-        self.up = true;
-        self.service_seen = now;
-        if self.pass.is_some() {
-            return; // the client sets its session up itself
-        }
-        let early = std::mem::take(&mut self.early);
-        self.early_bytes = 0;
-        self.ask(Command::Configure);
-        if let Some(greeting) = self.plan.greeting.clone() {
-            let instructions = format!("Greet the caller. Say exactly this, and nothing else: {greeting}");
-            self.slot.want_first(Want { instructions: Some(instructions) });
-            self.ask_for_reply(now);
-        }
-        for (number, command) in early {
-            self.out.push_back(Output::Service { number, command });
-        }
-    }
-
-    pub(super) fn service_pong(&mut self) {
-        if self.stall == Stall::Asked {
-            self.stall = Stall::Alive;
+    pub(super) fn service_pong(&mut self, now: At) {
+        self.given_alive = self.given;
+        match self.stall {
+            Stall::Asked(_) if self.owes() => self.stall = Stall::Alive,
+            Stall::Asked(_) => (self.stall, self.service_seen) = (Stall::None, now),
+            Stall::None | Stall::Alive => {}
         }
     }
 
     pub(super) fn hear_service(&mut self, now: At, event: Event) {
-        self.service_seen = now;
+        (self.service_seen, self.given_alive) = (now, self.given);
         self.stall = Stall::None;
+        self.book(&event);
         match event {
             Event::SpeechStarted { at_ms } => {
-                let at_ms = self.turn.speech_started(at_ms);
-                self.say(ServerMsg::SpeechStarted { at_ms });
-                self.slot.hold_for_speech();
-                self.barge_in(now, true);
+                self.speech_heard();
+                if let Some(at_ms) = self.turn.speech_started(at_ms) {
+                    self.say(ServerMsg::SpeechStarted { at_ms });
+                    self.slot.hold_for_speech();
+                    self.barge_in(now, true);
+                }
             }
             Event::SpeechStopped { at_ms } => {
+                self.speech_heard();
                 let at_ms = self.turn.speech_stopped(now, at_ms);
                 self.say(ServerMsg::SpeechStopped { at_ms });
                 self.slot.expect_vad(now);
             }
-            Event::Committed { .. } => self.turn.committed(now),
+            Event::Committed { item } => self.turn_made(now, &item),
             Event::ReplyCreated { response, .. } => self.reply_created(now, &response),
             Event::Audio { response, item, content_index, audio } => {
                 self.reply_audio(now, &response, &item, content_index, audio);
             }
             Event::ReplyText { response, item, text, last } => self.reply_text(&response, item, text, last),
-            Event::UserText { item, text, last } => self.transcript(Role::User, item, None, text, last),
-            Event::UserTextFailed { item } => self.transcript(Role::User, item, None, String::new(), true),
+            Event::UserText { item, text, last: false, .. } => {
+                if self.mirror.tells_pieces(&item) {
+                    self.transcript(Role::User, item, None, text, false);
+                }
+            }
+            Event::UserText { item, text, last: true, .. } => self.user_said(&item, text),
+            Event::UserTextFailed { item } => self.user_said(&item, String::new()),
             Event::ToolCall { response, call_id, name, arguments } => {
                 if self.tools.called(now, &response, &call_id, self.plan.tool_timeout) {
+                    self.mirror.called(&response, &call_id, &name, &arguments);
                     self.say(ServerMsg::ToolCall { call_id, name, arguments });
                 }
             }
@@ -92,10 +88,50 @@ impl Core {
             Event::SessionCreated { .. }
             | Event::SessionUpdated { .. }
             | Event::AudioPasses
+            | Event::WordsPass
+            | Event::InputCleared
+            | Event::ItemDone
+            | Event::ItemCut { .. }
+            | Event::ItemGone { .. }
             | Event::RateLimits(_)
             | Event::Nothing => {}
             Event::Unknown => self.note(Fact::UnknownEvent),
         }
+    }
+
+    /// The caller's audio is a turn: one that we committed, or one that the service found.
+    fn turn_made(&mut self, now: At, item: &str) {
+        self.sessions.turn_at = now;
+        if let Some((_, id)) = self.awaited.pop_front() {
+            self.turn.committed(now);
+            return self.mirror.rename(&id, item);
+        }
+        let (from, to) = self.turn.found(now);
+        self.keep_turn(Some(item), from, to);
+    }
+
+    /// All that the caller said in a turn, as far as it can be had.
+    fn user_said(&mut self, item: &str, text: String) {
+        if let Some(shown) = self.mirror.heard(item, &text) {
+            self.transcript(Role::User, shown, None, text, true);
+        }
+    }
+
+    /// What the service has counted.
+    pub(super) fn book(&mut self, event: &Event) {
+        match event {
+            Event::ReplyCreated { response, .. } if !self.uncounted.contains(response) => {
+                self.uncounted.push(response.clone());
+            }
+            Event::ReplyDone { response, .. } => self.uncounted.retain(|open| open != response),
+            _ => {}
+        }
+        let Some(booked) = Booked::counted(event) else { return };
+        if booked.kind == Kind::Reply {
+            self.last_usage = Some(booked.usage);
+        }
+        let audio_ms = self.playout.audio_ms(&booked.id);
+        self.out.push_back(Output::Book(Booked { audio_ms, ..booked }));
     }
 
     fn reply_created(&mut self, now: At, response: &str) {
@@ -103,6 +139,7 @@ impl Core {
             return; // said twice
         }
         let began = self.slot.created(response);
+        self.mirror.replies(response);
         let turn = if began == Began::Wanted { self.turn.take_marks() } else { Marks::default() };
         self.playout.begin(response, Times { turn, started: Some(now), ..Times::default() });
         match began {
@@ -113,6 +150,10 @@ impl Core {
     }
 
     fn reply_audio(&mut self, now: At, response: &str, item: &str, content_index: u32, audio: bytes::Bytes) {
+        let length = ms(self.plan.upstream_output.duration(audio.len()));
+        if self.playout.by_response(response).is_some_and(|reply| reply.cut.is_none() && !reply.is_generated()) {
+            self.mirror.said_audio(response, item, length);
+        }
         if self.playout.receive(now, response, item, content_index, audio) {
             return;
         }
@@ -128,6 +169,10 @@ impl Core {
         let cut = self.playout.by_response(response).is_none_or(|r| r.cut.is_some());
         if cut && !last {
             return;
+        }
+        match cut {
+            true => self.mirror.said_rest(&item, &text),
+            false => self.mirror.said_words(response, &item, &text, last),
         }
         let reply = self.playout.id_of(response).map(str::to_owned);
         self.transcript(Role::Assistant, item, reply, text, last);
@@ -151,6 +196,11 @@ impl Core {
         let at = number.and_then(|n| self.sent.iter().position(|(sent, _)| *sent == n));
         let about = at.and_then(|at| self.sent.remove(at)).map(|(_, about)| about);
         let code = plain_code(if error.code.is_empty() { &error.kind } else { &error.code });
+        if let Some(at) = self.awaited.iter().position(|(sent, _)| Some(*sent) == number)
+            && let Some((_, id)) = self.awaited.remove(at)
+        {
+            self.mirror.remove(&id);
+        }
         if number.is_some_and(|n| self.slot.refused(n, code == "conversation_already_has_active_response")) {
             if code == "conversation_already_has_active_response" {
                 self.note(Fact::SwallowedError);
@@ -172,7 +222,10 @@ impl Core {
                     self.remember(self.commands - 1, About::Truncate { item, content_index, retried: true });
                 }
             }
-            (Some(About::Delete | About::Cancel | About::ClearInput), _) => self.note(Fact::SwallowedError),
+            // What a session is told of the ones before is worth no call: it knows a little less.
+            (Some(About::Delete | About::Cancel | About::ClearInput | About::Retell), _) => {
+                self.note(Fact::SwallowedError);
+            }
             (Some(About::Configure), _) => {
                 let param =
                     error.param.as_deref().and_then(plain_field).map(|p| format!(" at {p}")).unwrap_or_default();

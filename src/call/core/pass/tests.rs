@@ -37,7 +37,13 @@ impl Rig {
     fn of(agent: &AgentConfig, only_writes: bool) -> Self {
         let life =
             Life { call: "call_1".into(), max: 3_600 * SECOND, idle: None, stall: 10 * SECOND, credential: None };
-        let core = Core::pass_through(life, Policy::new(agent, "real-model", PolicyConfig::default()), only_writes);
+        let core = Core::pass_through(
+            life,
+            Policy::new(agent, "real-model", PolicyConfig::default()),
+            only_writes,
+            true,
+            None,
+        );
         Self { core, now: At::ZERO, to_service: vec![], to_client: vec![], pings: 0, end: None }
     }
 
@@ -66,13 +72,14 @@ impl Rig {
                 Output::PingService => self.pings += 1,
                 Output::End(end) => self.end = Some(end),
                 Output::PingClient | Output::Fact(_) | Output::DropAudio => {}
+                Output::Dial | Output::LeaveService | Output::Book(_) => {}
                 other => panic!("the owner's business: {other:?}"),
             }
         }
     }
 
     fn up(&mut self) {
-        self.input(Input::SessionUp);
+        self.input(Input::SessionUp(None));
         self.hear(CREATED);
     }
 
@@ -255,10 +262,22 @@ fn a_request_that_is_never_answered_keeps_others_away_only_for_a_while() {
 }
 
 #[test]
-fn a_service_that_answers_no_ping_ends_the_call() {
+fn a_service_that_answers_no_ping_is_left_for_another_session() {
     let mut rig = Rig::open();
-    rig.say(r#"{"type":"response.create"}"#);
+    let create = r#"{"type":"response.create"}"#;
+    rig.say(create);
     rig.pass(25 * SECOND);
+    assert_eq!(rig.end, None);
+    rig.forwarded();
+    rig.input(Input::SessionUp(None));
+    rig.hear(TAKEN);
+    rig.hear(TAKEN);
+    assert_eq!(rig.forwarded().last().map(String::as_str), Some(create), "asked for again");
+    // Where none can be had, the call ends with a reason.
+    let mut rig = Rig::open();
+    rig.say(create);
+    rig.pass(25 * SECOND);
+    rig.input(Input::ServiceGone(End::upstream(&UpstreamError::Broken("reset".into())), true));
     assert_eq!(openai::close(rig.end.as_ref().unwrap()).0, 1011);
 }
 
@@ -353,14 +372,21 @@ fn the_services_goodbye_is_told_once_and_in_its_words() {
     let words = "Your session hit the maximum duration of 60 minutes.";
     let mut rig = Rig::open();
     rig.hear(expired);
-    rig.input(Input::ServiceGone(End::upstream(&UpstreamError::closed(Some(1001), words))));
-    assert_eq!(rig.told(), [expired]);
-    assert_eq!(openai::close(&rig.end.take().unwrap()), (1001, words.to_owned()));
+    rig.input(Input::ServiceGone(End::upstream(&UpstreamError::closed(Some(1001), words)), true));
+    assert_eq!((rig.told(), rig.end.take()), (vec![], None), "another session goes on");
+    let last = r#"{"type":"error","event_id":"e","error":{"type":"insufficient_quota","code":"insufficient_quota","message":"m"}}"#;
+    let mut rig = Rig::open();
+    rig.hear(last);
+    let refused = UpstreamError::closed(Some(1013), "insufficient_quota.insufficient_quota");
+    rig.input(Input::ServiceGone(End::upstream(&refused), refused.another_may_do()));
+    assert_eq!(rig.told(), [last]);
+    assert_eq!(openai::close(&rig.end.take().unwrap()).0, 1013);
     // Without a word of the service's, we say why.
     let mut rig = Rig::open();
-    rig.input(Input::ServiceGone(End::upstream(&UpstreamError::Broken("reset".into()))));
-    assert_eq!(rig.refusal().0, "upstream_unavailable");
-    assert_eq!(openai::close(&rig.end.take().unwrap()).0, 1011);
+    let refused = UpstreamError::closed(Some(4004), "invalid_request_error.model_not_found");
+    rig.input(Input::ServiceGone(End::upstream(&refused), refused.another_may_do()));
+    assert_eq!(rig.refusal().0, "model_not_found");
+    assert_eq!(openai::close(&rig.end.take().unwrap()).0, 4004);
 }
 
 #[test]
@@ -476,10 +502,8 @@ fn errors_are_the_clients_whatever_it_calls_its_events_but_our_keys_are_ours() {
     let _ = rig.told();
     rig.hear(r#"{"type":"error","event_id":"e","error":{"type":"invalid_request_error","code":"invalid_api_key","message":"Incorrect API key provided: sk-1***2."}}"#);
     assert_eq!(rig.told(), [""; 0]);
-    rig.input(Input::ServiceGone(End::upstream(&UpstreamError::closed(
-        Some(3000),
-        "invalid_request_error.invalid_api_key",
-    ))));
+    let refused = UpstreamError::closed(Some(3000), "invalid_request_error.invalid_api_key");
+    rig.input(Input::ServiceGone(End::upstream(&refused), false));
     assert_eq!(rig.refusal().0, "upstream_auth");
     assert_eq!(openai::close(&rig.end.take().unwrap()).0, 3000);
 }
@@ -501,4 +525,143 @@ fn a_call_can_be_written_down_and_continued() {
     rig.core = serde_json::from_str(&serde_json::to_string(&rig.core).unwrap()).unwrap();
     rig.say(r#"{"type":"response.create"}"#);
     assert_eq!(rig.refusal().0, "conversation_already_has_active_response");
+}
+
+/// A conversation with a client's settings, one exchange, and audio that is part of no turn.
+fn conversation(rig: &mut Rig) {
+    rig.say(r#"{"type":"session.update","session":{"type":"realtime","instructions":"be short"}}"#);
+    rig.hear(
+        r#"{"type":"session.updated","event_id":"e2","session":{"type":"realtime","id":"sess_1","object":"realtime.session","expires_at":9,"model":"m","tracing":null,"instructions":"be short","audio":{"input":{"format":{"type":"audio/pcm","rate":24000},"turn_detection":{"type":"server_vad","silence_duration_ms":200}}}}}"#,
+    );
+    rig.say(r#"{"type":"conversation.item.create","item":{"type":"message","role":"user","content":[{"type":"input_text","text":"hi"}]}}"#);
+    rig.hear(r#"{"type":"conversation.item.done","event_id":"e3","item":{"id":"item_hi_1","object":"realtime.item","type":"message","status":"completed","role":"user","content":[{"type":"input_text","text":"hi"}]}}"#);
+    rig.say(r#"{"type":"response.create","event_id":"c1"}"#);
+    rig.hear(r#"{"type":"response.created","event_id":"e4","response":{"id":"resp_1","conversation_id":"conv_1"}}"#);
+    rig.hear(r#"{"type":"response.output_audio.delta","event_id":"e5","response_id":"resp_1","item_id":"item_a_1","delta":"AAAA"}"#);
+    rig.hear(r#"{"type":"conversation.item.done","event_id":"e6","item":{"id":"item_a_1","object":"realtime.item","type":"message","status":"completed","role":"assistant","content":[{"type":"output_audio","transcript":"hello there"}]}}"#);
+    rig.hear(r#"{"type":"response.done","event_id":"e7","response":{"id":"resp_1","status":"completed"}}"#);
+    rig.say(&append(960));
+    rig.told();
+    rig.forwarded();
+}
+
+fn append(len: usize) -> String {
+    string(&ga::append_unnamed(&vec![7; len]))
+}
+
+/// The service hangs up, and another session is there.
+fn another(rig: &mut Rig) {
+    rig.input(Input::ServiceGone(End::upstream(&UpstreamError::Broken("reset".into())), true));
+    rig.input(Input::SessionUp(None));
+    rig.hear(&CREATED.replace("sess_1", "sess_2"));
+}
+
+const TAKEN: &str = r#"{"type":"session.updated","event_id":"e9","session":{"type":"realtime","id":"sess_2","instructions":"be short","audio":{"input":{"format":{"type":"audio/pcm","rate":24000},"turn_detection":{"type":"server_vad","silence_duration_ms":200}}}}}"#;
+
+#[test]
+fn a_session_that_is_lost_is_followed_by_another_and_the_client_hears_nothing_of_it() {
+    let mut rig = Rig::open();
+    conversation(&mut rig);
+    another(&mut rig);
+    let asked: Vec<Value> = rig.forwarded().iter().map(|text| serde_json::from_str(text).unwrap()).collect();
+    let kinds: Vec<&str> = asked.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["session.update", "conversation.item.create", "conversation.item.create", "session.update"]);
+    let session = &asked[3]["session"];
+    assert_eq!((&session["instructions"], &session["type"]), (&json!("be short"), &json!("realtime")));
+    assert_eq!(session["audio"]["input"]["turn_detection"]["type"], "server_vad");
+    assert!(["id", "model", "expires_at", "tracing"].iter().all(|key| session.get(key).is_none()), "{session}");
+    assert_eq!(asked[0]["session"]["audio"]["input"]["turn_detection"], Value::Null);
+    assert_eq!(asked[1]["item"]["id"], "item_hi_1");
+    assert_eq!(asked[2]["item"]["content"], json!([{"type": "output_text", "text": "hello there"}]));
+    rig.say(r#"{"type":"response.create","event_id":"c2"}"#);
+    rig.hear(r#"{"type":"conversation.item.done","event_id":"e8","item":{"id":"item_hi_1","type":"message","role":"user","content":[]}}"#);
+    rig.hear(TAKEN);
+    assert!(rig.told().is_empty() && rig.forwarded().is_empty(), "not yet");
+    rig.hear(TAKEN);
+    assert_eq!(rig.told(), [""; 0], "nothing of it is news");
+    assert_eq!(rig.forwarded(), [append(960), r#"{"type":"response.create","event_id":"c2"}"#.to_owned()]);
+    let created =
+        r#"{"type":"response.created","event_id":"f1","response":{"id":"resp_2","conversation_id":"conv_2"}}"#;
+    rig.hear(created);
+    assert_eq!(rig.told(), [created]);
+}
+
+#[test]
+fn what_the_service_had_not_confirmed_is_said_again() {
+    let mut rig = Rig::open();
+    conversation(&mut rig);
+    let update = r#"{"type":"session.update","event_id":"c5","session":{"type":"realtime","instructions":"be long"}}"#;
+    let item = r#"{"type":"conversation.item.create","event_id":"c6","item":{"type":"message","role":"user","content":[{"type":"input_text","text":"more"}]}}"#;
+    let commit = r#"{"type":"input_audio_buffer.commit"}"#;
+    let create = r#"{"type":"response.create","event_id":"c7","response":{"instructions":"x"}}"#;
+    for text in [update, item, commit, create] {
+        rig.say(text);
+    }
+    rig.forwarded();
+    another(&mut rig);
+    rig.forwarded();
+    rig.hear(TAKEN);
+    rig.hear(TAKEN);
+    assert_eq!(
+        rig.forwarded(),
+        [update.to_owned(), item.to_owned(), append(960), commit.to_owned(), create.to_owned()]
+    );
+    assert_eq!(rig.told(), [""; 0]);
+}
+
+#[test]
+fn a_turn_that_nobody_wrote_down_is_spoken_again_and_keeps_its_name() {
+    let mut rig = Rig::open();
+    conversation(&mut rig);
+    rig.say(r#"{"type":"input_audio_buffer.commit"}"#);
+    rig.hear(r#"{"type":"input_audio_buffer.committed","event_id":"e8","item_id":"item_u_1"}"#);
+    rig.told();
+    rig.forwarded();
+    another(&mut rig);
+    let asked = rig.forwarded();
+    assert_eq!(asked[3], append(960));
+    assert!(asked[4].contains("input_audio_buffer.commit") && asked.len() == 6, "{asked:?}");
+    rig.hear(TAKEN);
+    rig.hear(r#"{"type":"input_audio_buffer.committed","event_id":"f1","item_id":"item_u_2"}"#);
+    rig.hear(TAKEN);
+    assert!(rig.told().is_empty() && rig.forwarded().is_empty());
+    let words = r#"{"type":"conversation.item.input_audio_transcription.completed","event_id":"f2","item_id":"item_u_2","transcript":"hello"}"#;
+    rig.hear(words);
+    assert_eq!(rig.told(), [words.replace("item_u_2", "item_u_1")], "the client knows it by another name");
+    rig.say(r#"{"type":"conversation.item.delete","item_id":"item_u_1"}"#);
+    assert_eq!(rig.forwarded(), [r#"{"type":"conversation.item.delete","item_id":"item_u_2"}"#]);
+    // 20 ms of it were heard again: the session's clock is that much behind the client's, and no more.
+    rig.hear(
+        r#"{"type":"input_audio_buffer.speech_started","event_id":"f3","item_id":"item_u_3","audio_start_ms":40}"#,
+    );
+    assert!(rig.told()[0].contains(r#""audio_start_ms":40"#));
+}
+
+#[test]
+fn a_reply_that_was_lost_in_the_middle_is_told_and_one_that_had_said_nothing_is_asked_for_again() {
+    for begun in [true, false] {
+        let mut rig = Rig::open();
+        conversation(&mut rig);
+        rig.say(r#"{"type":"response.create","event_id":"c3"}"#);
+        rig.hear(
+            r#"{"type":"response.created","event_id":"e8","response":{"id":"resp_2","conversation_id":"conv_1"}}"#,
+        );
+        if begun {
+            rig.hear(r#"{"type":"response.output_audio.delta","event_id":"e9","response_id":"resp_2","item_id":"item_a_2","delta":"AAAA"}"#);
+        }
+        rig.told();
+        another(&mut rig);
+        let told: Vec<Value> = rig.told().iter().map(|text| serde_json::from_str(text).unwrap()).collect();
+        let kinds: Vec<&str> = told.iter().map(|event| event["type"].as_str().unwrap()).collect();
+        assert_eq!(kinds, if begun { vec!["response.done", "error"] } else { vec!["response.done"] });
+        let status = if begun { "failed" } else { "cancelled" };
+        assert_eq!((&told[0]["response"]["id"], &told[0]["response"]["status"]), (&json!("resp_2"), &json!(status)));
+        rig.forwarded();
+        rig.hear(TAKEN);
+        rig.hear(TAKEN);
+        let again = rig.forwarded().contains(&r#"{"type":"response.create","event_id":"c3"}"#.to_owned());
+        assert_eq!(again, !begun);
+        rig.say(r#"{"type":"response.create","event_id":"c4"}"#);
+        assert_eq!(rig.told().is_empty(), begun, "where one is under way, another is refused");
+    }
 }

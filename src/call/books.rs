@@ -1,0 +1,98 @@
+//! What a call used, on its way into the ledger: counts of the service, or estimates of ours where a drop ate them.
+//!
+//! A count is told more than once as more is known of it; the ledger keeps one row of each id.
+use serde::{Deserialize, Serialize};
+
+use super::reply::status_name;
+use crate::{
+    admit::Principal,
+    client::wire::Usage,
+    ledger::{Entry, Kind, Ledger},
+    upstream::Event,
+    wall::unix_now_ms,
+};
+
+/// What a reply, or words that were written down, came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Booked {
+    /// The service's id.
+    pub id: String,
+    /// What it is the count of.
+    pub kind: Kind,
+    /// How it ended.
+    pub status: String,
+    /// Tokens.
+    pub usage: Usage,
+    /// What was written down, seconds, where that is what the service counts.
+    pub seconds: Option<f64>,
+    /// Audio that came, ms.
+    pub audio_ms: u64,
+    /// Heard of it, ms; 0 where it is not known, or not yet.
+    pub heard_ms: u64,
+    /// The service's count is lost: this is ours.
+    pub estimated: bool,
+}
+
+impl Booked {
+    /// A reply.
+    pub fn reply(id: &str, status: &str, usage: Usage) -> Self {
+        let (id, status) = (id.to_owned(), status.to_owned());
+        Self { id, kind: Kind::Reply, status, usage, seconds: None, audio_ms: 0, heard_ms: 0, estimated: false }
+    }
+
+    /// What the service counts with this event, if anything.
+    pub fn counted(event: &Event) -> Option<Self> {
+        match event {
+            Event::ReplyDone { response, ended, usage: Some(usage), .. } => {
+                Some(Self::reply(response, status_name((*ended).into()), *usage))
+            }
+            Event::UserText { item, spent: Some(spent), .. } => Some(Self {
+                kind: Kind::Transcription,
+                seconds: spent.seconds,
+                ..Self::reply(item, "completed", spent.usage)
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// Where a call's rows go, and what they say beside the count.
+#[derive(Debug, Clone)]
+pub struct Books {
+    /// All calls' rows.
+    pub ledger: Ledger,
+    /// The call.
+    pub call: String,
+    /// The agent that was called.
+    pub agent: String,
+    /// The model that answers.
+    pub model: String,
+    /// Where the call came in.
+    pub door: &'static str,
+}
+
+impl Books {
+    /// Books a count of this session.
+    pub fn book(&self, who: &Principal, session: &str, booked: Booked) {
+        let Booked { id, kind, status, usage, seconds, audio_ms, heard_ms, estimated } = booked;
+        self.ledger.book(Entry {
+            id,
+            kind,
+            call: self.call.clone(),
+            session: session.to_owned(),
+            tenant: who.tenant_id().to_owned(),
+            key: who.key_label(),
+            user: who.user().map(str::to_owned),
+            agent: self.agent.clone(),
+            model: self.model.clone(),
+            door: self.door.into(),
+            at: unix_now_ms(),
+            status,
+            usage,
+            seconds,
+            audio_ms,
+            heard_ms,
+            estimated,
+        });
+    }
+}

@@ -1,0 +1,231 @@
+//! The service's side of a call: the session that runs, and the one that shall follow it.
+//!
+//! Opens, switches and says goodbye as it is told; a session that waits is kept alive. Decides nothing.
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    admit::Principal,
+    net::ws::{Frame, Socket},
+    upstream::{
+        Shape, UpstreamError, Wanted,
+        open::{Session, Upstream},
+    },
+};
+
+/// How long a goodbye to a session may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+type Opening = Pin<Box<dyn Future<Output = Result<Session, UpstreamError>> + Send>>;
+
+/// A session's socket, and how its messages are written.
+#[derive(Debug)]
+pub struct Up {
+    /// Its id at the service.
+    pub id: String,
+    /// Its socket.
+    pub socket: Socket,
+    /// How its messages are written.
+    pub shape: Shape,
+}
+
+enum State {
+    Gone,
+    Opening(Opening),
+    Up(Box<Up>),
+}
+
+/// What has come of waiting.
+#[derive(Debug)]
+pub enum Came {
+    /// The running session can be read, or can take more.
+    Ready,
+    /// The session that was missing.
+    Opened(Box<Result<Session, UpstreamError>>),
+    /// The session that shall follow is up, will end at this moment in Unix seconds, and waits; or it cannot be had.
+    Next(Result<Option<u64>, UpstreamError>),
+}
+
+/// The service's leg.
+pub struct ServiceLeg {
+    wanted: Wanted,
+    who: Principal,
+    call: String,
+    upstream: Upstream,
+    patience: Duration,
+    running: State,
+    next: State,
+    goodbyes: TaskTracker,
+}
+
+impl std::fmt::Debug for ServiceLeg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServiceLeg").field("call", &self.call).finish_non_exhaustive()
+    }
+}
+
+impl ServiceLeg {
+    /// A leg whose first session is being opened. `patience`: how long a lost one is tried to be had anew.
+    pub fn new(
+        (wanted, who, call): (Wanted, Principal, String),
+        upstream: Upstream,
+        patience: Duration,
+        goodbyes: TaskTracker,
+    ) -> Self {
+        let (running, next) = (State::Gone, State::Gone);
+        let mut leg = Self { wanted, who, call, upstream, patience, running, next, goodbyes };
+        leg.running = State::Opening(leg.first());
+        leg
+    }
+
+    fn first(&self) -> Opening {
+        let (wanted, who, call, upstream) =
+            (self.wanted.clone(), self.who.clone(), self.call.clone(), self.upstream.clone());
+        Box::pin(async move { upstream.open(&wanted, &who, &call).await })
+    }
+
+    fn another(&self) -> Opening {
+        let (wanted, who, call, upstream) =
+            (self.wanted.clone(), self.who.clone(), self.call.clone(), self.upstream.clone());
+        let patience = self.patience;
+        Box::pin(async move { upstream.reopen(&wanted, &who, &call, patience).await })
+    }
+
+    /// The session that runs.
+    pub fn running(&mut self) -> Option<&mut Up> {
+        match &mut self.running {
+            State::Up(up) => Some(up),
+            State::Gone | State::Opening(_) => None,
+        }
+    }
+
+    /// As [`Self::running`], to look at.
+    pub fn socket(&self) -> Option<&Socket> {
+        match &self.running {
+            State::Up(up) => Some(&up.socket),
+            State::Gone | State::Opening(_) => None,
+        }
+    }
+
+    /// The session that was opened runs.
+    pub fn runs(&mut self, id: String, socket: Socket, shape: Shape) {
+        self.running = State::Up(Box::new(Up { id, socket, shape }));
+    }
+
+    /// The running session's id.
+    pub fn id(&self) -> Option<&str> {
+        match &self.running {
+            State::Up(up) => Some(&up.id),
+            State::Gone | State::Opening(_) => None,
+        }
+    }
+
+    /// The running session is lost.
+    pub fn lost(&mut self) {
+        self.running = State::Gone;
+    }
+
+    /// Opens a session in place of the running one; one that is being opened to follow it will do.
+    pub fn dial(&mut self) {
+        self.leave();
+        self.running = match std::mem::replace(&mut self.next, State::Gone) {
+            State::Opening(opening) => State::Opening(opening),
+            State::Up(up) => {
+                self.goodbyes.spawn(up.socket.close(1000, "", GOODBYE));
+                State::Opening(self.another())
+            }
+            State::Gone => State::Opening(self.another()),
+        };
+    }
+
+    /// Opens a session beside the running one.
+    pub fn dial_next(&mut self) {
+        let another = State::Opening(self.another());
+        if let State::Up(up) = std::mem::replace(&mut self.next, another) {
+            self.goodbyes.spawn(up.socket.close(1000, "", GOODBYE));
+        }
+    }
+
+    /// Leaves the running session for the one beside it.
+    pub fn switch(&mut self) {
+        self.leave();
+        self.running = std::mem::replace(&mut self.next, State::Gone);
+    }
+
+    fn leave(&mut self) {
+        if let State::Up(up) = std::mem::replace(&mut self.running, State::Gone) {
+            self.goodbyes.spawn(up.socket.close(1000, "", GOODBYE));
+        }
+    }
+
+    /// Leaves every session.
+    pub fn leave_all(&mut self) {
+        if let Some(up) = self.end() {
+            self.goodbyes.spawn(up.socket.close(1000, "", GOODBYE));
+        }
+    }
+
+    /// Gives up the session that waits, and hands out the running one for its goodbye.
+    pub fn end(&mut self) -> Option<Box<Up>> {
+        if let State::Up(up) = std::mem::replace(&mut self.next, State::Gone) {
+            self.goodbyes.spawn(up.socket.close(1000, "", GOODBYE));
+        }
+        match std::mem::replace(&mut self.running, State::Gone) {
+            State::Up(up) => Some(up),
+            State::Gone | State::Opening(_) => None,
+        }
+    }
+
+    /// Waits for any of what [`Came`] tells.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Came> {
+        if let Poll::Ready(came) = self.poll_next(cx) {
+            return Poll::Ready(came);
+        }
+        match &mut self.running {
+            State::Gone => Poll::Pending,
+            State::Opening(opening) => opening.as_mut().poll(cx).map(|done| Came::Opened(Box::new(done))),
+            State::Up(up) if up.socket.poll_readable(cx).is_ready() => Poll::Ready(Came::Ready),
+            State::Up(up) => up.socket.poll_writable(cx).map(|_| Came::Ready),
+        }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Came> {
+        match &mut self.next {
+            State::Gone => Poll::Pending,
+            State::Opening(opening) => {
+                let Poll::Ready(done) = opening.as_mut().poll(cx) else { return Poll::Pending };
+                Poll::Ready(Came::Next(match done {
+                    Ok(Session { id, socket, shape, expires_at, .. }) => {
+                        self.next = State::Up(Box::new(Up { id, socket, shape }));
+                        Ok(expires_at)
+                    }
+                    Err(error) => {
+                        self.next = State::Gone;
+                        Err(error)
+                    }
+                }))
+            }
+            State::Up(up) => loop {
+                // Nobody has asked it anything: it pings, which is answered here, or goes.
+                let broken = match up.socket.read() {
+                    Ok(Some(Frame::Closed { code, reason })) => UpstreamError::closed(code, &reason),
+                    Ok(Some(_)) => continue,
+                    Ok(None) => match up.socket.flush() {
+                        Ok(()) if up.socket.poll_readable(cx).is_pending() => return Poll::Pending,
+                        Ok(()) => continue,
+                        Err(error) => UpstreamError::Broken(error.to_string()),
+                    },
+                    Err(error) => UpstreamError::Broken(error.to_string()),
+                };
+                self.next = State::Gone;
+                return Poll::Ready(Came::Next(Err(broken)));
+            },
+        }
+    }
+}
