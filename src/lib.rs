@@ -19,7 +19,7 @@
 //! # Rooms, in the order in which audio passes
 //! | room | what it is |
 //! |---|---|
-//! | [`cli`] | one file per command: serve, say, talk, sim, tenant, check |
+//! | [`cli`] | one file per command: serve, say, talk, sim, tenant, usage, check |
 //! | [`caller`] | our own client of `voxrelay.v1`: say, talk and the tests use it |
 //! | [`desktop`] | microphone and loudspeaker of this computer on a call: talk |
 //! | [`config`] | one struct per section, every default in one place |
@@ -33,6 +33,9 @@
 //! | [`beta`] | the protocol's former shape and its present one, each said in the other; used at both edges |
 //! | [`http`] | what is asked for over plain HTTP: the page, tokens, client secrets and SDP, the end of calls |
 //! | [`sim`] | the simulated model service, its habits and its faults |
+//! | [`ledger`] | what was used and by whom: one row per reply, never two, in a file that outlives the process |
+//! | [`chaos`] | a TCP proxy between any two parties that makes the network bad, scripted and seeded |
+//! | [`scripted`] | what both have in common: tables of faults, seeded dice |
 //! | [`wall`] | the clock on the wall, for what others count in it |
 //! | [`observe`] | facts (an occurrence knows its log line and its metric), the metrics page |
 //!
@@ -42,19 +45,23 @@
 //! Nobody reaches the upstream whom [`admit`] has not let in: what dials takes a [`admit::Principal`], which only the gate makes.
 //!
 //! Who knows whom: `client`, `audio` and `upstream` do not know each other's insides; `call` knows all three; `serve`
-//! and `cli` stand above; `sim` knows `audio` and `net` only. Inside of the relay every message has the GA shape.
+//! and `cli` stand above; `sim` knows `audio` and `net` only, `chaos`
+//! none of them. Inside of the relay every message has the GA shape.
 pub mod admit;
 pub mod audio;
 pub mod beta;
 pub mod call;
 pub mod caller;
+pub mod chaos;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod desktop;
 pub mod http;
+pub mod ledger;
 pub mod net;
 pub mod observe;
+pub mod scripted;
 pub mod serve;
 pub mod sim;
 pub mod upstream;

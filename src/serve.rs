@@ -1,7 +1,8 @@
 //! The server: listens, checks at the doors, hands each call to a task of its own, and leaves in good order.
 //!
-//! [`voice`] is the thin door, [`realtime`] OpenAI's; what is asked over plain HTTP stands in [`crate::http`]. Whoever comes in
+//! [`voice`] is the thin door, [`realtime`] OpenAI's; [`handover`] is how another process goes on where this one leaves; what is asked over plain HTTP stands in [`crate::http`]. Whoever comes in
 //! anywhere has passed [`Shared::identify`].
+mod handover;
 pub(crate) mod realtime;
 pub(crate) mod refusal;
 mod voice;
@@ -10,8 +11,9 @@ use std::{
     collections::BTreeMap,
     io,
     net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -37,22 +39,31 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
-use self::refusal::Refusal;
+pub use self::handover::HandoverError;
+use self::{
+    handover::{Offer, Predecessor, WaitingRoom},
+    refusal::Refusal,
+};
 use crate::{
     admit::{
         Denied, Gate, Head, License, Principal,
         gate::good_for,
-        sources::{Agents, Sources},
+        sources::{Agents, Reload, Sources},
         store::StoreError,
     },
     call::{
-        core::Life,
+        core::{Life, Resume},
         driver::{self, Call},
+        end::End,
+        returns::{self, Arrival, Returns, Ticket},
+        written::Heir,
     },
-    config::{AgentConfig, Config, TlsConfig, UpstreamConfig},
+    config::{AgentConfig, Config, LedgerConfig, TlsConfig, UpstreamConfig},
     http::{broker, calls, cors, pages, tokens},
+    ledger::{Health, Ledger, LedgerError},
     net::{
-        listen::{self, Peer, Pending},
+        inherit,
+        listen::{self, Peer, Pending, Stops},
         tls::{Files, Tls, TlsError},
         ws::{Socket, SocketLimits},
     },
@@ -66,8 +77,12 @@ const READ_BUFFER: usize = 1 << 10;
 pub(crate) const FULL_RETRY: Duration = Duration::from_secs(5);
 /// Whoever has no good credential is told so after this, whatever is wrong with it.
 const UNKNOWN_AFTER: Duration = Duration::from_millis(2);
+/// A request whose connection was accepted before another process came may take so long to come.
+const LATE_REQUESTS: Duration = Duration::from_secs(1);
 /// Goodbyes after the last turn may take so long.
 const GOODBYES: Duration = Duration::from_millis(900);
+/// The last rows of usage may take so long, where they cannot be written at once.
+const LAST_ROWS: Duration = Duration::from_secs(1);
 /// How often histograms are tidied.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
@@ -106,6 +121,12 @@ pub enum ServeError {
     /// What outlives a process cannot be had.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Usage cannot be written down.
+    #[error("{0} (--ledger or `ledger.file` names another one; `ledger.file = \"\"`: none)")]
+    Ledger(#[from] LedgerError),
+    /// The relay that runs does not hand over.
+    #[error("server.handover: {0}")]
+    Handover(#[from] HandoverError),
     /// The certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -119,6 +140,12 @@ pub(crate) struct Shared {
     upstream: Upstream,
     upstreams: BTreeMap<String, Upstream>,
     pub(crate) exchanges: broker::Exchanges,
+    returns: Returns,
+    /// The process that follows this one, once there is one.
+    heir: Heir,
+    /// Where clients wait for calls of the process before.
+    before: OnceLock<WaitingRoom>,
+    pub(crate) ledger: Ledger,
     slots: Arc<Semaphore>,
     draining: AtomicBool,
     drain: watch::Receiver<Option<Instant>>,
@@ -154,10 +181,19 @@ impl Shared {
 
     /// A line for a call, or why there is none now.
     pub(crate) fn line(&self) -> Result<OwnedSemaphorePermit, &'static str> {
-        if self.is_draining() {
+        // A request that was on its way when another process came: its call goes there, too.
+        if self.is_draining() && !self.heir.is_there() {
             return Err("this server is going away");
         }
         self.slots.clone().try_acquire_owned().map_err(|_| "all lines are taken")
+    }
+
+    /// Whether what a new call uses can be written down.
+    ///
+    /// # Errors
+    /// [`Denied::Accounting`].
+    pub(crate) fn accounts(&self) -> Result<(), Denied> {
+        if self.ledger.accepts(Instant::now()) { Ok(()) } else { Err(Denied::Accounting) }
     }
 
     /// Tells when the server goes away.
@@ -173,6 +209,21 @@ impl Shared {
     /// The account of whoever pays; `None`: it is not configured.
     pub(crate) fn upstream(&self, who: &Principal) -> Option<&Upstream> {
         who.upstream().map_or(Some(&self.upstream), |name| self.upstreams.get(name))
+    }
+
+    /// The way back to a call that came in at this door, and what its client is told of it; none, where calls are not kept.
+    fn way_back(&self, door: &'static str) -> Option<(Ticket, Resume)> {
+        let window = Duration::from_secs(self.config.call.resume_window_s);
+        (!window.is_zero()).then(|| {
+            let mut ticket = self.returns.ticket(door);
+            let token = ticket.first();
+            (ticket, Resume { token, window })
+        })
+    }
+
+    /// How long a session that was lost is tried to be had anew.
+    fn reconnect(&self) -> Duration {
+        Duration::from_secs(self.config.call.reconnect_s)
     }
 
     /// The limits of a call.
@@ -204,7 +255,12 @@ pub struct Server {
     shared: Arc<Shared>,
     drain: watch::Sender<Option<Instant>>,
     /// Ends accepting.
+    deaf: CancellationToken,
+    /// Ends connections that speak HTTP.
     closed: CancellationToken,
+    /// Another process serves.
+    followed: CancellationToken,
+    reload: Reload,
     tasks: JoinSet<()>,
 }
 
@@ -229,8 +285,18 @@ impl Server {
         let upstreams = upstreams.collect::<Result<_, ServeError>>()?;
         let tls =
             config.server.tls.clone().map(|TlsConfig { cert, key }| Tls::load(Files { cert, key })).transpose()?;
-        let listener = TcpListener::bind(addr).await.map_err(|source| ServeError::Listen { addr, source })?;
-        let addr = listener.local_addr().map_err(|source| ServeError::Listen { addr, source })?;
+        let ledger = open_ledger(&config.ledger)?;
+        let mut before = match &config.server.handover {
+            Some(path) => Predecessor::ask(path).await?,
+            None => None,
+        };
+        let failed = |source| ServeError::Listen { addr, source };
+        let listener = match before.as_mut().and_then(|before| before.listener(addr)) {
+            Some(inherited) => inherited.map_err(failed)?,
+            None => TcpListener::bind(addr).await.map_err(failed)?,
+        };
+        let addr = listener.local_addr().map_err(failed)?;
+        let socket = listener.as_fd().try_clone_to_owned().map_err(failed)?;
         let (drain, draining) = watch::channel(None);
         let max_connections = config.server.max_connections;
         let shared = Arc::new(Shared {
@@ -239,6 +305,10 @@ impl Server {
             upstream,
             upstreams,
             exchanges: broker::Exchanges::default(),
+            returns: Returns::default(),
+            heir: Heir::default(),
+            before: OnceLock::new(),
+            ledger,
             slots: Arc::new(Semaphore::new(config.server.max_calls)),
             draining: AtomicBool::new(false),
             drain: draining,
@@ -247,12 +317,13 @@ impl Server {
             metrics: metrics.clone(),
             config,
         });
-        let closed = CancellationToken::new();
+        let (deaf, closed, followed) = Default::default();
         let mut tasks = JoinSet::new();
-        let (router, stop, tracker) = (router(shared.clone()), closed.clone(), shared.calls.clone());
+        let (router, tracker) = (router(shared.clone()), shared.calls.clone());
+        let stops = Stops { accepting: CancellationToken::clone(&deaf), serving: CancellationToken::clone(&closed) };
         let acceptor = tls.as_ref().map(Tls::acceptor);
-        tasks.spawn(async move { listen::serve(listener, acceptor, router, max_connections, &tracker, stop).await });
-        sources.watch(closed.clone()).map_err(ServeError::Thread)?;
+        tasks.spawn(async move { listen::serve(listener, acceptor, router, max_connections, &tracker, stops).await });
+        let reload = sources.watch(closed.clone()).map_err(ServeError::Thread)?;
         tls.into_iter().for_each(|tls| drop(tasks.spawn(tls.watch())));
         if let Some(metrics) = metrics {
             tasks.spawn(async move {
@@ -262,12 +333,51 @@ impl Server {
                 }
             });
         }
-        Ok(Self { addr, shared, drain, closed, tasks })
+        let mut server = Self { addr, shared, drain, deaf, closed, followed, reload, tasks };
+        server.follow(before, socket).await?;
+        Ok(server)
+    }
+
+    /// Takes over from the process before, if there is one, and waits for the one that follows.
+    async fn follow(&mut self, before: Option<Predecessor>, socket: OwnedFd) -> Result<(), ServeError> {
+        let Some(path) = &self.shared.config.server.handover else { return Ok(()) };
+        if let Some(mut before) = before {
+            let (room, wishes) = WaitingRoom::new();
+            // Before it leaves: its clients may come at once.
+            let _ = self.shared.before.set(room);
+            before.leaves().await?;
+            self.tasks.spawn(before.take_over(self.shared.clone(), wishes));
+        }
+        let listener = inherit::listen(path).map_err(|source| HandoverError::Path { path: path.clone(), source })?;
+        let offer = Offer {
+            listener,
+            socket: Arc::new(socket),
+            heir: self.shared.heir.clone(),
+            followed: self.followed.clone(),
+            returns: self.shared.returns.clone(),
+        };
+        self.tasks.spawn(offer.keep());
+        Ok(())
+    }
+
+    /// Waits until another process serves in place of this one.
+    pub async fn followed(&self) {
+        self.followed.cancelled().await;
+    }
+
+    /// Reads agents, tenants and signing keys anew, now; the log says what came of it.
+    pub fn reload(&self) {
+        self.reload.now();
     }
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where usage is written down.
+    pub fn ledger(&self) -> &Ledger {
+        &self.shared.ledger
     }
 
     /// Tells every client, lets running turns finish for `server.drain_s`, then ends what is left. `hurry` cuts it short.
@@ -276,18 +386,37 @@ impl Server {
         self.shared.draining.store(true, Ordering::Release);
         // Nobody is left to hear it when no call runs.
         let _ = self.drain.send(Some(Instant::now() + grace));
-        self.closed.cancel();
+        self.deaf.cancel();
         self.shared.calls.close();
+        // Whoever was connected when another process came would be refused without need.
+        let late = if self.shared.heir.is_there() { LATE_REQUESTS.min(grace / 2) } else { Duration::ZERO };
+        let over = async {
+            time::sleep(late).await;
+            self.closed.cancel();
+            self.shared.calls.wait().await;
+        };
         tokio::select! {
-            () = self.shared.calls.wait() => {}
+            () = over => {}
             () = hurry => {}
             () = time::sleep(grace) => {}
         }
+        self.closed.cancel();
         self.shared.stop.cancel();
         if time::timeout(GOODBYES, self.shared.calls.wait()).await.is_err() {
             tracing::warn!(left = self.shared.calls.len(), "calls were cut off");
         }
+        let unwritten = self.shared.ledger.flush(LAST_ROWS).await;
+        if unwritten > 0 {
+            tracing::error!(rows = unwritten, "usage could not be written before the end");
+        }
         self.tasks.abort_all();
+    }
+}
+
+fn open_ledger(config: &LedgerConfig) -> Result<Ledger, LedgerError> {
+    match config.file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
+        Some(file) => Ledger::open(file, Duration::from_secs(config.grace_s)),
+        None => Ok(Ledger::none()),
     }
 }
 
@@ -312,7 +441,13 @@ fn for_pages() -> Router<Arc<Shared>> {
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {
-    if shared.is_draining() { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ready\n") }
+    const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
+    match shared.ledger.health(Instant::now()) {
+        _ if shared.is_draining() => (UNAVAILABLE, "draining\n"),
+        Health::Good => (StatusCode::OK, "ready\n"),
+        Health::Failing { .. } => (StatusCode::OK, "ready, but usage cannot be written\n"),
+        Health::Refusing { .. } => (UNAVAILABLE, "degraded: usage cannot be written, new calls are refused\n"),
+    }
 }
 
 /// `GET /v1/agents`: whom one can call, by name. No more of an agent is public.
@@ -366,6 +501,32 @@ fn run(
     });
 }
 
+/// Hands an upgraded socket to the call that a token leads to; where there is none, says so, in the same words for all.
+fn come_back(
+    shared: &Shared,
+    door: &'static str,
+    who: Principal,
+    pending: Pending,
+    max_message: usize,
+    token: &str,
+    got: u64,
+) {
+    let (token, returns, before) = (returns::token_hash(token), shared.returns.clone(), shared.before.get().cloned());
+    let task = async move {
+        let limits = SocketLimits { max_message, read_buffer: READ_BUFFER };
+        let Ok(socket) = pending.socket(limits).await else { return };
+        let arrival = Box::new(Arrival { token, socket, who, got });
+        let arrived = match (returns.hand_over(door, arrival), before) {
+            (Err(arrival), Some(before)) => before.wait(&returns, door, arrival).await,
+            (arrived, _) => arrived,
+        };
+        if let Err(arrival) = arrived {
+            returns::leave(arrival.socket, door, End::ResumeRefused, random_id("call")).await;
+        }
+    };
+    shared.calls.spawn(Box::pin(task));
+}
+
 /// Does something with an upgraded socket in a task of its own, which takes a line until it ends.
 fn spawn<F: Future<Output = ()> + Send>(
     shared: &Shared,
@@ -388,11 +549,12 @@ fn spawn<F: Future<Output = ()> + Send>(
     shared.calls.spawn(task.instrument(span));
 }
 
-/// Takes a use of the principal's token, and a place for its call: the last checks, for they count.
+/// Takes a use of the principal's token, and a place for its call: the last checks, for they count. Only for calls that are new.
 ///
 /// # Errors
 /// When there is none left.
 pub(crate) async fn license(shared: &Shared, who: &Principal, id: &str, door: &'static str) -> Result<License, Denied> {
+    shared.accounts()?;
     let license = shared.gate.admit(id, who, door)?;
     shared.gate.spend(who, unix_now()).await?;
     Ok(license)

@@ -21,8 +21,8 @@ use tokio::{sync::Semaphore, time};
 use super::{
     key,
     pace::Pace,
-    principal::{Brought, Grant, Principal},
-    roster::{Cut, NoSeat, Roster, Seat},
+    principal::{Brought, Grant, Named, Principal},
+    roster::{Asked, Cut, NoSeat, Roster, Seat},
     store::{Store, StoreError},
     tenant::Tenants,
     token::{self, Signer, Uses},
@@ -116,6 +116,9 @@ pub enum Denied {
     /// What counts the uses of tokens cannot be asked now.
     #[error("the store cannot be used now")]
     Store,
+    /// What a call would use cannot be written down.
+    #[error("usage cannot be written down now, so that no new call is taken")]
+    Accounting,
 }
 
 /// Everybody who comes in passes here.
@@ -357,6 +360,21 @@ impl Gate {
         self.is_good(&who, unix).then(|| who.with_secret(secret))
     }
 
+    /// Somebody who came in at another process, if they still might here: to go on with their call, and nothing else.
+    pub fn knows(&self, named: Named, unix: u64) -> Option<Principal> {
+        let Named { tenant, key, token, user } = named;
+        let tenant = match &tenant {
+            Some(id) => Some(self.tenants.load().get(id)?.clone()),
+            None => None,
+        };
+        let who = Principal::new(tenant, key, vec![Scope::Call], token);
+        let who = match user {
+            Some(user) => self.for_user(who, user),
+            None => who,
+        };
+        self.is_good(&who, unix).then_some(who)
+    }
+
     /// The same principal for one of its end users, who upstream is called by what nobody can turn back.
     pub fn for_user(&self, who: Principal, user: String) -> Principal {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &self.safety.load());
@@ -515,6 +533,11 @@ impl License {
         self.seat.cut().await
     }
 
+    /// Waits until somebody wants something of the call.
+    pub async fn asked(&mut self) -> Asked {
+        self.seat.asked().await
+    }
+
     /// Takes another credential for the same call, at `unix`: a key or a call token of the same tenant, and for the same user, if
     /// for any. It prolongs the call and takes no use; what it grants besides counts for calls that are opened with it. How
     /// long it is good; `None` inside: as long as its key is.
@@ -523,6 +546,14 @@ impl License {
     /// When it is not good.
     pub fn renew(&mut self, credential: &str, unix: u64) -> Result<Option<Duration>, Denied> {
         let found = self.gate.identify(credential, unix).ok_or(Denied::Credential)?;
+        self.adopt(found, unix)
+    }
+
+    /// The call goes on for whoever has shown this credential, under the conditions of [`Self::renew`].
+    ///
+    /// # Errors
+    /// When it is not good for this call.
+    pub fn adopt(&mut self, found: Principal, unix: u64) -> Result<Option<Duration>, Denied> {
         let grant = |who: &Principal, field: fn(&Grant) -> Option<String>| who.token().and_then(field);
         // What the new one is bound to, the call must have been bound to as well.
         let bound = |field: fn(&Grant) -> Option<String>| {

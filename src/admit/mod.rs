@@ -26,5 +26,5 @@ pub mod token;
 pub use self::{
     gate::{Denied, Gate, Head, License},
     principal::Principal,
-    roster::{Cut, Seat},
+    roster::{Asked, Cut, Seat},
 };

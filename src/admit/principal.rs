@@ -2,6 +2,8 @@
 //! ([`Principal::operator`]).
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::tenant::Tenant;
 use crate::{
     audio::Codec,
@@ -41,7 +43,7 @@ pub struct Brought {
 }
 
 /// What a call token grants.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// Names the token.
     pub jti: String,
@@ -65,7 +67,27 @@ pub struct Grant {
     pub direct: bool,
 }
 
+/// A principal, written down for another process; good for nothing before that one's gate has looked at it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// None: nobody was asked.
+    pub(super) tenant: Option<String>,
+    pub(super) key: Option<KeyHash>,
+    pub(super) token: Option<Grant>,
+    pub(super) user: Option<String>,
+}
+
 impl Principal {
+    /// As it is written down. A client secret that it came with is not.
+    pub fn named(&self) -> Named {
+        Named {
+            tenant: self.tenant().map(|tenant| tenant.id.clone()),
+            key: self.key(),
+            token: self.token().cloned(),
+            user: self.user().map(str::to_owned),
+        }
+    }
+
     /// Somebody whom nobody asked: there are no tenants, and only this machine is served, or everybody by the operator's word.
     pub(super) fn local() -> Self {
         Self::new(None, None, Scope::all(), None)
@@ -108,6 +130,12 @@ impl Principal {
     /// The key that it came with, or that made its token.
     pub fn key(&self) -> Option<KeyHash> {
         self.0.key
+    }
+
+    /// The label of its key, if it came with one.
+    pub fn key_label(&self) -> Option<String> {
+        let key = self.key()?;
+        self.tenant()?.config.keys.iter().find(|known| known.hash == key).map(|known| known.label.clone())
     }
 
     /// What its token grants, if it came with one.

@@ -5,7 +5,10 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use super::principal::Principal;
 
@@ -43,6 +46,16 @@ struct Running {
     door: &'static str,
     since: Instant,
     cut: watch::Sender<Option<Cut>>,
+    rotate: Arc<Notify>,
+}
+
+/// What somebody else wants of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// Its end.
+    Cut(Cut),
+    /// Another session, at the next good moment.
+    Rotate,
 }
 
 /// A running call, as the tenant sees it.
@@ -79,10 +92,11 @@ impl Roster {
             return Err(NoSeat::Full);
         }
         let (cut, cuts) = watch::channel(None);
-        let running = Running { who: who.clone(), door, since: Instant::now(), cut };
+        let rotate = Arc::new(Notify::new());
+        let running = Running { who: who.clone(), door, since: Instant::now(), cut, rotate: rotate.clone() };
         calls.running.insert(id.to_owned(), running);
         calls.by_tenant.insert(tenant.clone(), count + 1);
-        Ok(Seat { roster: self.clone(), id: id.to_owned(), tenant, cuts })
+        Ok(Seat { roster: self.clone(), id: id.to_owned(), tenant, cuts, rotate })
     }
 
     /// Calls of a tenant now.
@@ -114,6 +128,8 @@ impl Roster {
     fn renew(&self, id: &str, who: Principal) {
         if let Some(call) = self.calls().running.get_mut(id) {
             call.who = who;
+            // One that is good takes the place of one that was revoked.
+            call.cut.send_if_modified(|cut| cut.take_if(|cut| *cut == Cut::Revoked).is_some());
         }
     }
 
@@ -122,6 +138,13 @@ impl Roster {
         let calls = self.calls();
         let call = calls.running.get(id).filter(|call| call.who.tenant_id() == tenant);
         call.map(|call| call.cut.send_replace(Some(Cut::Ended))).is_some()
+    }
+
+    /// A call of this tenant shall have another session; `false`: there is none of this id.
+    pub fn rotate(&self, id: &str, tenant: &str) -> bool {
+        let calls = self.calls();
+        let call = calls.running.get(id).filter(|call| call.who.tenant_id() == tenant);
+        call.map(|call| call.rotate.notify_one()).is_some()
     }
 
     /// Cuts every call whose principal is no longer good. How many.
@@ -142,6 +165,7 @@ pub struct Seat {
     id: String,
     tenant: String,
     cuts: watch::Receiver<Option<Cut>>,
+    rotate: Arc<Notify>,
 }
 
 impl Seat {
@@ -164,6 +188,16 @@ impl Seat {
             Some(cut) => cut,
             // Whoever could cut it is gone.
             None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until somebody wants something of the call.
+    pub async fn asked(&mut self) -> Asked {
+        let rotate = self.rotate.clone();
+        tokio::select! {
+            biased;
+            cut = self.cut() => Asked::Cut(cut),
+            () = rotate.notified() => Asked::Rotate,
         }
     }
 
@@ -208,7 +242,12 @@ mod tests {
         let mut third = roster.enter("c4", &who, "thin", 0).unwrap();
         assert_eq!((roster.sweep(|_| true), roster.sweep(|_| false), roster.sweep(|_| false)), (0, 1, 0));
         assert_eq!(third.cut().await, Cut::Revoked);
-        drop((first, third));
+        assert!(roster.rotate("c1", "local") && !roster.rotate("c1", "acme") && !roster.rotate("c9", "local"));
+        assert_eq!(first.asked().await, Asked::Cut(Cut::Ended), "an end goes first");
+        let mut fourth = roster.enter("c5", &who, "thin", 0).unwrap();
+        assert!(roster.rotate("c5", "local"));
+        assert_eq!(fourth.asked().await, Asked::Rotate);
+        drop((first, third, fourth));
         assert_eq!(roster.count("local"), 0);
     }
 }

@@ -8,7 +8,10 @@ use std::{
     os::unix::fs::MetadataExt as _,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError, SyncSender},
+    },
     thread,
     time::Duration,
 };
@@ -55,6 +58,17 @@ pub struct Sources {
     keys_changed: bool,
     /// What went wrong last, so that it is logged once.
     trouble: String,
+}
+
+/// Asks for a look at both at once, whatever the time.
+#[derive(Debug)]
+pub struct Reload(SyncSender<()>);
+
+impl Reload {
+    /// Now. Who is asked twice looks once.
+    pub fn now(&self) {
+        let _ = self.0.try_send(());
+    }
 }
 
 /// The store, over two connections: whoever counts a token's use shall not keep a revocation waiting.
@@ -193,22 +207,32 @@ impl Sources {
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub fn watch(mut self, stop: CancellationToken) -> std::io::Result<()> {
+    pub fn watch(mut self, stop: CancellationToken) -> std::io::Result<Reload> {
+        let (reload, asked) = mpsc::sync_channel(1);
         let looking = move || {
             while !stop.is_cancelled() {
-                thread::sleep(LOOK_EVERY);
+                let now = match asked.recv_timeout(LOOK_EVERY) {
+                    Ok(()) => true,
+                    Err(RecvTimeoutError::Timeout) => false,
+                    Err(RecvTimeoutError::Disconnected) => {
+                        thread::sleep(LOOK_EVERY);
+                        false
+                    }
+                };
                 // Whatever goes wrong here, keys go on ending.
-                if catch_unwind(AssertUnwindSafe(|| self.look())).is_err() {
+                if catch_unwind(AssertUnwindSafe(|| self.look(now))).is_err() {
                     tracing::error!("a look at the tenants failed: what was in force stays in force");
                 }
             }
         };
-        thread::Builder::new().name("tenants".to_owned()).spawn(looking).map(drop)
+        thread::Builder::new().name("tenants".to_owned()).spawn(looking)?;
+        Ok(Reload(reload))
     }
 
-    fn look(&mut self) {
+    /// `now`: somebody asked for it.
+    fn look(&mut self, now: bool) {
         self.gate.sweep(unix_now());
-        self.look_at_file();
+        self.look_at_file(now);
         let mut found = self.look_at_store();
         if self.dirty && found.is_ok() {
             found = self.apply();
@@ -223,21 +247,30 @@ impl Sources {
         }
     }
 
-    fn look_at_file(&mut self) {
-        let Some(file) = &self.file else { return };
+    fn look_at_file(&mut self, now: bool) {
+        let Some(file) = &self.file else {
+            if now {
+                tracing::info!("there is no configuration file that could be read anew");
+            }
+            return;
+        };
         let content = read(file);
+        if now && content == self.file_content {
+            tracing::info!("the configuration has not changed");
+        }
         // A file that is being written anew may be empty for a moment.
         if content == self.file_content || content.is_empty() {
             return;
         }
-        if content != self.file_next {
+        if content != self.file_next && !now {
             self.file_next = content;
             return;
         }
         match Config::load(Some(file), |name| std::env::var(name).ok()) {
             Ok(config) => {
-                tracing::info!("the changed configuration is read: agents, tenants and signing keys");
-                self.agents.store(Arc::new(agents(&config)));
+                let (agents, tenants) = (config.agents.len(), config.tenants.len());
+                tracing::info!(agents, tenants, "the changed configuration is read: agents, tenants and signing keys");
+                self.agents.store(Arc::new(self::agents(&config)));
                 self.file_tenants = config.tenants;
                 let ids = |keys: &[SigningKeyConfig]| keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>();
                 self.keys_changed |= ids(&self.auth.signing_keys) != ids(&config.auth.signing_keys);

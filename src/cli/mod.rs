@@ -8,6 +8,7 @@ pub mod serve;
 pub mod sim;
 pub mod talk;
 pub mod tenant;
+pub mod usage;
 
 use std::{io, net::SocketAddr, process::ExitCode};
 
@@ -36,6 +37,8 @@ enum Command {
     Sim(sim::SimArgs),
     /// Add, show, rotate and revoke tenants: who may call, and with which keys
     Tenant(tenant::TenantArgs),
+    /// Show what was used: replies, tokens and minutes, by tenant, key, user, agent, model, call or day
+    Usage(usage::UsageArgs),
     /// Print the effective configuration, or what is wrong with it
     Check(check::CheckArgs),
 }
@@ -70,6 +73,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Serve(args) => serve::run(args).await,
         Command::Sim(args) => sim::run(args).await,
         Command::Tenant(args) => tenant::run(args),
+        Command::Usage(args) => usage::run(args),
         Command::Check(args) => Box::pin(check::run(args)).await,
     };
     match done {

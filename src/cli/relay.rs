@@ -25,8 +25,7 @@ impl Relay {
     /// # Errors
     /// When an address cannot be had, or the configuration cannot work.
     pub async fn start(mut config: Config, metrics: Option<PrometheusHandle>) -> anyhow::Result<Self> {
-        let simulated = config.upstream.url.is_none() && config.upstream.api_key.is_none();
-        let sim = if simulated {
+        let sim = if config.is_simulated() {
             let addr = SocketAddr::from(([127, 0, 0, 1], 0));
             let sim = Sim::start(addr, SimConfig::default(), Faults::default())
                 .await
@@ -38,10 +37,12 @@ impl Relay {
             None
         };
         let server = Server::start(config, metrics).await.map_err(|error| match error {
-            ServeError::Listen { .. } | ServeError::Thread(_) => anyhow::Error::new(error),
-            ServeError::Open { .. } | ServeError::Upstream { .. } | ServeError::Tls(_) | ServeError::Store(_) => {
-                super::Usage(error.to_string()).into()
-            }
+            ServeError::Listen { .. } | ServeError::Thread(_) | ServeError::Handover(_) => anyhow::Error::new(error),
+            ServeError::Open { .. }
+            | ServeError::Upstream { .. }
+            | ServeError::Tls(_)
+            | ServeError::Store(_)
+            | ServeError::Ledger(_) => super::Usage(error.to_string()).into(),
         })?;
         Ok(Self { server, sim })
     }

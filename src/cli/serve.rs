@@ -8,6 +8,7 @@ use super::{Usage, logs, relay::Relay, self_signed, tell};
 use crate::{
     config::{Config, TlsConfig, parse_listen},
     observe::metrics,
+    serve::Server,
 };
 
 /// Arguments of `serve`.
@@ -34,6 +35,14 @@ pub struct ServeArgs {
     /// Where tenants and their keys are kept [default: store.file of the configuration, or voxrelay.db in the user's data folder]
     #[arg(long, value_name = "FILE")]
     store: Option<PathBuf>,
+    /// Where usage is written down, for `voxrelay usage` [default: ledger.file of the configuration, or ledger.db in the user's
+    /// data folder; on the embedded simulator: nowhere]
+    #[arg(long, value_name = "FILE")]
+    ledger: Option<PathBuf>,
+    /// Take the listening socket and the calls over from the relay that listens at this Unix socket, if one does, and listen there for
+    /// the next one [default: server.handover of the configuration, or nowhere]
+    #[arg(long, value_name = "PATH")]
+    handover: Option<PathBuf>,
     /// Serve other machines although nobody is asked for a credential
     #[arg(long)]
     insecure_open: bool,
@@ -48,10 +57,14 @@ impl ServeArgs {
         if let Some(url) = self.upstream {
             config.upstream.url = Some(url);
         }
+        config.server.handover = self.handover.or(config.server.handover);
         config.server.insecure_open |= self.insecure_open;
         let named = self.store.or(config.store.file);
         config.store.required = named.is_some();
         config.store.file = named.or_else(|| Some(store_file()));
+        // What the embedded simulator says costs nothing, and belongs in no account that nobody asked for.
+        let usual = (!config.is_simulated()).then(ledger_file);
+        config.ledger.file = self.ledger.or(config.ledger.file).or(usual);
         if let (Some(cert), Some(key)) = (self.tls_cert, self.tls_key) {
             config.server.tls = Some(TlsConfig { cert, key });
         }
@@ -74,6 +87,11 @@ pub fn store_file() -> PathBuf {
     self_signed::folder(|name| std::env::var(name).ok()).join("voxrelay.db")
 }
 
+/// The usage ledger, where nobody says another one.
+pub fn ledger_file() -> PathBuf {
+    self_signed::folder(|name| std::env::var(name).ok()).join("ledger.db")
+}
+
 /// The configuration from a file and this process's environment.
 ///
 /// # Errors
@@ -82,7 +100,7 @@ pub fn load(file: Option<&std::path::Path>) -> Result<Config, Usage> {
     Config::load(file, |name| std::env::var(name).ok()).map_err(|e| Usage(e.to_string()))
 }
 
-/// Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.
+/// Serves until SIGTERM or SIGINT, or until another process does, then drains; a second signal ends it at once.
 ///
 /// # Errors
 /// When it cannot start.
@@ -92,6 +110,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let drain_s = config.server.drain_s;
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
     let Relay { server, sim } = Relay::start(config, Some(metrics::install()?)).await?;
     if let Some(sim) = &sim {
         let simulated = format!(
@@ -101,7 +120,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         tell(io::stderr(), &simulated);
     }
     tell(io::stdout(), &format!("listening on {scheme}://{}", server.addr()));
-    told(&mut term, &mut int).await;
+    stay(&server, &mut term, &mut int, &mut hangup).await;
     let grace = format!("leaving: calls have {drain_s} s to finish; once more to leave at once");
     tell(io::stderr(), &grace);
     server.drain(told(&mut term, &mut int)).await;
@@ -109,6 +128,17 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         sim.stop().await;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Until somebody says that it is over, or another process serves; SIGHUP: the configuration is read anew.
+async fn stay(server: &Server, term: &mut Signal, int: &mut Signal, hangup: &mut Signal) {
+    loop {
+        tokio::select! {
+            () = told(term, int) => return,
+            () = server.followed() => return tell(io::stderr(), "another process serves in place of this one"),
+            Some(()) = hangup.recv() => server.reload(),
+        }
+    }
 }
 
 async fn told(term: &mut Signal, int: &mut Signal) {

@@ -21,7 +21,7 @@ pub(crate) use self::exchange::Exchanges;
 use super::body::BodyError;
 use crate::{
     admit::{Denied, Principal},
-    call::policy::Policy,
+    call::{books::Books, policy::Policy},
     client::openai::{INVALID_REQUEST, SERVER_ERROR},
     config::Scope,
     serve::{
@@ -65,6 +65,18 @@ pub(super) async fn identify(
         Some(user) => realtime::named_user(shared, who, user),
         None => Ok(who),
     }
+}
+
+/// The model of a call that goes past us: its session's, or its client secret's; empty where neither names one.
+fn model_of(who: &Principal, session: Option<&Value>) -> String {
+    let named = session.and_then(|session| session.get("model")?.as_str());
+    named.or(who.secret().and_then(|secret| secret.model.as_deref())).unwrap_or_default().to_owned()
+}
+
+/// Where the rows of such a call go.
+fn books(shared: &Shared, who: &Principal, call: String, door: &'static str, model: String) -> Books {
+    let agent = who.secret().map_or_else(|| realtime::usual_agent(shared, who), |secret| &secret.agent).to_owned();
+    Books { ledger: shared.ledger.clone(), call, agent, model, door }
 }
 
 /// The query's fields; one that cannot be read is none: the paths here need none.

@@ -7,7 +7,7 @@ use axum::{
     extract::{Path, Request, State},
     http::{Response, StatusCode, header},
     response::IntoResponse as _,
-    routing::{delete, get},
+    routing::{delete, get, post},
 };
 use serde_json::{Value, json};
 
@@ -18,7 +18,11 @@ use crate::{
 };
 
 pub(crate) fn routes() -> Router<Arc<Shared>> {
-    Router::new().route("/v1/calls", get(list)).route("/v1/calls/{id}", delete(end)).route("/v1/limits", get(limits))
+    Router::new()
+        .route("/v1/calls", get(list))
+        .route("/v1/calls/{id}", delete(end))
+        .route("/v1/calls/{id}/rotate", post(rotate))
+        .route("/v1/limits", get(limits))
 }
 
 async fn admin(shared: &Shared, request: Request) -> Result<Principal, Refusal> {
@@ -42,13 +46,24 @@ async fn list(State(shared): State<Arc<Shared>>, request: Request) -> Response<B
 
 /// `DELETE /v1/calls/{id}`: the call ends at once. Other tenants' calls are as unknown as those that never were.
 async fn end(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request: Request) -> Response<Body> {
-    let done = admin(&shared, request).await.and_then(|who| {
-        if shared.gate.roster().end(&id, who.tenant_id()) {
-            return Ok(json!({"id": id, "ended": true}));
-        }
-        Err(Refusal::new(StatusCode::NOT_FOUND, "unknown_call", "there is no such call of this tenant".to_owned()))
+    let done = admin(&shared, request).await.and_then(|who| match shared.gate.roster().end(&id, who.tenant_id()) {
+        true => Ok(json!({"id": id, "ended": true})),
+        false => Err(unknown()),
     });
     answer(done)
+}
+
+/// `POST /v1/calls/{id}/rotate`: the call goes on in another session of the service, from its next quiet moment on.
+async fn rotate(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request: Request) -> Response<Body> {
+    let done = admin(&shared, request).await.and_then(|who| match shared.gate.roster().rotate(&id, who.tenant_id()) {
+        true => Ok(json!({"id": id, "rotates": true})),
+        false => Err(unknown()),
+    });
+    answer(done)
+}
+
+fn unknown() -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "unknown_call", "there is no such call of this tenant".to_owned())
 }
 
 /// `GET /v1/limits`: what the tenant may have, has, and has hit at the service.

@@ -12,10 +12,16 @@ use axum::{
 };
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{FULL_RETRY, Shared, fields, license, random_id, refusal, run};
+use super::{FULL_RETRY, Shared, come_back, fields, license, random_id, refusal, run};
 use crate::{
     admit::{Denied, License, Principal},
-    call::{core::Core, door::Door, driver::Call, policy::Policy},
+    call::{
+        books::Books,
+        core::Core,
+        door::Door,
+        driver::{Call, Client},
+        policy::Policy,
+    },
     client::openai::{self, INVALID_REQUEST, SERVER_ERROR},
     config::{AgentConfig, OpenAiConfig, OtherModels, PolicyConfig, Scope},
     net::listen::{Upgrade, UpgradeError},
@@ -66,6 +72,7 @@ impl From<Denied> for Refusal {
             Denied::TooMany(_) => ("requests", "concurrency_limited"),
             Denied::Taken => (INVALID_REQUEST, "invalid_call_state"),
             Denied::Store => (SERVER_ERROR, "overloaded"),
+            Denied::Accounting => (SERVER_ERROR, "accounting_unavailable"),
         };
         Self { kind, retry_after, ..Self::new(status, code, format!("{denied}.")) }
     }
@@ -78,10 +85,22 @@ struct Knock {
     upstream: Upstream,
     wanted: Wanted,
     agent: Arc<AgentConfig>,
+    /// The agent's name.
+    name: String,
     /// The model, by the client's own name.
     asked: Option<String>,
     /// It wants the shape of the beta.
     beta: bool,
+    /// It wants to be able to come back.
+    comes_back: bool,
+}
+
+/// Who may come in, and what for.
+enum Visitor {
+    /// A new call, and its line.
+    Caller(Box<Knock>, OwnedSemaphorePermit),
+    /// One that goes on.
+    Returner(Principal, String, u64),
 }
 
 /// `GET /v1/realtime`, and `/openai/v1/realtime`.
@@ -96,11 +115,20 @@ pub(super) async fn azure_preview(State(shared): State<Arc<Shared>>, request: Re
 
 async fn serve(shared: &Arc<Shared>, request: Request, preview: bool) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let (knock, slot) = match knock(shared, &head, preview).await {
+    let visitor = match knock(shared, &head, preview).await {
         Err(refusal) => return refusal.into(),
-        Ok(found) => found,
+        Ok(visitor) => visitor,
     };
     let mut request = Request::from_parts(head, body);
+    let (knock, slot) = match visitor {
+        Visitor::Caller(knock, slot) => (*knock, slot),
+        Visitor::Returner(who, token, got) => {
+            return match Upgrade::from_request(&mut request) {
+                Ok(upgrade) => come_in_again(shared, who, &token, got, upgrade),
+                Err(error) => not_upgraded(error),
+            };
+        }
+    };
     if knock.wanted.joins.as_ref().is_some_and(|call| !owns(shared, &knock.who, call)) {
         // The service answers 404 with an empty body for calls that it does not know; so are other people's here.
         Fact::Refused { code: "unknown_call".into() }.record();
@@ -119,11 +147,24 @@ async fn serve(shared: &Arc<Shared>, request: Request, preview: bool) -> Respons
                 Err(denied) => Refusal::from(denied).into(),
             }
         }
-        Err(error @ UpgradeError::NotAsked) => {
-            Refusal::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", format!("{error}.")).into()
-        }
-        Err(error) => Refusal::new(StatusCode::BAD_REQUEST, "invalid_upgrade", format!("{error}.")).into(),
+        Err(error) => not_upgraded(error),
     }
+}
+
+fn not_upgraded(error: UpgradeError) -> Response<Body> {
+    let (status, code) = match error {
+        UpgradeError::NotAsked => (StatusCode::UPGRADE_REQUIRED, "upgrade_required"),
+        _ => (StatusCode::BAD_REQUEST, "invalid_upgrade"),
+    };
+    Refusal::new(status, code, format!("{error}.")).into()
+}
+
+/// Answers 101, and hands the client to its call.
+fn come_in_again(shared: &Shared, who: Principal, token: &str, got: u64, upgrade: Upgrade) -> Response<Body> {
+    let protocol = upgrade.protocols().iter().any(|p| p == openai::PROTOCOL).then_some(openai::PROTOCOL);
+    let (response, pending) = upgrade.accept(protocol);
+    come_back(shared, "openai", who, pending, shared.config.openai.max_message_bytes, token, got);
+    response
 }
 
 /// Whether a call by WebRTC or telephone is this principal's to steer.
@@ -132,7 +173,7 @@ fn owns(shared: &Shared, who: &Principal, call: &str) -> bool {
 }
 
 /// All checks of a request's head.
-async fn knock(shared: &Shared, head: &Parts, preview: bool) -> Result<(Knock, OwnedSemaphorePermit), Refusal> {
+async fn knock(shared: &Shared, head: &Parts, preview: bool) -> Result<Visitor, Refusal> {
     let fields = fields(&head.uri);
     let who = shared.identify(head, fields.as_ref().unwrap_or(&Vec::new())).await?;
     let fields = fields.map_err(|why| Refusal::new(StatusCode::BAD_REQUEST, "invalid_query", format!("{why}.")))?;
@@ -151,10 +192,24 @@ async fn knock(shared: &Shared, head: &Parts, preview: bool) -> Result<(Knock, O
         || header("openai-beta").is_some_and(|value| value.contains("realtime="))
         || offered.any(|p| p.starts_with(openai::BETA_PROTOCOL));
     let get = |name: &str| fields.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str()).filter(|v| !v.is_empty());
+    let comes_back = match get("voxrelay_resume") {
+        None => false,
+        Some("1") => true,
+        Some(token) => {
+            let got = get("voxrelay_got").unwrap_or_default();
+            let got = got.parse().map_err(|_| {
+                let message =
+                    format!("`voxrelay_got` must be the number of messages that you have, not `{}`.", shorten(got));
+                Refusal::new(StatusCode::BAD_REQUEST, "invalid_value", message).at("voxrelay_got")
+            })?;
+            return Ok(Visitor::Returner(who, token.to_owned(), got));
+        }
+    };
     let joins = fields.iter().find(|(name, _)| name == "call_id").map(|(_, id)| id.clone());
     let asked = get("model").or(get("deployment"));
     let name = agent_name(&who, get("agent"))?;
     let agent = agent(shared, &who, name)?;
+    let name = name.unwrap_or_else(|| usual_agent(shared, &who)).to_owned();
     let upstream = upstream(shared, &who)?;
     let intent = match (&joins, who.secret()) {
         // Both say themselves what they are: a client that could say something else could choose its rules.
@@ -193,7 +248,8 @@ async fn knock(shared: &Shared, head: &Parts, preview: bool) -> Result<(Knock, O
     };
     let slot = line(shared)?;
     let wanted = Wanted { joins, ..Wanted::new(model, intent) };
-    Ok((Knock { who, upstream, wanted, agent, asked: asked.map(str::to_owned), beta }, slot))
+    let asked = asked.map(str::to_owned);
+    Ok(Visitor::Caller(Box::new(Knock { who, upstream, wanted, agent, name, asked, beta, comes_back }), slot))
 }
 
 /// A line for a call.
@@ -329,7 +385,7 @@ fn admit(
     let task = shared.clone();
     let (who, max_message) = (knock.who.clone(), shared.config.openai.max_message_bytes);
     run(shared, &who, &id.clone(), slot, pending, max_message, move |client| {
-        let Knock { who, upstream, wanted, agent, asked, beta } = knock;
+        let Knock { who, upstream, wanted, agent, name, asked, beta, comes_back } = knock;
         let policy = match wanted.intent {
             Intent::Realtime => Policy::new(&agent, &wanted.model, who.policy()),
             // An agent's values are those of a voice session.
@@ -340,14 +396,28 @@ fn admit(
         let set_up = wanted.joins.is_some() || who.secret().is_some();
         let policy = if set_up { policy.joined() } else { policy };
         let life = task.life(&who, id.clone());
+        let (ledger, model) = (task.ledger.clone(), wanted.model.clone());
+        let books = Books { ledger, call: id.clone(), agent: name, model, door: "openai" };
+        let (ticket, resume) = task.way_back("openai").filter(|_| comes_back && who.secret().is_none()).unzip();
         Call {
-            core: Core::pass_through(life, policy, wanted.intent == Intent::Transcription),
+            core: Core::pass_through(
+                life,
+                policy,
+                wanted.intent == Intent::Transcription,
+                wanted.joins.is_none(),
+                resume,
+            ),
             id,
             door: Door::openai(asked, beta),
             license,
             wanted,
             upstream,
-            client,
+            client: Client::Here(Box::new(client)),
+            ticket,
+            books,
+            reconnect: task.reconnect(),
+            heir: task.heir.clone(),
+            goodbyes: task.calls.clone(),
             drain: task.drain.clone(),
             stop: task.stop.clone(),
         }

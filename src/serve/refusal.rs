@@ -47,6 +47,7 @@ impl From<Denied> for Refusal {
             Denied::TooMany(_) => "concurrency_limited",
             Denied::Taken => "invalid_call_state",
             Denied::Store => "overloaded",
+            Denied::Accounting => "accounting_unavailable",
         };
         Self { retry_after, ..Self::new(status, code, denied.to_string()) }
     }
@@ -60,7 +61,7 @@ pub(super) fn verdict(denied: &Denied) -> (StatusCode, Option<Duration>) {
         Denied::TooOften(wait) => (StatusCode::TOO_MANY_REQUESTS, Some(*wait)),
         Denied::TooMany(_) => (StatusCode::TOO_MANY_REQUESTS, Some(FULL_RETRY)),
         Denied::Taken => (StatusCode::CONFLICT, None),
-        Denied::Store => (StatusCode::SERVICE_UNAVAILABLE, Some(FULL_RETRY)),
+        Denied::Store | Denied::Accounting => (StatusCode::SERVICE_UNAVAILABLE, Some(FULL_RETRY)),
     }
 }
 

@@ -9,26 +9,22 @@ use axum::{
 };
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{FULL_RETRY, Refusal, Shared, fields, license, random_id, run, spawn};
+use super::{FULL_RETRY, Refusal, Shared, come_back, fields, license, random_id, run};
 use crate::{
     admit::{Denied, License, Principal},
     audio::lane::{upstream_format, upstream_input},
     call::{
+        books::Books,
         core::{Core, Plan},
         door::Door,
-        driver::Call,
-        end::{End, Report},
+        driver::{Call, Client},
     },
     client::{
         thin::{self, Query},
-        wire::{AudioFormats, ErrorBody, ServerMsg},
+        wire::AudioFormats,
     },
     config::{AgentConfig, Config, Scope},
-    net::{
-        listen::{Upgrade, UpgradeError},
-        ws::Socket,
-    },
-    observe::fact::Fact,
+    net::listen::{Upgrade, UpgradeError},
     upstream::{SessionSetup, Wanted, open::Upstream},
 };
 
@@ -44,6 +40,14 @@ struct Knock {
     slot: OwnedSemaphorePermit,
 }
 
+/// Who may come in, and what for.
+enum Visitor {
+    /// A new call.
+    Caller(Box<Knock>),
+    /// One that goes on, which has its agent, its formats and its line.
+    Returner(Principal, thin::Resume),
+}
+
 /// `GET /v1/voice`: the thin door. Pages of any origin may read why they were refused: that is all there is to read.
 pub(super) async fn voice(state: State<Arc<Shared>>, request: Request) -> Response<Body> {
     let mut response = thin_door(state, request).await;
@@ -53,33 +57,37 @@ pub(super) async fn voice(state: State<Arc<Shared>>, request: Request) -> Respon
 
 async fn thin_door(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let knock = match knock(&shared, &head).await {
+    let visitor = match knock(&shared, &head).await {
         Err(refusal) => return refusal.into(),
-        Ok(knock) => knock,
+        Ok(visitor) => visitor,
     };
     let mut request = Request::from_parts(head, body);
-    match Upgrade::from_request(&mut request) {
-        Ok(upgrade) if knock.query.resume => refuse(&shared, knock, upgrade),
-        Ok(upgrade) => {
+    match (Upgrade::from_request(&mut request), visitor) {
+        (Ok(upgrade), Visitor::Returner(who, resume)) => come_in_again(&shared, who, &resume, upgrade),
+        (Ok(upgrade), Visitor::Caller(knock)) => {
             let id = random_id("call");
             match license(&shared, &knock.who, &id, "thin").await {
-                Ok(license) => admit(&shared, knock, license, id, upgrade),
+                Ok(license) => admit(&shared, *knock, license, id, upgrade),
                 Err(denied) => Refusal::from(denied).into(),
             }
         }
-        Err(UpgradeError::NotAsked) => {
-            let Knock { query, name, .. } = knock;
+        (Err(UpgradeError::NotAsked), Visitor::Returner(..)) => {
+            let body = serde_json::json!({"ok": true, "message": "open it as a WebSocket to come back to the call"});
+            ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+        }
+        (Err(UpgradeError::NotAsked), Visitor::Caller(knock)) => {
+            let Knock { query, name, .. } = *knock;
             let body = serde_json::json!({"ok": true, "agent": name,
                 "audio": AudioFormats { input: query.input, output: query.output },
                 "message": "this call would be taken; open it as a WebSocket"});
             ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
         }
-        Err(error) => Refusal::new(StatusCode::BAD_REQUEST, "invalid_query", error.to_string()).into(),
+        (Err(error), _) => Refusal::new(StatusCode::BAD_REQUEST, "invalid_query", error.to_string()).into(),
     }
 }
 
 /// All checks of a request's head that cost nothing and count nothing.
-async fn knock(shared: &Shared, head: &Parts) -> Result<Knock, Refusal> {
+async fn knock(shared: &Shared, head: &Parts) -> Result<Visitor, Refusal> {
     let invalid = |message| Refusal::new(StatusCode::BAD_REQUEST, "invalid_query", message);
     let fields = fields(&head.uri);
     let who = shared.identify(head, fields.as_ref().unwrap_or(&Vec::new())).await?;
@@ -94,6 +102,9 @@ async fn knock(shared: &Shared, head: &Parts) -> Result<Knock, Refusal> {
         let message =
             "a client secret opens /v1/realtime and exchanges SDP; here a tenant key or a call token is needed";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "forbidden", message.to_owned()));
+    }
+    if let Some(resume) = query.resume.clone() {
+        return Ok(Visitor::Returner(who, resume));
     }
     let name = query.agent.clone().unwrap_or_else(|| who.agent("default").to_owned());
     let shown: String = name.chars().take(64).collect();
@@ -118,22 +129,23 @@ async fn knock(shared: &Shared, head: &Parts) -> Result<Knock, Refusal> {
         let message = format!("agent `{shown}` has a model that this credential may not use");
         return Err(forbidden("agent", message));
     }
+    // Whoever comes back to a call that runs is no new one.
+    if query.resume.is_none() {
+        shared.accounts()?;
+    }
     let slot = shared.line().map_err(|why| Refusal {
         retry_after: Some(FULL_RETRY),
         ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", why.to_owned())
     })?;
-    Ok(Knock { who, query, name, agent, upstream, model, slot })
+    Ok(Visitor::Caller(Box::new(Knock { who, query, name, agent, upstream, model, slot })))
 }
 
-/// Answers 101, and that this call cannot be resumed: it counts for nothing.
-fn refuse(shared: &Shared, knock: Knock, upgrade: Upgrade) -> Response<Body> {
+/// Answers 101, and hands the client to its call.
+fn come_in_again(shared: &Shared, who: Principal, resume: &thin::Resume, upgrade: Upgrade) -> Response<Body> {
     let protocol = upgrade.protocols().iter().any(|p| p == thin::PROTOCOL).then_some(thin::PROTOCOL);
     let (response, pending) = upgrade.accept(protocol);
-    let (id, max_message) = (random_id("call"), shared.config.server.max_message_bytes);
-    let call = id.clone();
-    spawn(shared, &knock.who, &id, knock.slot, pending, max_message, |socket| async move {
-        refuse_resume(socket, &call).await
-    });
+    let max_message = shared.config.server.max_message_bytes;
+    come_back(shared, "thin", who, pending, max_message, &resume.token, resume.got);
     response
 }
 
@@ -155,14 +167,27 @@ fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgra
             auto_turns: query.auto_turns,
             agent,
         };
+        let (ticket, resume) = task.way_back("thin").unzip();
+        let books = Books {
+            ledger: task.ledger.clone(),
+            call: id.clone(),
+            agent: plan.agent.clone(),
+            model: model.clone(),
+            door: "thin",
+        };
         Call {
-            core: Core::owner(task.life(&who, id.clone()), plan, Duration::ZERO),
+            core: Core::owner(task.life(&who, id.clone()), plan, resume),
             id,
             door: Door::thin(setup, audio, config.audio.gather),
             license,
             wanted: Wanted::voice(model),
             upstream,
-            client,
+            client: Client::Here(Box::new(client)),
+            ticket,
+            books,
+            reconnect: task.reconnect(),
+            heir: task.heir.clone(),
+            goodbyes: task.calls.clone(),
             drain: task.drain.clone(),
             stop: task.stop.clone(),
         }
@@ -187,17 +212,7 @@ fn plan(config: &Config, upstream: &Upstream, query: &Query, name: String, agent
         tool_timeout: Duration::from_secs(config.call.tool_timeout_s),
         max_backlog: Duration::from_secs(config.call.max_backlog_s),
         max_message_bytes: config.server.max_message_bytes,
+        transcribed: agent.transcription.is_some(),
+        history_tokens: config.call.history_tokens,
     }
-}
-
-/// Calls are not kept yet, so no token can be a known one: the answer is the contract's for every unknown token.
-async fn refuse_resume(mut socket: Socket, id: &str) {
-    let end = End::ResumeRefused;
-    let Report { code, close, .. } = end.report();
-    if let Some(error) = end.error(format!("{id}-1")) {
-        Fact::Refused { code: error.code.clone().into() }.record();
-        let error = ErrorBody { field: Some("resume".to_owned()), ..error };
-        socket.send_text(thin::write(&ServerMsg::Error { error }));
-    }
-    socket.close(close, code.unwrap_or_default(), Duration::from_secs(1)).await;
 }

@@ -109,6 +109,10 @@ pub(in crate::cli) struct Conversation {
     spoken_at: Option<Duration>,
     last_sign: Duration,
     refused: Option<(Duration, ErrorBody)>,
+    /// The connection is lost and may come back.
+    away: bool,
+    /// When it did last: what was said meanwhile was not heard before.
+    back_at: Duration,
     over: Option<CallEnd>,
 }
 
@@ -124,6 +128,8 @@ impl Conversation {
             spoken_at: None,
             last_sign: Duration::ZERO,
             refused: None,
+            away: false,
+            back_at: Duration::ZERO,
             over: None,
         }
     }
@@ -161,6 +167,12 @@ impl Conversation {
             }
             Event::Message(message) => self.message(now, message),
             Event::Unknown(_) => {}
+            Event::Dropped(_) => self.away = true,
+            Event::Resumed { .. } => {
+                self.away = false;
+                self.last_sign = now;
+                self.back_at = now;
+            }
             Event::Ended(end) => self.over = Some(end.clone()),
         }
     }
@@ -212,12 +224,16 @@ impl Conversation {
         }
         let spoken_at = self.spoken_at?;
         let since = now.saturating_sub(spoken_at);
-        if now.saturating_sub(spoken_at.max(self.last_sign)) >= self.patience.quiet {
+        if !self.away && now.saturating_sub(spoken_at.max(self.last_sign)) >= self.patience.quiet {
             return Some(Verdict::Late(self.patience.quiet));
         }
         if since >= self.patience.total {
             return Some(Verdict::Endless(self.patience.total));
         }
+        if self.away {
+            return None;
+        }
+        let since = now.saturating_sub(spoken_at.max(self.back_at));
         if let Some((at, error)) = self.refused.as_ref().filter(|(at, _)| now >= *at + SETTLE) {
             let seconds = at.as_secs_f32();
             return Some(Verdict::Failed(format!("at {seconds:.1} s: {}: {}", error.code, error.message)));
@@ -380,9 +396,24 @@ mod tests {
     }
 
     #[test]
+    fn a_lost_connection_is_waited_for_and_what_was_said_meanwhile_is_heard_later() {
+        let lost = Event::Dropped(CallEnd { code: 1006, reason: String::new(), error: None, not_resumed: None });
+        let mut talk = Conversation::new(true, WAIT);
+        play(&mut talk, &[(100, "speech"), (700, "silence 200"), (800, "+r1"), (900, "-r1 completed")]);
+        talk.handle(t(950), &lost);
+        talk.spoken(t(1_000));
+        assert_eq!((talk.verdict(t(2_600)), talk.verdict(t(40_000))), (None, None), "it may come back");
+        talk.handle(t(40_000), &Event::Resumed { after: t(39_050) });
+        assert_eq!(talk.verdict(t(41_400)), None, "speech at the very end is told now");
+        assert_eq!(talk.verdict(t(41_500)), Some(Verdict::Answered));
+        talk.handle(t(41_000), &lost);
+        assert_eq!(talk.verdict(t(61_000)), Some(Verdict::Endless(t(60_000))), "but not for ever");
+    }
+
+    #[test]
     fn the_end_of_the_call_ends_the_conversation() {
         let mut talk = Conversation::new(true, WAIT);
-        let end = CallEnd { code: 4503, reason: String::new(), error: None };
+        let end = CallEnd { code: 4503, reason: String::new(), error: None, not_resumed: None };
         talk.handle(t(10), &Event::Ended(end.clone()));
         assert_eq!(talk.verdict(t(10)), Some(Verdict::Over(end)));
     }

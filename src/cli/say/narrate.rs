@@ -49,6 +49,8 @@ impl Narrator {
                 let text: String = text.chars().take(200).collect();
                 Ok(screen.at(now, &format!("a message that this version does not know: {text}"))?)
             }
+            Event::Dropped(end) => Ok(screen.at(now, &format!("connection lost ({end}), coming back"))?),
+            Event::Resumed { after } => Ok(screen.at(now, &format!("back after {:.1} s", after.as_secs_f64()))?),
             Event::Audio { .. } | Event::Ended(_) => Ok(()),
         }
     }

@@ -132,7 +132,11 @@ impl<'a, W: Write> Talk<'a, W> {
                     let _over = self.phone.call().tool_result(call_id, NO_TOOLS);
                 }
             }
-            Event::Audio { reply: None, .. } | Event::Unknown(_) | Event::Ended(_) => {}
+            Event::Audio { reply: None, .. }
+            | Event::Unknown(_)
+            | Event::Dropped(_)
+            | Event::Resumed { .. }
+            | Event::Ended(_) => {}
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::*;
 use crate::{
     audio::decode::write_wav,
-    caller::testbed::{Door, Fake},
+    caller::testbed::{Door, Fake, resumed},
 };
 
 #[derive(Debug, Parser)]
@@ -171,6 +171,56 @@ async fn a_typed_turn_needs_no_recording() {
     assert_eq!(result, Ok(()), "{printed}");
     assert!(printed.contains("asks for the tool weather"), "{printed}");
     assert_eq!(saved(&out), [0x0303; 160]);
+}
+
+/// A connection that drops in the middle of the question and in the middle of the answer: what was said arrives whole, what
+/// was answered is saved whole, and the command has worked.
+#[tokio::test]
+async fn a_drop_in_the_question_and_one_in_the_answer_are_survived() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, samples) = ramp(folder.path(), 600);
+    let out = folder.path().join("answer.wav");
+    let fake = Fake::house(async |mut doors| {
+        let mut door = doors.open().await;
+        door.text(&READY.replace("null", "\"t1\"").replace(":0}", ":30}")).await;
+        let mut audio = Vec::new();
+        for _ in 0..10 {
+            audio.extend(door.read_binary().await);
+        }
+        drop(door);
+
+        let mut door = doors.open().await;
+        assert!(door.request.starts_with("/v1/voice?resume=t1&got=0 "), "{}", door.request);
+        door.text(&resumed("t2", 10)).await;
+        let (rest, message) = read_turn(&mut door).await;
+        assert_eq!(message, json!({"type": "commit"}));
+        audio.extend(rest);
+        door.text(r#"{"type":"reply_started","reply":"r1"}"#).await;
+        let (first, second) = audio.split_at(4_800);
+        door.binary(first).await;
+        drop(door);
+
+        let mut door = doors.open().await;
+        let got = door.request.split("&got=").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+        assert!(door.request.starts_with("/v1/voice?resume=t2&got="), "{}", door.request);
+        // 30 frames and the commit; playback reports may have come behind them, and come again.
+        door.text(&resumed("t3", 31)).await;
+        if got == "1" {
+            door.binary(first).await;
+        }
+        door.binary(second).await;
+        door.text(&ended("r1", "completed")).await;
+        assert_eq!(read_turn(&mut door).await.1, json!({"type": "close"}));
+        door.close(1000, "").await;
+    })
+    .await;
+    let words = [file.to_str().unwrap(), "--manual", "--rate", "8000", "--out", out.to_str().unwrap()];
+    let (printed, result) = say(&words, &fake.url).await;
+    fake.finished().await;
+    assert_eq!(result, Ok(()), "{printed}");
+    assert_eq!(printed.matches("connection lost (close code 1006, ").count(), 2, "{printed}");
+    assert_eq!(printed.matches("back after 0.").count(), 2, "{printed}");
+    assert_eq!(saved(&out), samples);
 }
 
 #[tokio::test]

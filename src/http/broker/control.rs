@@ -40,7 +40,7 @@ pub(super) fn internal() -> Refusal {
 
 /// Watches a call to its end.
 pub(super) async fn watch_call(watched: Watched) {
-    let span = tracing::info_span!("call", id = watched.call, tenant = watched.license.who().tenant_id());
+    let span = tracing::info_span!("call", id = watched.books.call, tenant = watched.license.who().tenant_id());
     let end = sideband::run(watched).instrument(span).await;
     tracing::debug!(%end, "end");
 }
@@ -115,7 +115,8 @@ async fn accept(shared: &Arc<Shared>, id: &str, who: Principal, upstream: Upstre
                 // It goes on, whoever has asked for it.
                 let _ = told.send(Ok(()));
                 let (drain, stop) = (task.drain(), task.stop.clone());
-                watch_call(Watched { call, door: "sip", life, license, upstream, drain, stop }).await;
+                let books = super::books(&task, &who, call, "sip", super::model_of(&who, Some(&session)));
+                watch_call(Watched { books, life, license, upstream, drain, stop }).await;
             }
         }
         drop(line);

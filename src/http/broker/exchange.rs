@@ -205,6 +205,7 @@ struct Answering {
 /// Exchanges SDP and watches the call that it begins.
 async fn exchange(shared: &Arc<Shared>, asked: Asked, answer: Answering) {
     let Asked { who, upstream, offer, session } = asked;
+    let model = super::model_of(&who, session.as_ref());
     let Answering { land, entry, fetched } = answer;
     let begun = async {
         let line = line(shared)?;
@@ -263,7 +264,8 @@ async fn exchange(shared: &Arc<Shared>, asked: Asked, answer: Answering) {
         std::future::pending().await
     };
     let (drain, stop) = (shared.drain(), shared.stop.clone());
-    let watched = Watched { call, door: "webrtc", life, license, upstream, drain, stop };
+    let books = super::books(shared, &who, call, "webrtc", model);
+    let watched = Watched { books, life, license, upstream, drain, stop };
     tokio::select! {
         () = watch_call(watched) => {}
         () = unfetched => {}

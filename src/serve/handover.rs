@@ -1,0 +1,381 @@
+//! From one process to the next: the listening socket, and the calls (docs/deploys.md).
+//!
+//! Over a Unix socket of the running relay. The next one says `voxrelay handover N`, N being the form in which calls are written
+//! down; gets the listening socket with the answer; says `serving` once it does, is told `yours`, and from then on gets calls, each
+//! of which it takes (`+`) or not (`-`). It asks for a call (`?` and a token's hash) whose client has come to it already. Whoever
+//! says something else is left alone, and changes nothing.
+use std::{
+    collections::VecDeque,
+    io,
+    net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{self, Instant},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::Shared;
+use crate::{
+    audio::lane::upstream_input,
+    call::{
+        books::Books,
+        door::Door,
+        driver::{self, Call, Client},
+        returns::{Arrival, Returns},
+        written::{Handing, Heir, LARGEST, Written},
+    },
+    config::KeyHash,
+    net::inherit,
+    upstream::{SessionSetup, Wanted},
+    wall::unix_now,
+};
+
+/// The form of what is said here, calls above all: another number wherever a build cannot read what the one before wrote.
+const FORM: u32 = 1;
+const HELLO: &str = "voxrelay handover";
+const SERVING: &str = "serving";
+const YOURS: &str = "yours";
+/// A process that connects says what it wants within this.
+const ASKS_WITHIN: Duration = Duration::from_secs(2);
+/// The relay that runs answers within this.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+/// One that has the listening socket serves within this, or not at all.
+const SERVES_WITHIN: Duration = Duration::from_secs(60);
+/// Processes that ask at once; more wait.
+const ASKERS: usize = 8;
+/// A client that has come here before its call is kept waiting for it so long.
+const COMES_WITHIN: Duration = Duration::from_secs(3);
+
+/// Why a relay that is to follow another one does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoverError {
+    /// The path is of no use.
+    #[error("{path}: {source}")]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Somebody listens there who is none of us.
+    #[error("{0}: whoever listens there is another user's process")]
+    Foreign(PathBuf),
+    /// Another build, or another process is following already.
+    #[error("the relay that listens at {path} does not hand over: {said}; it goes on serving")]
+    Refused {
+        /// Where.
+        path: PathBuf,
+        /// In its words.
+        said: String,
+    },
+}
+
+/// The relay that runs, while this one gets ready.
+#[derive(Debug)]
+pub(super) struct Predecessor {
+    stream: UnixStream,
+    path: PathBuf,
+    listener: Option<TcpListener>,
+}
+
+impl Predecessor {
+    /// Asks whoever listens at `path`; `None`: nobody does.
+    ///
+    /// # Errors
+    /// When it is none of us, or does not hand over.
+    pub(super) async fn ask(path: &Path) -> Result<Option<Self>, HandoverError> {
+        let path = path.to_owned();
+        let failed = |source| HandoverError::Path { path: path.clone(), source };
+        let Some(mut stream) = inherit::connect(&path).await.map_err(failed)? else { return Ok(None) };
+        if !inherit::is_ours(&stream) {
+            return Err(HandoverError::Foreign(path));
+        }
+        stream.write_all(format!("{HELLO} {FORM}\n").as_bytes()).await.map_err(failed)?;
+        let (said, socket) = inherit::hear_with(&stream, ANSWERS_WITHIN).await.map_err(failed)?;
+        let Some(socket) = socket.filter(|_| said == format!("{HELLO} {FORM}")) else {
+            return Err(HandoverError::Refused { path, said });
+        };
+        Ok(Some(Self { stream, path, listener: Some(TcpListener::from(socket)) }))
+    }
+
+    /// Its listening socket, if that is the one to listen on.
+    pub(super) fn listener(&mut self, wanted: SocketAddr) -> Option<io::Result<tokio::net::TcpListener>> {
+        let listener = self.listener.take()?;
+        let found = listener.local_addr().ok()?;
+        let same = found.ip() == wanted.ip() && [0, found.port()].contains(&wanted.port());
+        same.then(|| listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener)))
+    }
+
+    /// Tells it that this process serves: it leaves.
+    ///
+    /// # Errors
+    /// When it has another one that does.
+    pub(super) async fn leaves(&mut self) -> Result<(), HandoverError> {
+        let path = self.path.clone();
+        let failed = |source| HandoverError::Path { path: path.clone(), source };
+        self.stream.write_all(format!("{SERVING}\n").as_bytes()).await.map_err(failed)?;
+        match inherit::hear_with(&self.stream, ANSWERS_WITHIN).await {
+            Ok((said, _)) if said == YOURS => Ok(()),
+            Ok((said, _)) => Err(HandoverError::Refused { path, said }),
+            Err(source) => Err(HandoverError::Path { path, source }),
+        }
+    }
+
+    /// Takes its calls over, until it has none any more.
+    pub(super) async fn take_over(self, shared: Arc<Shared>, wishes: Wishes) {
+        let (mut reader, writer) = self.stream.into_split();
+        let Wishes { mut words, come } = wishes;
+        let (answers, mut answer) = mpsc::channel::<Vec<u8>>(64);
+        let reading = async {
+            while let Ok(bytes) = inherit::message(&mut reader, LARGEST).await {
+                let taken = match Written::read(&bytes).and_then(|written| restore(&shared, written)) {
+                    Ok(()) => b'+',
+                    Err(why) => {
+                        tracing::warn!(why, "a call of the process before could not be taken over");
+                        b'-'
+                    }
+                };
+                come.send_modify(|come| *come += 1);
+                if answers.send(vec![taken]).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let writing = async {
+            let mut writer: OwnedWriteHalf = writer;
+            loop {
+                let word = tokio::select! {
+                    Some(word) = answer.recv() => word,
+                    Some(word) = words.recv() => word,
+                    else => return,
+                };
+                if writer.write_all(&word).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = reading => {}
+            () = writing => {}
+        }
+        tracing::info!("the process before has left");
+    }
+}
+
+/// What is asked of the process before, and how many calls have come from it.
+#[derive(Debug)]
+pub(super) struct Wishes {
+    words: mpsc::Receiver<Vec<u8>>,
+    come: watch::Sender<usize>,
+}
+
+/// Where clients wait whose calls the process before still has.
+#[derive(Debug, Clone)]
+pub(super) struct WaitingRoom {
+    words: mpsc::Sender<Vec<u8>>,
+    come: watch::Receiver<usize>,
+}
+
+impl WaitingRoom {
+    pub(super) fn new() -> (Self, Wishes) {
+        let ((words, wished), (come, coming)) = (mpsc::channel(64), watch::channel(0));
+        (Self { words, come: coming }, Wishes { words: wished, come })
+    }
+
+    /// Hands somebody to their call as soon as it has come.
+    ///
+    /// # Errors
+    /// Gives the arrival back, when it does not come.
+    pub(super) async fn wait(
+        mut self,
+        returns: &Returns,
+        door: &'static str,
+        mut arrival: Box<Arrival>,
+    ) -> Result<(), Box<Arrival>> {
+        let end = Instant::now() + COMES_WITHIN;
+        let mut word = vec![b'?'];
+        word.extend(arrival.token.0);
+        self.come.mark_unchanged();
+        if self.words.send(word).await.is_err() {
+            return returns.hand_over(door, arrival); // it may have come as the last one
+        }
+        loop {
+            arrival = match returns.hand_over(door, arrival) {
+                Err(arrival) => arrival,
+                Ok(()) => return Ok(()),
+            };
+            match time::timeout_at(end, self.come.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return returns.hand_over(door, arrival),
+                Err(_) => return Err(arrival),
+            }
+        }
+    }
+}
+
+/// Goes on with a call of the process before.
+fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
+    let Written { id, ran, core, audio, input, output, auto_turns, half, agent, persona, model, who, session, .. } =
+        written;
+    let who = shared.gate.knows(who, unix_now()).ok_or("its credential is not good here")?;
+    let upstream = shared.upstream(&who).cloned().ok_or("its tenant's service is not configured")?;
+    if input != upstream_input(audio.input, upstream.config().input_rate) {
+        return Err("its service takes audio of another rate here".to_owned());
+    }
+    let slot = shared.slots.clone().try_acquire_owned().map_err(|_| "all lines are taken")?;
+    let license = shared.gate.admit(&id, &who, "thin").map_err(|denied| denied.to_string())?;
+    let persona = shared.agent(&agent).unwrap_or_else(|| Arc::new(persona));
+    let setup = SessionSetup { agent: persona, input, output, auto_turns };
+    let call = Call {
+        core,
+        door: Door::thin(setup, audio, shared.config.audio.gather).with_half(half),
+        license,
+        wanted: Wanted::voice(model.clone()),
+        upstream,
+        client: Client::Away { outbox: Written::outbox(written.said, written.kept, written.waiting), ran, session },
+        ticket: Some(shared.returns.restored("thin", written.tokens)),
+        books: Books { ledger: shared.ledger.clone(), call: id.clone(), agent, model, door: "thin" },
+        reconnect: shared.reconnect(),
+        heir: shared.heir.clone(),
+        goodbyes: shared.calls.clone(),
+        drain: shared.drain.clone(),
+        stop: shared.stop.clone(),
+        id: id.clone(),
+    };
+    let span = tracing::info_span!("call", id, tenant = who.tenant_id());
+    let task = async move {
+        tracing::info!("the call goes on here");
+        let end = driver::run(call).await;
+        tracing::debug!(%end, "end");
+        drop(slot);
+    };
+    shared.calls.spawn(Box::pin(task).instrument(span));
+    Ok(())
+}
+
+/// Waits at `listener` for the process that follows, and gives it `socket`. Returns when that one serves.
+async fn successor(listener: UnixListener, socket: Arc<OwnedFd>) -> UnixStream {
+    let mut askers = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if askers.len() < ASKERS => match accepted {
+                Ok((stream, _)) => drop(askers.spawn(asked(stream, socket.clone()))),
+                Err(error) => {
+                    tracing::warn!(%error, "nobody can ask for a handover now");
+                    time::sleep(ASKS_WITHIN).await;
+                }
+            },
+            Some(asked) = askers.join_next() => {
+                if let Ok(Some(mut stream)) = asked
+                    && stream.write_all(format!("{YOURS}\n").as_bytes()).await.is_ok()
+                {
+                    return stream;
+                }
+            }
+        }
+    }
+}
+
+/// Somebody asks; `Some`: it is a relay, which has the listening socket and serves.
+async fn asked(mut stream: UnixStream, socket: Arc<OwnedFd>) -> Option<UnixStream> {
+    use std::os::fd::AsFd as _;
+    if !inherit::is_ours(&stream) {
+        tracing::warn!("another user's process asked for a handover, and was not heard");
+        return None;
+    }
+    let (said, _) = inherit::hear_with(&stream, ASKS_WITHIN)
+        .await
+        .inspect_err(|error| tracing::debug!(%error, "somebody asked for a handover and did not say so"))
+        .ok()?;
+    let want = format!("{HELLO} {FORM}");
+    if said != want {
+        let shown: String = said.chars().filter(|c| !c.is_control()).take(40).collect();
+        tracing::warn!(said = shown, "somebody asked for a handover in another form: refused");
+        let _ = stream.write_all(format!("refused: found `{shown}`; allowed: `{want}`\n").as_bytes()).await;
+        return None;
+    }
+    inherit::say_with(&stream, &want, socket.as_fd()).await.ok()?;
+    let (said, _) = inherit::hear_with(&stream, SERVES_WITHIN).await.ok()?;
+    (said == SERVING).then_some(stream)
+}
+
+/// This process, as long as it may be followed by another one.
+#[derive(Debug)]
+pub(super) struct Offer {
+    /// Where it may ask.
+    pub(super) listener: UnixListener,
+    /// What it gets.
+    pub(super) socket: Arc<OwnedFd>,
+    /// Told when it serves.
+    pub(super) heir: Heir,
+    /// Likewise.
+    pub(super) followed: CancellationToken,
+    /// Calls that it may ask for.
+    pub(super) returns: Returns,
+}
+
+impl Offer {
+    /// Waits for the process that follows, and gives it every call that is to go there.
+    pub(super) async fn keep(self) {
+        let Self { listener, socket, heir, followed, returns } = self;
+        let stream = successor(listener, socket).await;
+        let (way, calls) = mpsc::channel(4);
+        heir.appears(way);
+        followed.cancel();
+        tracing::info!("another process serves from now on: this one leaves");
+        let (reader, writer) = stream.into_split();
+        if let Err(error) = give(reader, writer, calls, &returns).await {
+            tracing::warn!(%error, "the process that follows is gone: calls end with this one");
+        }
+    }
+}
+
+async fn give(
+    mut reader: OwnedReadHalf,
+    mut writer: OwnedWriteHalf,
+    mut calls: mpsc::Receiver<Handing>,
+    returns: &Returns,
+) -> io::Result<()> {
+    let mut waiting = VecDeque::new();
+    loop {
+        tokio::select! {
+            handing = calls.recv() => {
+                let Some(Handing { call, taken }) = handing else { return Ok(()) };
+                let length = u32::try_from(call.len()).map_err(io::Error::other)?;
+                waiting.push_back(taken);
+                writer.write_all(&length.to_be_bytes()).await?;
+                writer.write_all(&call).await?;
+            }
+            word = reader.read_u8() => match word? {
+                word @ (b'+' | b'-') => {
+                    let Some(taken) = waiting.pop_front() else { return Err(nonsense()) };
+                    // Whoever gave it may have lost patience.
+                    let _: Result<(), bool> = taken.send(word == b'+');
+                }
+                b'?' => {
+                    let mut token = KeyHash([0; 32]);
+                    time::timeout(ASKS_WITHIN, reader.read_exact(&mut token.0)).await??;
+                    returns.recall(&token);
+                }
+                _ => return Err(nonsense()),
+            }
+        }
+    }
+}
+
+fn nonsense() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "it says what nobody understands")
+}
