@@ -12,18 +12,20 @@ use tokio_tungstenite::{
 
 use super::{
     Options, UrlError,
-    call::{Call, CallEnd},
+    call::{Call, CallEnd, Ready},
+    frames::{Received, Ws, poll_ws},
     handshake::{Refusal, upgrade},
     options::Target,
     socket::Socket,
 };
+use crate::client::wire::ServerMsg;
 
 /// tungstenite's own read buffer is 128 KiB a socket; a frame of ours has a kilobyte.
 const READ_BUFFER: usize = 8 * 1024;
 /// Largest message that we take, bytes. The relay's audio messages are 20 ms, its texts a few kilobytes.
 const MAX_MESSAGE: usize = 1024 * 1024;
-/// Most bytes that wait for a server that does not read.
-const MAX_BACKLOG: usize = 4 * 1024 * 1024;
+/// Most bytes that wait for a server that does not read, in the socket's own buffer; the call keeps more.
+pub(super) const MAX_BACKLOG: usize = 4 * 1024 * 1024;
 
 /// Why there is no call.
 #[derive(Debug, thiserror::Error)]
@@ -62,9 +64,11 @@ pub enum ConnectError {
     /// Upgraded, then ended before `ready`.
     #[error("the call ended before it was ready: {0}")]
     Ended(Box<CallEnd>),
-    /// Upgraded, but the first message is not `ready`.
-    #[error("the server's first message is not `ready` but {found}")]
+    /// Upgraded, but the first message is another one.
+    #[error("the server's first message is not `{wanted}` but {found}")]
     NotReady {
+        /// `ready`, or `resumed` after a drop.
+        wanted: &'static str,
         /// The beginning of what came.
         found: String,
     },
@@ -83,10 +87,25 @@ pub enum ConnectError {
 /// # Errors
 /// Every way in which no call comes about, in words for people; nothing is retried.
 pub async fn connect(url: &str, options: &Options) -> Result<Call, ConnectError> {
-    let target = Target::new(url, options)?;
-    let deadline = Instant::now() + options.connect_timeout;
+    let (ws, first) = dial(Target::new(url, options)?, options.clone(), "ready").await?;
+    match first {
+        ServerMsg::Ready { call, resume, agent, audio, limits } => {
+            let ready = Ready { call, resume, agent, audio, limits };
+            Ok(Call::new(ws, ready, url.to_owned(), options.clone()))
+        }
+        _ => Err(ConnectError::NotReady { wanted: "ready", found: "`resumed`, which was not asked for".into() }),
+    }
+}
+
+/// One connection, up to its first message: `ready` or `resumed`. `wanted` says in errors which.
+pub(super) async fn dial(
+    target: Target,
+    options: Options,
+    wanted: &'static str,
+) -> Result<(Box<Ws>, ServerMsg), ConnectError> {
     let limit = options.connect_timeout;
-    let mut socket = within(deadline, limit, "connecting", open(&target, options)).await?;
+    let deadline = Instant::now() + limit;
+    let mut socket = within(deadline, limit, "connecting", open(&target, &options)).await?;
     let asking = upgrade(&mut socket, &target, options.token.as_ref());
     let first_bytes = within(deadline, limit, "the upgrade to a WebSocket", asking).await?;
     let config = WebSocketConfig::default()
@@ -96,8 +115,36 @@ pub async fn connect(url: &str, options: &Options) -> Result<Call, ConnectError>
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE));
     let ws = WebSocketStream::from_partially_read(socket, first_bytes, Role::Client, Some(config)).await;
+    let mut ws = Box::new(ws);
     let limit = options.ready_timeout;
-    within(Instant::now() + limit, limit, "waiting for `ready`", Call::ready_on(ws)).await
+    let first = within(Instant::now() + limit, limit, "waiting for `ready`", first_message(&mut ws, wanted)).await?;
+    Ok((ws, first))
+}
+
+/// Reads up to `ready` or `resumed`.
+async fn first_message(ws: &mut Ws, wanted: &'static str) -> Result<ServerMsg, ConnectError> {
+    let mut last_error = None;
+    loop {
+        let found = match std::future::poll_fn(|cx| poll_ws(ws, cx)).await {
+            Received::Text(text) => match serde_json::from_str(&text) {
+                Ok(first @ (ServerMsg::Ready { .. } | ServerMsg::Resumed { .. })) => return Ok(first),
+                Ok(ServerMsg::Error { error }) => {
+                    last_error = Some(error);
+                    continue;
+                }
+                _ => text.chars().take(200).collect(),
+            },
+            Received::Binary(data) => format!("{} bytes of audio", data.len()),
+            Received::Control => continue,
+            Received::End(code, reason) => {
+                return Err(ConnectError::Ended(Box::new(CallEnd::new(code, reason, last_error))));
+            }
+            Received::Unreadable(reason) => {
+                return Err(ConnectError::Ended(Box::new(CallEnd::new(1006, reason, last_error))));
+            }
+        };
+        return Err(ConnectError::NotReady { wanted, found });
+    }
 }
 
 /// Whether [`connect`] could try `url` at all.

@@ -2,7 +2,7 @@
 //!
 //! Written by hand for two reasons: tungstenite's own client drops a refusal's body where it arrives in a second piece,
 //! and it logs the whole request, `Authorization` included, at trace level. Works on any byte stream; sets no deadline.
-use std::io;
+use std::{io, time::Duration};
 
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -33,6 +33,12 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// How long the server asks to wait.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        let told = self.error.as_ref().and_then(|error| error.retry_after_ms).map(Duration::from_millis);
+        told.or(self.retry_after_s.map(Duration::from_secs))
+    }
+
     fn text(&self) -> String {
         let mut text = format!("the server refused the call: HTTP {}", self.status);
         match &self.error {

@@ -3,15 +3,19 @@
 //! Stands outside of the relay and knows of it only what [`crate::client::wire`] and the protocol page say, so a test
 //! that passes with it would pass with anybody's client. [`connect()`] gives a [`Call`]: queue messages, wait for
 //! [`Event`]s. [`Phone`] puts a [`Microphone`] and a [`Loudspeaker`] on a call and keeps their time: 20 ms frames out at
-//! absolute moments, reply audio in, playback positions reported. Microphone and loudspeaker are pure; only `Call` and
-//! `Phone` own a socket and read the clock. Nothing here decodes or encodes samples.
+//! absolute moments, reply audio in, playback positions reported. A connection that drops is had again by the call itself
+//! ([`Event::Dropped`], [`Event::Resumed`]): what is kept for that, and when to try, is decided in `resume`. Microphone,
+//! loudspeaker and `resume` are pure; only `Call` and `Phone` own a socket and read the clock. Nothing here decodes or
+//! encodes samples.
 mod call;
 mod connect;
+mod frames;
 mod handshake;
 mod microphone;
 mod options;
 mod phone;
 mod playback;
+mod resume;
 mod socket;
 #[cfg(test)]
 pub(crate) mod testbed;

@@ -72,6 +72,8 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// Longest wait for `ready` after the upgrade.
     pub ready_timeout: Duration,
+    /// Come back by yourself when the connection drops, where the server keeps the call for that.
+    pub resume: bool,
 }
 
 impl Default for Options {
@@ -88,6 +90,7 @@ impl Default for Options {
             roots: Vec::new(),
             connect_timeout: Duration::from_secs(10),
             ready_timeout: Duration::from_secs(10),
+            resume: true,
         }
     }
 }
@@ -134,6 +137,16 @@ impl Target {
     /// `url` is `ws://` or `wss://`; a missing path becomes `/v1/voice`. Fields of `options` replace those of the same
     /// name in the address; others in the address stay.
     pub(super) fn new(url: &str, options: &Options) -> Result<Self, UrlError> {
+        Self::asking(url, &options.query())
+    }
+
+    /// The same address to come back to, with `got` messages received. What was agreed belongs to the call and is not asked
+    /// for again.
+    pub(super) fn resuming(url: &str, token: &str, got: u64) -> Result<Self, UrlError> {
+        Self::asking(url, &[("resume", token.to_owned()), ("got", got.to_string())])
+    }
+
+    fn asking(url: &str, asked: &[(&'static str, String)]) -> Result<Self, UrlError> {
         let wrong = |why| UrlError { url: url.split('?').next().unwrap_or_default().to_owned(), why };
         let uri: Uri = url.parse().map_err(|_| wrong("it is not a URL"))?;
         let tls = match uri.scheme_str() {
@@ -157,7 +170,6 @@ impl Target {
             port => port.trim_start_matches(':').parse().map_err(|_| wrong("its port is not a number up to 65535"))?,
         };
         let path = if uri.path() == "/" { "/v1/voice" } else { uri.path() };
-        let asked = options.query();
         let kept = uri.query().unwrap_or_default().split('&').filter(|pair| {
             let name = pair.split('=').next().unwrap_or_default();
             !pair.is_empty() && !asked.iter().any(|(ours, _)| *ours == name)
@@ -222,6 +234,16 @@ mod tests {
                 (tls, host, port, path),
                 "{url}"
             );
+        }
+    }
+
+    #[test]
+    fn a_resume_asks_for_nothing_else() {
+        for (url, path) in [
+            ("ws://h", "/v1/voice?resume=a%2Fb&got=7"),
+            ("ws://h/v1/voice?x=y&resume=old&got=1", "/v1/voice?x=y&resume=a%2Fb&got=7"),
+        ] {
+            assert_eq!(Target::resuming(url, "a/b", 7).unwrap().path_and_query, path);
         }
     }
 

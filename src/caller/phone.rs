@@ -1,7 +1,8 @@
 //! A call with a microphone and a loudspeaker on it: the one place of this room that keeps time.
 //!
-//! Sends a frame when it is due, plays what comes, drops what `clear` names, and tells the relay what was heard. What to
-//! say, and when a call is over, is decided by whoever holds the phone.
+//! Sends a frame when it is due, plays what comes, drops what `clear` names, and tells the relay what was heard. A lost
+//! connection stops neither: the call keeps what is said meanwhile. What to say, and when a call is over, is decided by
+//! whoever holds the phone.
 use std::{future, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
@@ -137,7 +138,8 @@ impl Phone {
                     self.report(now);
                 }
             }
-            Event::Unknown(_) | Event::Ended(_) => {}
+            // While the connection is lost the loudspeaker plays what it has, and its position stands where that ends.
+            Event::Unknown(_) | Event::Dropped(_) | Event::Resumed { .. } | Event::Ended(_) => {}
         }
     }
 }

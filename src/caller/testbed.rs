@@ -4,6 +4,7 @@ use std::{future::Future, time::Duration};
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::Value;
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
@@ -22,24 +23,42 @@ use super::{Call, CallEnd, Event};
 /// A `ready` with mu-law both ways.
 pub(crate) const READY: &str = r#"{"type":"ready","call":"call_1","resume":null,"agent":"default","audio":{"in":{"format":"mulaw","rate":8000},"out":{"format":"mulaw","rate":8000}},"limits":{"max_message_bytes":262144,"max_call_s":14400,"resume_window_s":0}}"#;
 
-/// Serves one connection by a script.
+/// A `ready` of a call that is kept for 30 s, to be had again with `token`.
+pub(crate) fn resumable(token: &str) -> String {
+    READY
+        .replace(r#""resume":null"#, &format!(r#""resume":"{token}""#))
+        .replace(r#""resume_window_s":0"#, r#""resume_window_s":30"#)
+}
+
+/// A `resumed` that has `got` messages; `token` is the next.
+pub(crate) fn resumed(token: &str, got: u64) -> String {
+    serde_json::json!({"type": "resumed", "call": "call_1", "resume": token, "got": got}).to_string()
+}
+
+/// Serves connections by a script.
 pub(crate) struct Fake {
     pub(crate) url: String,
     task: JoinSet<()>,
 }
 
 impl Fake {
+    /// For one connection.
     pub(crate) async fn start<F>(script: impl FnOnce(Door) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send,
+    {
+        Self::house(async |mut doors| script(doors.open().await).await).await
+    }
+
+    /// For as many as the script lets in.
+    pub(crate) async fn house<F>(script: impl FnOnce(Doors) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("ws://{}", listener.local_addr().unwrap());
         let mut task = JoinSet::new();
-        task.spawn(async move {
-            let (tcp, _) = listener.accept().await.unwrap();
-            script(Door::open(tcp).await).await;
-        });
+        task.spawn(async move { script(Doors { listener }).await });
         Self { url, task }
     }
 
@@ -50,7 +69,31 @@ impl Fake {
     }
 }
 
-/// The server's end of the call.
+/// Where callers come in, one after the other.
+pub(crate) struct Doors {
+    listener: TcpListener,
+}
+
+impl Doors {
+    /// Lets the next one in.
+    pub(crate) async fn open(&mut self) -> Door {
+        let (tcp, _) = self.listener.accept().await.unwrap();
+        Door::open(tcp).await
+    }
+
+    /// Answers the next one's request as it stands, and hangs up. The request's first line.
+    pub(crate) async fn refuse(&mut self, answer: &str) -> String {
+        let (mut tcp, _) = self.listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            assert!(tcp.read_buf(&mut request).await.unwrap() > 0, "a whole request");
+        }
+        tcp.write_all(answer.as_bytes()).await.unwrap();
+        String::from_utf8(request).unwrap().lines().next().unwrap().to_owned()
+    }
+}
+
+/// The server's end of one connection.
 pub(crate) struct Door {
     ws: WebSocketStream<TcpStream>,
     /// Path and query, credential and subprotocol of the request.
@@ -59,6 +102,8 @@ pub(crate) struct Door {
 
 impl Door {
     async fn open(tcp: TcpStream) -> Self {
+        // The system would hold small frames back for real milliseconds, which a paused clock does not see.
+        tcp.set_nodelay(true).unwrap();
         let mut seen = String::new();
         #[expect(clippy::result_large_err, reason = "the library's own type")]
         let ws = accept_hdr_async(tcp, |request: &Request, mut response: Response| {

@@ -461,7 +461,12 @@ impl<L: Line> Station<L> {
                 self.speaker.hear(now, reply, samples);
             }
             Event::Message(message) => self.message(message),
-            Event::Audio { reply: None, .. } | Event::Unknown(_) | Event::Ended(_) => {}
+            // A lost connection stops neither side: the call keeps what is said, the loudspeaker plays what it has.
+            Event::Audio { reply: None, .. }
+            | Event::Unknown(_)
+            | Event::Dropped(_)
+            | Event::Resumed { .. }
+            | Event::Ended(_) => {}
         }
         self.steps.push_back(Step::Event(event));
     }

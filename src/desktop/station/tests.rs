@@ -460,7 +460,7 @@ async fn what_is_not_there_at_the_start_is_an_error() {
 
 #[tokio::test(start_paused = true)]
 async fn the_end_of_the_call_is_the_end() {
-    let end = crate::caller::CallEnd { code: 1000, reason: String::new(), error: None };
+    let end = crate::caller::CallEnd { code: 1000, reason: String::new(), error: None, not_resumed: None };
     let (mut station, _folder, ..) = Rig::silent().start(vec![(50, Event::Ended(end.clone()))]).await;
     let mut last = None;
     while let Some((_, step)) = station.next().await {
