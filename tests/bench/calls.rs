@@ -7,7 +7,10 @@
 //!      [--chunk-ms 100] [--no-gather] [--turns auto|manual] [--reply]
 //! cargo bench --bench calls -- haproxy [CALLS] [SECS] [--rounds 5]   # ratio: 200 calls, 20 s a turn
 //! cargo bench --bench calls -- passthrough [CALLS] [SECS] [--rounds 5]   # the same JSON through both: CPU and delay
+//! cargo bench --bench calls -- survive [clients|sessions|rotations|storm|all] [CALLS] [DROPS]   # what breaks loses nothing
 //! ```
+//! `survive` is no part of all four: it takes minutes, and judges. See `calls/survive.rs`.
+//!
 //! `haproxy` and `passthrough` need HAProxy (Debian and Ubuntu: `apt-get install haproxy`). A thousand calls need 2,100 open files in the
 //! relay (`ulimit -Hn`). Environment: `BENCH_VERBOSE=1` shows the children's complaints; `BENCH_THREADS` is the number of
 //! threads for the relay and for HAProxy (2); `BENCH_RELAY` names another relay binary, to compare two builds.
@@ -17,7 +20,8 @@
 //! receiver's TCP work; that is so for the relay and for HAProxy alike. Audio carries numbers and due times: what is
 //! lost, out of order, in another call or late is found at the service.
 //!
-//! Stands outside the path, at both of its ends. Never judges: it prints figures, and fails only if it cannot get them.
+//! Stands outside the path, at both of its ends. Never judges, but for `survive`: it prints figures, and fails only if it
+//! cannot get them.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -25,12 +29,16 @@
 )]
 #[path = "calls/frames.rs"]
 mod frames;
+#[path = "calls/line.rs"]
+mod line;
 #[path = "calls/load.rs"]
 mod load;
 #[path = "calls/process.rs"]
 mod process;
 #[path = "calls/sink.rs"]
 mod sink;
+#[path = "calls/survive.rs"]
+mod survive;
 
 use std::{
     fs,
@@ -42,6 +50,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use load::Form;
 use process::{Figures, Memory, Process, Usage};
+use survive::Part;
 use tempfile::NamedTempFile;
 use tokio::time::Instant;
 
@@ -98,6 +107,18 @@ enum Mode {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// Sockets, sessions and services that break under calls; ends with 1 when a promise is broken.
+    Survive {
+        #[arg(default_value = "all")]
+        part: Part,
+        /// 1000, in a storm 2000.
+        calls: Option<usize>,
+        /// Sockets lost, sessions lost or sessions left, in all; 10000, rotations 1000.
+        drops: Option<usize>,
+        /// With as many open files as allowed (a child of this benchmark).
+        #[arg(long, hide = true)]
+        here: bool,
+    },
     /// The model service (a child of this benchmark).
     #[command(hide = true)]
     Sink,
@@ -134,6 +155,8 @@ fn main() {
         Some(Mode::Sink) => runtime().block_on(sink::run()),
         Some(Mode::Load { addr, path, form, calls }) => runtime().block_on(load::run(addr, path, form, calls)),
         Some(Mode::Idle { calls }) => idle(calls),
+        Some(Mode::Survive { part, calls, drops, here: true }) => survive::run(part, calls, drops),
+        Some(Mode::Survive { here: false, .. }) => process::again_with_all_files("--here"),
         Some(Mode::Stream { calls, secs, relay, reply }) => stream(calls, Duration::from_secs(secs), &relay, reply),
         Some(Mode::Haproxy { calls, secs, rounds }) => haproxy(calls, Duration::from_secs(secs), rounds),
         Some(Mode::Passthrough { calls, secs, rounds }) => passthrough(calls, Duration::from_secs(secs), rounds),

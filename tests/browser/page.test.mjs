@@ -247,8 +247,33 @@ test("page: muted, it hears silence", async ({ after }) => {
   assert.deepEqual(s.seen.problems, []);
 });
 
-test("page: a dropped connection is shown and repaired", async ({ after }) => {
+test("page: a dropped connection is shown and repaired, and the call goes on", async ({ after }) => {
   const s = await scene(after);
+  await s.page.click("#start");
+  await s.mood("Listening");
+  await s.page.fill("#text", "first");
+  await s.page.press("#text", "Enter");
+  await s.mood("It speaks");
+  s.wire.cut();
+  await s.mood("Reconnecting");
+  await until(async () => (await s.page.innerText("#repair-what")).includes("the call will go on where it was"), "what is being done");
+  s.wire.mend();
+  await s.page.click("#retry").catch(() => {}); // it may have come back by itself in this moment
+  await s.message("resumed");
+  await s.message("reply_ended");
+  const ended = s.seen.texts.find((m) => m.type === "reply_ended");
+  assert.deepEqual([ended.status, ended.heard_ms], ["completed", ended.audio_ms], "heard to its end, over the drop");
+  assert.ok((await s.page.innerText("#turns")).includes("Reconnected. The call goes on where it was."));
+  await s.page.fill("#text", "second");
+  await s.page.press("#text", "Enter");
+  await s.mood("It speaks");
+  assert.equal(s.seen.texts.filter((m) => m.type === "ready").length, 1, "one call");
+  await s.picture("resumed");
+  assert.deepEqual(s.seen.problems, []);
+});
+
+test("page: where calls are not kept a dropped connection is a new call, and said to be", async ({ after }) => {
+  const s = await scene(after, { config: "[call]\nresume_window_s = 0\n" });
   await s.page.click("#start");
   await s.mood("Listening");
   await s.page.fill("#text", "first");

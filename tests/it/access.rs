@@ -15,7 +15,7 @@ use voxrelay::{
 use crate::support::{Client, PATIENCE, Rig, answer, config, new_key, tenant, tenant_with, until};
 
 /// Every route that is not for everybody, with the method that does something.
-const ROUTES: [(&str, &str); 18] = [
+const ROUTES: [(&str, &str); 19] = [
     ("GET", "/v1/voice"),
     ("GET", "/v1/voice?resume=x&got=1"),
     ("GET", "/v1/realtime?model=gpt-realtime"),
@@ -27,6 +27,7 @@ const ROUTES: [(&str, &str); 18] = [
     ("POST", "/v1/tokens"),
     ("GET", "/v1/calls"),
     ("DELETE", "/v1/calls/call_1"),
+    ("POST", "/v1/calls/call_1/rotate"),
     ("GET", "/v1/limits"),
     ("POST", "/v1/realtime/client_secrets"),
     ("POST", "/v1/realtime/calls"),
@@ -157,6 +158,7 @@ async fn a_key_is_good_for_its_scopes_and_a_token_for_calls() {
             (Scope::Sip, "POST", "/v1/realtime/calls/rtc_1/reject"),
             (Scope::Admin, "GET", "/v1/calls"),
             (Scope::Admin, "DELETE", "/v1/calls/call_1"),
+            (Scope::Admin, "POST", "/v1/calls/call_1/rotate"),
         ] {
             let got = rig.ask(method, path, key).await;
             assert_eq!(
@@ -428,13 +430,13 @@ async fn a_tenant_has_as_many_calls_as_it_may_and_comes_as_often() {
         free = tenant(c, "free", |_| {});
     })
     .await;
-    let first = rig.dial("/v1/voice", &small).await.unwrap();
+    let mut first = rig.dial("/v1/voice", &small).await.unwrap();
     let _second = rig.dial("/v1/realtime", &small).await.unwrap();
     let refused = rig.request("GET", "/v1/voice", &small);
     let _ = refused;
     assert_eq!(rig.dial("/v1/voice", &small).await.err(), Some((429, "concurrency_limited".to_owned())));
     assert!(rig.dial("/v1/voice", &free).await.is_ok(), "others have their own");
-    drop(first);
+    first.json(r#"{"type":"close"}"#).await;
     let end = Instant::now() + PATIENCE;
     while rig.dial("/v1/voice", &small).await.is_err() {
         assert!(Instant::now() < end, "its place is not given back");

@@ -10,7 +10,7 @@ use std::{
 use tokio::time::Instant;
 use voxrelay::audio::decode::decode_file;
 
-fn voxrelay() -> Command {
+pub(crate) fn voxrelay() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_voxrelay"));
     command.current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
     for name in ["OPENAI_API_KEY", "OPENAI_BASE_URL", "RUST_LOG", "VOXRELAY_TOKEN"] {
@@ -22,19 +22,19 @@ fn voxrelay() -> Command {
 }
 
 /// Runs to the end: exit code, standard output, standard error.
-fn run(command: &mut Command) -> (i32, String, String) {
+pub(crate) fn run(command: &mut Command) -> (i32, String, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
     (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
 /// A process that listens.
-struct Listening {
+pub(crate) struct Listening {
     child: Child,
-    addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
 }
 
 impl Listening {
-    fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -43,11 +43,11 @@ impl Listening {
         Self { child, addr }
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
     }
 
-    fn get(&self, path: &str) -> String {
+    pub(crate) fn get(&self, path: &str) -> String {
         let mut tcp = TcpStream::connect(self.addr).unwrap();
         write!(tcp, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.addr).unwrap();
         let mut answer = String::new();
@@ -56,7 +56,7 @@ impl Listening {
     }
 
     /// Waits for the end: exit code, and what it wrote to standard error.
-    fn end(mut self) -> (i32, String) {
+    pub(crate) fn end(mut self) -> (i32, String) {
         let mut text = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
         (self.child.wait().unwrap().code().unwrap_or(-1), text)
@@ -229,6 +229,22 @@ fn the_simulator_runs_alone_and_check_dials_it() {
 }
 
 #[test]
+fn the_simulator_is_reached_through_a_bad_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let chaos = dir.path().join("chaos.toml");
+    std::fs::write(&chaos, "[[fault]]\nkind = \"refuse\"\nconnection = 1\n").unwrap();
+    let sim = Listening::start(voxrelay().args(["sim", "--listen", "127.0.0.1:0", "--chaos"]).arg(&chaos));
+    let mut first = TcpStream::connect(sim.addr).unwrap();
+    let reset = first.read(&mut [0]).unwrap_err();
+    assert_eq!(reset.kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(sim.get("/v1/nothing").starts_with("HTTP/1.1 404"), "the second one reaches the simulator");
+    sim.signal("-TERM");
+    let addr = sim.addr;
+    let (code, stderr) = sim.end();
+    assert!(code == 0 && stderr.contains(&format!("base URL: http://{addr}/v1")), "{stderr}");
+}
+
+#[test]
 fn broken_configuration_is_refused_with_line_and_field() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("broken.toml");
@@ -251,8 +267,10 @@ fn broken_configuration_is_refused_with_line_and_field() {
     let (code, _, stderr) = run(voxrelay().args(["serve", "--listen", &taken.local_addr().unwrap().to_string()]));
     assert_eq!(code, 1);
     assert!(stderr.contains("cannot listen on"), "{stderr}");
-    let (code, _, stderr) = run(voxrelay().args(["sim", "--listen", "127.0.0.1:0", "--faults", "Cargo.toml"]));
-    assert_eq!(code, 2, "{stderr}");
+    for file in ["--faults", "--chaos"] {
+        let (code, _, stderr) = run(voxrelay().args(["sim", "--listen", "127.0.0.1:0", file, "Cargo.toml"]));
+        assert!(code == 2 && stderr.contains(&format!("{file} Cargo.toml: ")), "{stderr}");
+    }
 }
 
 #[test]

@@ -2,19 +2,29 @@
 #[cfg(test)]
 mod access;
 #[cfg(test)]
+mod accounting;
+#[cfg(test)]
 mod broker;
 #[cfg(test)]
 mod canary;
 #[cfg(test)]
 mod commands;
 #[cfg(test)]
+mod continuity;
+#[cfg(test)]
 mod credentials;
 #[cfg(test)]
 mod doors;
 #[cfg(test)]
+mod handover;
+#[cfg(test)]
+mod network;
+#[cfg(test)]
 mod openai;
 #[cfg(test)]
 mod path;
+#[cfg(test)]
+mod resume;
 #[cfg(test)]
 mod shapes;
 #[cfg(test)]

@@ -268,10 +268,13 @@ async fn what_the_service_says_to_a_bad_model_is_told_with_its_close_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_sessions_cap_is_told_as_the_service_tells_it() {
-    let rig = Rig::with(|_| {}, SimConfig { session_cap_ms: 600, ..SimConfig::default() }, "").await;
+async fn a_service_that_ends_each_session_at_once_is_told_in_its_own_words() {
+    let expired = "[[fault]]\nkind = \"close\"\nat_ms = 200\ncode = 1001\n\
+                   reason = \"Your session hit the maximum duration of 60 minutes.\"\n";
+    let rig = Rig::with(|_| {}, SimConfig::default(), expired).await;
     let mut client = session(&rig).await;
     assert_eq!(client.end().await, (Some("session_expired".into()), 1001));
+    assert!(rig.sim.stats().faults.get("close").is_some_and(|times| *times > 5), "it was tried again before");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -274,6 +274,18 @@ impl Client {
         }
     }
 
+    /// The connection is gone in an instant, without a word: a reset.
+    pub(crate) fn reset(self) {
+        let tcp = self.ws.into_inner();
+        socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    /// Says goodbye with this code, and leaves.
+    pub(crate) async fn close_with(mut self, code: u16) {
+        let frame = CloseFrame { code: code.into(), reason: "".into() };
+        self.ws.send(Message::Close(Some(frame))).await.unwrap();
+    }
+
     /// Says goodbye and waits for the answer.
     pub(crate) async fn until_closed_by_us(&mut self) -> Got {
         let frame = CloseFrame { code: 1000.into(), reason: "".into() };
@@ -304,6 +316,11 @@ pub(crate) struct Raw {
 impl Raw {
     pub(crate) async fn connect(addr: std::net::SocketAddr) -> Self {
         Self { tcp: TcpStream::connect(addr).await.unwrap() }
+    }
+
+    /// As [`Client::reset`].
+    pub(crate) fn reset(self) {
+        socket2::SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
     pub(crate) async fn upgraded(addr: std::net::SocketAddr) -> Self {

@@ -88,8 +88,8 @@ async fn a_call_over_tls_is_a_call() {
         match time::timeout(Duration::from_secs(30), call.next()).await.unwrap().unwrap() {
             Event::Audio { data, .. } => audio += data.len(),
             Event::Message(message) if format!("{message:?}").starts_with("ReplyEnded") => break,
-            Event::Ended(end) => panic!("{end}"),
-            Event::Message(_) | Event::Unknown(_) => {}
+            Event::Dropped(end) | Event::Ended(end) => panic!("{end}"),
+            Event::Resumed { .. } | Event::Message(_) | Event::Unknown(_) => {}
         }
     }
     assert!(audio > 24_000);

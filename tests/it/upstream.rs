@@ -7,7 +7,7 @@ use voxrelay::config::Secret;
 use crate::support::{Client, Rig, config};
 
 const NEVER_CREATED: &str = "[[fault]]\nkind = \"no_created\"\n";
-const DIES_IN_A_REPLY: &str = "[[fault]]\nkind = \"die\"\nresponse = 1\nafter_deltas = 3\n";
+const DIES_IN_A_REPLY: &str = "[[fault]]\nkind = \"die\"\nresponse = 1\nafter_deltas = 3\ntimes = 1\n";
 const SLOW_TO_OPEN: &str = "[[fault]]\nkind = \"hang\"\nfor_ms = 1_000\n";
 
 fn refuse(status: u16) -> String {
@@ -110,10 +110,14 @@ async fn a_service_that_vanishes_in_the_middle_of_a_reply() {
     let rig = Rig::with(|_| {}, voxrelay::sim::SimConfig::default(), DIES_IN_A_REPLY).await;
     let mut client = rig.call("").await;
     client.json(r#"{"type":"text","text":"hello"}"#).await;
+    assert_eq!(client.until("notice").await["code"], "upstream_reconnecting");
+    assert_eq!(client.until("notice").await["code"], "upstream_resumed");
     let ended = client.until("reply_ended").await;
-    assert_eq!((ended["status"].as_str(), ended["reason"].as_str()), (Some("failed"), Some("upstream_unavailable")));
-    let (code, close, _) = end_of(&mut client).await;
-    assert_eq!((code.as_str(), close), ("upstream_unavailable", 4502));
+    assert_eq!((ended["status"].as_str(), ended["reason"].as_str()), (Some("interrupted"), Some("upstream_lost")));
+    assert_eq!(ended["audio_ms"], ended["heard_ms"], "what came of it was heard to its end");
+    assert_eq!(rig.sim.stats().faults.get("die"), Some(&1));
+    client.json(r#"{"type":"text","text":"and now?"}"#).await;
+    assert_eq!(client.until("reply_ended").await["status"], "completed", "the call goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -209,7 +209,7 @@ async fn a_client_that_does_not_read_is_ended_and_costs_nobody_else() {
     // The whole reply is there at once: what is slow is the client alone.
     let mut sim = SimConfig::default();
     sim.reply.speed = 1_000.0;
-    let rig = Rig::with(|_| {}, sim, "").await;
+    let rig = Rig::with(|c| c.call.resume_window_s = 1, sim, "").await;
     let mut slow = rig.call("turns=manual&pace=fast&out_rate=48000").await;
     slow.until("ready").await;
     // 90 s of reply at 48 kHz are 8.6 MB: more than 4 MiB and what the kernels take. 30 s may come at once.
@@ -224,7 +224,7 @@ async fn a_client_that_does_not_read_is_ended_and_costs_nobody_else() {
         time::sleep(Duration::from_millis(20)).await;
     }
     slow.json(r#"{"type":"commit"}"#).await;
-    // Its session is given up ten seconds after its 4 MiB were full; meanwhile the other is as well as ever.
+    // It is given up ten seconds after its 4 MiB were full; meanwhile the other is as well as ever.
     let began = Instant::now();
     while rig.sim.stats().sessions_now > 1 {
         other.json(r#"{"type":"ping","t":1}"#).await;

@@ -16,9 +16,25 @@ use tokio::time::Instant;
 /// Clock ticks a second in /proc; Linux shows 100 on every machine of today.
 const TICKS: f64 = 100.0;
 
+/// For `sh`: raises the limit and becomes the program.
+const WITH_ALL_FILES: &str = r#"ulimit -n "$(ulimit -Hn)"; exec "$0" "$@""#;
+
 /// Threads that the relay and HAProxy are given.
 pub(crate) fn threads() -> usize {
     std::env::var("BENCH_THREADS").map_or(2, |n| n.parse().expect("BENCH_THREADS is a number"))
+}
+
+/// Starts this program with its arguments and one more again, with the highest limit of open files that it may have, and
+/// ends as that does.
+pub(crate) fn again_with_all_files(more: &str) {
+    let status = Command::new("sh")
+        .args(["-c", WITH_ALL_FILES])
+        .arg(std::env::current_exe().unwrap())
+        .args(std::env::args_os().skip(1))
+        .arg(more)
+        .status()
+        .expect("sh is on every Unix");
+    std::process::exit(status.code().unwrap_or(1));
 }
 
 /// A child; dropping it ends it.
@@ -33,7 +49,7 @@ impl Process {
     pub(crate) fn start<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = S>) -> Self {
         let quiet = std::env::var_os("BENCH_VERBOSE").is_none();
         let mut child = Command::new("sh")
-            .args(["-c", r#"ulimit -n "$(ulimit -Hn)"; exec "$0" "$@""#])
+            .args(["-c", WITH_ALL_FILES])
             .arg(program)
             .args(args)
             .env("TOKIO_WORKER_THREADS", threads().to_string())

@@ -1,0 +1,435 @@
+//! Deploys: one process goes, another one comes (fault matrix O1, O5; docs/deploys.md). Real processes, a service in this one.
+use std::{
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    os::unix::net::{UnixListener, UnixStream},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+    time::{self, Instant},
+};
+use voxrelay::sim::{Faults, Sim, SimConfig};
+
+use crate::{
+    commands::{Listening, run, voxrelay},
+    resume::{Line, assert_same, numbered},
+    support::{Client, Got, until},
+};
+
+/// What relays that follow one another have in common.
+struct Site {
+    dir: tempfile::TempDir,
+    sim: Sim,
+    addr: SocketAddr,
+}
+
+impl Site {
+    /// The first relay runs. `drain_s`: their patience.
+    async fn new(sim: SimConfig, drain_s: u64) -> (Self, Listening) {
+        let sim = Sim::start("127.0.0.1:0".parse().unwrap(), sim, Faults::default()).await.unwrap();
+        let site = Self { dir: tempfile::tempdir().unwrap(), sim, addr: "127.0.0.1:0".parse().unwrap() };
+        let config = format!(
+            "[server]\ndrain_s = {drain_s}\n[upstream]\nconnect_timeout_ms = 30000\nsession_timeout_ms = 30000\n"
+        );
+        std::fs::write(site.dir.path().join("voxrelay.toml"), config).unwrap();
+        let first = site.start();
+        (Self { addr: first.addr, ..site }, first)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("relay.sock")
+    }
+
+    fn command(&self) -> std::process::Command {
+        let mut command = voxrelay();
+        command.args(["serve", "--listen", &self.addr.to_string(), "--upstream", &self.sim.base_url()]);
+        command.arg("--config").arg(self.dir.path().join("voxrelay.toml"));
+        command.arg("--handover").arg(self.socket()).arg("--ledger").arg(self.dir.path().join("ledger.db"));
+        command.env("OPENAI_API_KEY", "sk-test");
+        command
+    }
+
+    fn start(&self) -> Listening {
+        tokio::task::block_in_place(|| Listening::start(&mut self.command()))
+    }
+}
+
+/// Waits for the end of a process, which must be a good one.
+fn left(relay: Listening) -> String {
+    let (code, stderr) = tokio::task::block_in_place(|| relay.end());
+    assert_eq!(code, 0, "{stderr}");
+    stderr
+}
+
+async fn healthy(addr: SocketAddr) -> bool {
+    let ask = async {
+        let mut tcp = TcpStream::connect(addr).await?;
+        tcp.write_all(format!("GET /healthz HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    ask.await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn o5_no_connection_is_refused_while_processes_follow_one_another() {
+    const RESTARTS: usize = 10;
+    let (site, mut relay) = Site::new(SimConfig::default(), 3).await;
+    let (over, refused, served) =
+        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let (addr, done) = (site.addr, over.clone());
+    let (bad, good) = (refused.clone(), served.clone());
+    let mut load = JoinSet::new();
+    load.spawn(async move {
+        let mut asking = JoinSet::new();
+        let mut tick = time::interval(Duration::from_millis(10));
+        for n in 0.. {
+            tick.tick().await;
+            if done.load(Ordering::Relaxed) {
+                break;
+            }
+            asking.spawn(async move {
+                if n % 2 == 0 {
+                    return healthy(addr).await;
+                }
+                let mut client = Client::connect(&format!("ws://{addr}/v1/voice")).await;
+                let ready = client.json_next().await["type"] == "ready";
+                client.json(r#"{"type":"close"}"#).await;
+                ready
+            });
+        }
+        while let Some(asked) = asking.join_next().await {
+            let counter = if asked.unwrap_or(false) { &good } else { &bad };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    for _ in 0..RESTARTS {
+        time::sleep(Duration::from_millis(200)).await;
+        let next = site.start();
+        assert_eq!(next.addr, site.addr);
+        left(std::mem::replace(&mut relay, next));
+    }
+    over.store(true, Ordering::Relaxed);
+    load.join_all().await;
+    let (refused, served) = (refused.load(Ordering::Relaxed), served.load(Ordering::Relaxed));
+    assert_eq!(refused, 0, "of {}", refused + served);
+    assert!(served > 200, "{served}");
+}
+
+/// Hears until the server goes away.
+async fn until_sent_away(line: &mut Line) {
+    loop {
+        match line.hear().await {
+            Got::Json(_) | Got::Audio(_) => {}
+            end => return assert_eq!(end, Got::Closed(1001)),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o5_an_utterance_goes_on_in_the_next_process() {
+    let (site, first) = Site::new(SimConfig { record_audio: true, ..SimConfig::default() }, 10).await;
+    let mut line = Line::at(site.addr, "turns=manual", None).await;
+    let all = numbered(0, 48_000);
+    let (before, after) = all.split_at(48_000);
+    for piece in before.chunks(960) {
+        line.speak(piece).await;
+    }
+    line.listen(Duration::from_millis(300)).await;
+    let second = site.start();
+    until_sent_away(&mut line).await;
+    assert_eq!(line.of("draining").len(), 1);
+    line.lose();
+    for piece in after.chunks(960) {
+        line.speak(piece).await;
+    }
+    line.back().await;
+    line.say(&json!({"type": "commit"})).await;
+    let ended = line.until("reply_ended").await;
+    assert_eq!((ended["status"].as_str(), ended["audio_ms"].as_u64()), (Some("completed"), Some(2_000)));
+    assert_eq!(line.audio.len(), all.len());
+    let stats = site.sim.stats();
+    assert_eq!(stats.recorded.len(), 2, "one session in each process");
+    assert_same(&stats.recorded[1].audio, &all, "what the second session heard");
+    assert_eq!(line.of("reply_started").len(), 1);
+    let log = left(first);
+    assert!(log.contains("the call was handed over"), "{log}");
+    drop(second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o5_an_answer_that_does_not_fit_the_grace_goes_on_in_the_next_process() {
+    let mut sim = SimConfig::default();
+    sim.reply.speed = 1_000.0;
+    let (site, first) = Site::new(sim, 1).await;
+    let question = numbered(0, 120_000); // five seconds
+    let mut whole = Line::at(site.addr, "turns=manual", None).await;
+    whole.speak(&question).await;
+    whole.say(&json!({"type": "commit"})).await;
+    whole.until("reply_ended").await;
+    let mut cut = Line::at(site.addr, "turns=manual", None).await;
+    cut.speak(&question).await;
+    cut.say(&json!({"type": "commit"})).await;
+    cut.until("reply_started").await;
+    let second = site.start();
+    until_sent_away(&mut cut).await;
+    let had = cut.audio.len();
+    assert!(had > 0 && had < whole.audio.len(), "{had} bytes came before");
+    cut.lose();
+    time::sleep(Duration::from_millis(200)).await;
+    cut.back().await;
+    let ended = cut.until("reply_ended").await;
+    assert_eq!((ended["status"].as_str(), &ended["heard_ms"]), (Some("completed"), &ended["audio_ms"]), "{ended}");
+    assert_same(&cut.audio, &whole.audio, "an answer over two processes");
+    left(first);
+    drop(second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_away_or_comes_early_finds_its_call_in_the_next_process() {
+    let mut sim = SimConfig::default();
+    sim.reply.speed = 1_000.0;
+    let (site, first) = Site::new(sim, 20).await;
+    let mut away = Line::at(site.addr, "turns=manual", None).await;
+    let mut early = Line::at(site.addr, "turns=manual", None).await;
+    early.speak(&numbered(0, 120_000)).await;
+    early.say(&json!({"type": "commit"})).await;
+    while early.audio.is_empty() {
+        early.hear().await; // an answer that has not begun to sound would begin anew
+    }
+    early.listen(Duration::from_millis(200)).await;
+    away.lose();
+    let second = site.start();
+    // Its answer fits the grace: the first process would keep it for seconds, had it not come before.
+    early.until("draining").await;
+    early.lose();
+    let took = early.back().await;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    away.back().await;
+    away.say(&json!({"type": "text", "text": "hello"})).await;
+    for line in [&mut early, &mut away] {
+        let ended = line.until("reply_ended").await;
+        assert_eq!(ended["status"], "completed", "{ended} after {:?}", line.heard);
+    }
+    assert_eq!((early.audio.len(), away.of("draining").len()), (240_000, 0));
+    left(first);
+    drop(second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o1_without_a_successor_turns_finish_and_calls_end() {
+    let (site, relay) = Site::new(SimConfig::default(), 2).await;
+    let mut quiet = Line::at(site.addr, "turns=manual", None).await;
+    let mut busy = Line::at(site.addr, "turns=manual", None).await;
+    busy.speak(&numbered(0, 12_000)).await;
+    busy.say(&json!({"type": "commit"})).await;
+    busy.until("reply_started").await;
+    let began = Instant::now();
+    relay.signal("-TERM");
+    assert_eq!(quiet.until("draining").await["deadline_ms"].as_u64().map(|ms| ms <= 2_000), Some(true));
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(!healthy(site.addr).await, "nobody is let in");
+    assert_eq!(busy.until("reply_ended").await["status"], "completed");
+    until_sent_away(&mut busy).await;
+    until_sent_away(&mut quiet).await;
+    left(relay);
+    assert!(began.elapsed() < Duration::from_secs(2 + 1 + 2), "{:?}", began.elapsed());
+    let again = site.start();
+    assert_eq!(Line::refused(&quiet.way_back(), None).await.1, 4410);
+    // A second signal makes an end at once.
+    let mut client = Client::connect(&format!("ws://{}/v1/voice", again.addr)).await;
+    client.until("ready").await;
+    let began = Instant::now();
+    again.signal("-TERM");
+    client.until("draining").await;
+    again.signal("-TERM");
+    assert_eq!(client.end().await, (None, 1001));
+    left(again);
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o2_after_a_kill_it_is_ready_at_once_and_no_row_is_missing_or_double() {
+    let (site, relay) = Site::new(SimConfig::default(), 2).await;
+    let mut line = Line::at(site.addr, "turns=manual&pace=fast", None).await;
+    for turn in 0..3 {
+        line.speak(&numbered(turn * 12_000, 12_000)).await;
+        line.say(&json!({"type": "commit"})).await;
+        line.until("reply_ended").await;
+    }
+    let rows = || {
+        let sql = rusqlite::Connection::open(site.dir.path().join("ledger.db")).unwrap();
+        sql.query_row("SELECT count(*), count(DISTINCT id) FROM usage WHERE kind = 'reply'", [], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+        })
+        .unwrap()
+    };
+    until("what is older than a second is written", || rows() == (3, 3)).await;
+    line.speak(&numbered(36_000, 12_000)).await;
+    line.say(&json!({"type": "commit"})).await;
+    line.until("reply_started").await;
+    relay.signal("-KILL");
+    drop(relay);
+    let began = Instant::now();
+    let _again = site.start();
+    assert!(healthy(site.addr).await);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let (all, different) = rows();
+    assert!(all == different && (3..=4).contains(&all), "{all} rows, {different} replies");
+    assert_eq!(Line::refused(&line.way_back(), None).await.1, 4410, "old calls are answered plainly");
+}
+
+/// A process that may have so many files and sockets open.
+fn limited(files: u32, sim: &Sim) -> Listening {
+    let inner = voxrelay();
+    let mut command = std::process::Command::new("sh");
+    command.arg("-c").arg(format!("ulimit -n {files}; exec \"$0\" \"$@\"")).arg(inner.get_program());
+    command.args(["serve", "--listen", "127.0.0.1:0", "--upstream", &sim.base_url()]).env("OPENAI_API_KEY", "sk-test");
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) if name != "OPENAI_API_KEY" => command.env(name, value),
+            Some(_) => &mut command,
+            None if name != "OPENAI_API_KEY" => command.env_remove(name),
+            None => &mut command,
+        };
+    }
+    tokio::task::block_in_place(|| Listening::start(&mut command))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o4_used_up_descriptors_disturb_no_call_and_come_back() {
+    let sim = Sim::start("127.0.0.1:0".parse().unwrap(), SimConfig::default(), Faults::default()).await.unwrap();
+    let relay = limited(64, &sim);
+    let mut call = Client::connect(&format!("ws://{}/v1/voice", relay.addr)).await;
+    call.until("ready").await;
+    let mut held = Vec::new();
+    for _ in 0..80 {
+        held.push(TcpStream::connect(relay.addr).await.unwrap());
+    }
+    let refused = time::timeout(Duration::from_millis(500), healthy(relay.addr)).await;
+    assert!(!refused.unwrap_or(false), "there is nothing left for one more");
+    call.json(r#"{"type":"text","text":"hello"}"#).await;
+    assert_eq!(call.until("reply_ended").await["status"], "completed", "who is in, is served");
+    drop(held);
+    let began = Instant::now();
+    while !healthy(relay.addr).await {
+        assert!(began.elapsed() < Duration::from_secs(5), "it has not recovered");
+    }
+}
+
+fn ask(site: &Site, words: &[u8]) -> String {
+    let mut peer = UnixStream::connect(site.socket()).unwrap();
+    peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    peer.write_all(words).unwrap();
+    let mut answer = String::new();
+    let _ = peer.read_to_string(&mut answer);
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_for_a_handover_wrongly_changes_nothing() {
+    let (site, first) = Site::new(SimConfig::default(), 10).await;
+    let mut line = Line::at(site.addr, "", None).await;
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(site.socket()).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let silent = UnixStream::connect(site.socket()).unwrap();
+    tokio::task::block_in_place(|| {
+        let other = ask(&site, b"voxrelay handover 999\n");
+        assert!(other.starts_with("refused: found `voxrelay handover 999`; allowed: `voxrelay handover "), "{other}");
+        assert!(ask(&site, b"GET / HTTP/1.1\n").starts_with("refused: "));
+        assert_eq!(ask(&site, &[b'x'; 100_000][..200]), "", "no line within two seconds");
+        assert_eq!(ask(&site, b"\xff\xfe\n"), "");
+        // One that asks well, gets the socket, and dies before it serves.
+        let mut dies = UnixStream::connect(site.socket()).unwrap();
+        dies.write_all(b"voxrelay handover 1\n").unwrap();
+        dies.read_exact(&mut [0; 10]).unwrap();
+    });
+    line.say(&json!({"type": "ping", "t": 1})).await;
+    line.until("pong").await;
+    assert!(line.of("draining").is_empty() && healthy(site.addr).await);
+    let second = site.start();
+    until_sent_away(&mut line).await;
+    line.lose();
+    line.back().await;
+    left(first);
+    drop((second, silent));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_is_refused_the_handover_says_so_and_leaves() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("relay.sock");
+    for answer in ["refused: found `voxrelay handover 1`; allowed: `voxrelay handover 999`\n", "voxrelay handover 1\n"]
+    {
+        let listener = UnixListener::bind(&path).unwrap();
+        let other = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 20]).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        let mut command = voxrelay();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--handover"]).arg(&path);
+        let (code, _, stderr) = tokio::task::block_in_place(|| run(&mut command));
+        other.join().unwrap();
+        assert_eq!(code, 1, "{stderr}");
+        assert!(
+            stderr.contains("server.handover: the relay that listens at") && stderr.contains(answer.trim()),
+            "{stderr}"
+        );
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o3_sighup_takes_a_configuration_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("voxrelay.toml");
+    let agent = |name: &str| format!("[agents.{name}]\ninstructions = \"x\"\n");
+    std::fs::write(&file, agent("one")).unwrap();
+    let mut command = voxrelay();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--config"]).arg(&file);
+    let relay = tokio::task::block_in_place(|| Listening::start(&mut command));
+    let agents = || {
+        let body = relay.get("/v1/agents");
+        let body = body.split("\r\n\r\n").nth(1).unwrap_or_default();
+        serde_json::from_str::<Value>(body).unwrap_or_default()["agents"].to_string()
+    };
+    let has = async |name: &str| {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !agents().contains(name) {
+            assert!(Instant::now() < end, "{name} never came");
+            time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    has("one").await;
+    relay.signal("-HUP"); // nothing has changed
+    time::sleep(Duration::from_millis(400)).await;
+    std::fs::write(&file, format!("{}[audio]\nchunk_ms = 1\n", agent("two"))).unwrap();
+    relay.signal("-HUP");
+    time::sleep(Duration::from_millis(600)).await;
+    assert!(agents().contains("one") && !agents().contains("two"), "a broken one is not taken in part");
+    std::fs::write(&file, agent("three")).unwrap();
+    relay.signal("-HUP");
+    has("three").await;
+    relay.signal("-TERM");
+    let log = left(relay);
+    for words in [
+        "the configuration has not changed",
+        "audio.chunk_ms: found 1; allowed: 20 to 200 ms",
+        "the changed configuration is refused: what was in force stays in force",
+        "the changed configuration is read: agents, tenants and signing keys",
+    ] {
+        assert!(log.contains(words), "{words}: {log}");
+    }
+}
