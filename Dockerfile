@@ -8,12 +8,16 @@ COPY . .
 # The caches outlive a build, so only what changed is compiled again.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --profile dist --locked --bin voxrelay && cp target/dist/voxrelay /voxrelay
+    cargo build --profile dist --locked --bin voxrelay && cp target/dist/voxrelay /voxrelay && mkdir /data
 
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /voxrelay /usr/local/bin/voxrelay
 COPY LICENSE-APACHE LICENSE-MIT NOTICE /usr/share/doc/voxrelay/
 COPY assets/voxrelay.toml /etc/voxrelay/voxrelay.toml
+# Tenants (voxrelay.db) and the usage ledger (ledger.db): what must outlive the container.
+COPY --from=build --chown=nonroot:nonroot /data /data
+ENV XDG_DATA_HOME=/data
+VOLUME /data
 USER nonroot
 EXPOSE 8080
 # Without tenants nobody is asked for a credential. So this refuses to listen on anything but loopback until there are
