@@ -504,8 +504,11 @@ impl Core {
             self.end(now, End::TooMuchEarly { limit: EARLY_MAX });
         }
         self.tick(now, may_change);
+        let kept = self.ring.end();
         self.send_chunks();
-        self.forget_audio();
+        if self.ring.end() > kept {
+            self.forget_audio(); // with what is new, and not with each message
+        }
         self.ask_for_reply(now);
         self.keep_output();
         if self.is_connected() {
@@ -572,6 +575,7 @@ impl Core {
     pub fn shrink(&mut self) {
         self.turn.shrink();
         self.out.shrink_to_fit();
+        self.forget_audio();
         self.ring.shrink();
     }
 

@@ -53,7 +53,7 @@ impl Core {
 
     /// The service owes us something.
     pub(super) fn owes(&self) -> bool {
-        self.slot.busy() || self.pass.as_ref().is_some_and(|pass| pass.is_opening())
+        self.slot.busy() || self.pass.as_ref().is_some_and(|pass| pass.awaits_settings())
     }
 
     fn stalls_at(&self) -> Option<At> {
@@ -170,7 +170,7 @@ impl Core {
                 self.notice("stalled", &format!("the service has said nothing for {secs} s although a reply is due"));
                 self.out.push_back(Output::PingService);
             }
-            Stall::Alive if self.pass.as_ref().is_some_and(|pass| pass.is_opening()) => {
+            Stall::Alive if self.pass.as_ref().is_some_and(|pass| pass.awaits_settings()) => {
                 let silent = UpstreamError::Timeout { stage: "take the agent's configuration", after: self.life.stall };
                 self.end(now, End::upstream(&silent));
             }

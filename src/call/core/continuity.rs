@@ -220,9 +220,6 @@ impl Core {
         if !self.up || self.pass.as_ref().is_some_and(|pass| !pass.goes_on()) {
             return;
         }
-        if self.mirror.waits_for_words() && now >= self.sessions.turn_at + WORDS_PATIENCE {
-            self.mirror.give_up_words(); // of turns that were answered long ago
-        }
         if self.sessions.hears_by.take_if(|at| now >= *at).is_some() {
             self.turn.never_spoke();
             self.slot.never_spoke();
@@ -293,6 +290,7 @@ impl Core {
         self.sessions.begins(now, lives);
         (self.up, self.early_bytes) = (true, 0);
         self.service_seen = now;
+        self.give_up_words(now);
         let steps = self.mirror.retell(self.ring.begin());
         let turns = self.plan.auto_turns && steps.iter().any(|step| matches!(step, Retell::Turn { .. }));
         // While turns of before are spoken again, the service shall not find others in them.
@@ -344,6 +342,13 @@ impl Core {
             self.ask(Command::Append(piece));
         }
         length
+    }
+
+    /// Words of turns that were answered long ago will not come any more.
+    pub(super) fn give_up_words(&mut self, now: At) {
+        if now >= self.sessions.turn_at + WORDS_PATIENCE {
+            self.mirror.give_up_words();
+        }
     }
 
     /// The service shall make a turn of what it has heard; `id`: what the turn goes by.

@@ -140,6 +140,11 @@ impl Pass {
         self.stage == Stage::Open && self.asides == 0
     }
 
+    /// A session must take settings before anybody can speak.
+    pub(super) fn awaits_settings(&self) -> bool {
+        matches!(self.stage, Stage::Opening(_) | Stage::Reopening { .. })
+    }
+
     /// When the client last said anything but audio.
     pub(super) fn spoke_at(&self) -> At {
         self.spoke_at

@@ -101,6 +101,7 @@ impl Core {
 
     /// The caller's audio is a turn: one that we committed, or one that the service found.
     fn turn_made(&mut self, now: At, item: &str) {
+        self.give_up_words(now);
         self.sessions.turn_at = now;
         if let Some((_, id)) = self.awaited.pop_front() {
             self.turn.committed(now);

@@ -132,6 +132,7 @@ impl Keep {
     /// The client forgets what it said.
     pub(super) fn clear(&mut self) {
         self.open.clear();
+        self.lost = false;
     }
 
     /// The service has made a turn, which ends here unless the client has ended it.
@@ -143,6 +144,7 @@ impl Keep {
             audio.push(text);
         }
         self.item(id).audio = audio;
+        self.lost = false; // it was part of this turn
         self.bound();
     }
 

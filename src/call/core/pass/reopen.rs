@@ -32,10 +32,12 @@ impl Core {
         pass.stage = Stage::Dialling;
         pass.muted = false;
         pass.asides = 0;
+        pass.retold.clear();
         let asked = pass.asked.take().and(pass.asked_text.take());
         let Some((response, times)) = pass.live.take() else {
-            // Asked for and not begun: it is asked again, in the client's own words.
-            pass.again = asked;
+            // Asked for and not begun: it is asked again, in the client's own words; also if the session that was to hear it
+            // is lost, too.
+            pass.again = asked.or(pass.again.take());
             return;
         };
         let begun = std::mem::take(&mut pass.speaks);
@@ -118,8 +120,11 @@ impl Core {
                 let pass = self.pass();
                 if let Some(old) = pass.retold.pop_front() {
                     pass.keep.renamed(&old, &item);
-                    pass.names.retain(|(_, shown)| *shown != old);
-                    pass.names.push((item, old));
+                    // The client goes on to call it what it was called first.
+                    match pass.names.iter_mut().find(|(ours, _)| *ours == old) {
+                        Some((ours, _)) => *ours = item,
+                        None => pass.names.push((item, old)),
+                    }
                 }
             }
             // What it would not be told of is a little less that it knows.

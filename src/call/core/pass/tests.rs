@@ -665,3 +665,57 @@ fn a_reply_that_was_lost_in_the_middle_is_told_and_one_that_had_said_nothing_is_
         assert_eq!(rig.told().is_empty(), begun, "where one is under way, another is refused");
     }
 }
+
+#[test]
+fn a_session_that_is_lost_while_it_is_told_what_was_loses_nothing_of_it() {
+    let mut rig = Rig::open();
+    conversation(&mut rig);
+    rig.say(r#"{"type":"input_audio_buffer.commit"}"#);
+    rig.hear(r#"{"type":"input_audio_buffer.committed","event_id":"e8","item_id":"item_u_1"}"#);
+    let create = r#"{"type":"response.create","event_id":"c3"}"#;
+    rig.say(create);
+    another(&mut rig);
+    rig.hear(TAKEN);
+    rig.hear(r#"{"type":"input_audio_buffer.committed","event_id":"f1","item_id":"item_u_2"}"#);
+    another(&mut rig); // in the middle
+    rig.hear(TAKEN);
+    rig.hear(r#"{"type":"input_audio_buffer.committed","event_id":"f2","item_id":"item_u_3"}"#);
+    rig.hear(TAKEN);
+    assert_eq!(rig.forwarded().last().map(String::as_str), Some(create), "asked for again, all the same");
+    rig.told();
+    let words = r#"{"type":"conversation.item.input_audio_transcription.completed","event_id":"f3","item_id":"item_u_3","transcript":"hello"}"#;
+    rig.hear(words);
+    assert_eq!(rig.told(), [words.replace("item_u_3", "item_u_1")], "by the name that the client knows");
+    rig.say(r#"{"type":"conversation.item.delete","item_id":"item_u_1"}"#);
+    assert_eq!(rig.forwarded(), [r#"{"type":"conversation.item.delete","item_id":"item_u_3"}"#]);
+}
+
+#[test]
+fn a_session_that_never_takes_what_it_is_told_is_given_up() {
+    let mut rig = Rig::open();
+    conversation(&mut rig);
+    another(&mut rig);
+    rig.pass(11 * SECOND);
+    rig.input(Input::ServicePong);
+    rig.pass(11 * SECOND);
+    assert_eq!(openai::close(rig.end.as_ref().unwrap()).0, 1011, "it lives, and does nothing");
+}
+
+#[test]
+fn audio_that_was_too_long_is_no_gap_once_it_is_a_turn() {
+    let mut rig = Rig::open();
+    conversation(&mut rig);
+    rig.hear(r#"{"type":"input_audio_buffer.speech_started","event_id":"f1","item_id":"item_u_1","audio_start_ms":0}"#);
+    for _ in 0..70 {
+        rig.say(&append(48_000));
+    }
+    rig.hear(
+        r#"{"type":"input_audio_buffer.speech_stopped","event_id":"f2","item_id":"item_u_1","audio_end_ms":70000}"#,
+    );
+    rig.hear(r#"{"type":"input_audio_buffer.committed","event_id":"f3","item_id":"item_u_1"}"#);
+    rig.told();
+    another(&mut rig);
+    rig.hear(TAKEN);
+    rig.hear(TAKEN);
+    assert!(rig.told().iter().all(|text| !text.contains("audio_gap")));
+}
