@@ -82,6 +82,8 @@ pub async fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
     let busy = || format!("cannot listen on {addr} (choose another address with --listen)");
     // Behind a bad network the service has a port that nobody is told.
     let inside = if chaos.is_some() { SocketAddr::from((Ipv4Addr::LOCALHOST, 0)) } else { addr };
+    // Before anybody is told that it runs, and may stop it.
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let sim = Sim::start(inside, config, faults).await.with_context(busy)?;
     let proxy = match chaos {
         Some(script) => Some(Proxy::start(addr, sim.addr(), script).await.with_context(busy)?),
@@ -90,7 +92,6 @@ pub async fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
     let addr = proxy.as_ref().map_or(sim.addr(), Proxy::addr);
     tell(io::stdout(), &format!("listening on http://{addr}"));
     tell(io::stderr(), &format!("base URL: http://{addr}/v1 (any key but those that begin with sk-bad)"));
-    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         done = tokio::signal::ctrl_c() => done?,
         _ = term.recv() => {}
