@@ -206,8 +206,9 @@ impl Upgrade {
         &self.protocols
     }
 
-    /// The answer 101, choosing `protocol`, and the socket to wait for once it is sent.
-    pub fn accept(self, protocol: Option<&'static str>) -> (Response<Body>, Pending) {
+    /// The answer 101, choosing `protocol` if it was offered, and the socket to wait for once it is sent. A list must be answered
+    /// from, and nothing else of it is ever echoed: it may hold a key.
+    pub fn accept(self, protocol: &'static str) -> (Response<Body>, Pending) {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
@@ -216,7 +217,7 @@ impl Upgrade {
         if let Ok(accept) = HeaderValue::from_str(&self.accept) {
             headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
         }
-        if let Some(protocol) = protocol {
+        if self.protocols.iter().any(|offered| offered == protocol) {
             headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
         }
         (response, Pending(self.on_upgrade))

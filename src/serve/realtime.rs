@@ -124,7 +124,12 @@ async fn serve(shared: &Arc<Shared>, request: Request, preview: bool) -> Respons
         Visitor::Caller(knock, slot) => (*knock, slot),
         Visitor::Returner(who, token, got) => {
             return match Upgrade::from_request(&mut request) {
-                Ok(upgrade) => come_in_again(shared, who, &token, got, upgrade),
+                Ok(upgrade) => {
+                    let (response, pending) = upgrade.accept(openai::PROTOCOL);
+                    let max_message = shared.config.openai.max_message_bytes;
+                    come_back(shared, "openai", who, pending, max_message, &token, got);
+                    response
+                }
                 Err(error) => not_upgraded(error),
             };
         }
@@ -157,14 +162,6 @@ fn not_upgraded(error: UpgradeError) -> Response<Body> {
         _ => (StatusCode::BAD_REQUEST, "invalid_upgrade"),
     };
     Refusal::new(status, code, format!("{error}.")).into()
-}
-
-/// Answers 101, and hands the client to its call.
-fn come_in_again(shared: &Shared, who: Principal, token: &str, got: u64, upgrade: Upgrade) -> Response<Body> {
-    let protocol = upgrade.protocols().iter().any(|p| p == openai::PROTOCOL).then_some(openai::PROTOCOL);
-    let (response, pending) = upgrade.accept(protocol);
-    come_back(shared, "openai", who, pending, shared.config.openai.max_message_bytes, token, got);
-    response
 }
 
 /// Whether a call by WebRTC or telephone is this principal's to steer.
@@ -379,9 +376,7 @@ fn admit(
     slot: OwnedSemaphorePermit,
     upgrade: Upgrade,
 ) -> Response<Body> {
-    // Only this one is ever chosen: the others may hold a key, which must never be echoed.
-    let protocol = upgrade.protocols().iter().any(|p| p == openai::PROTOCOL).then_some(openai::PROTOCOL);
-    let (response, pending) = upgrade.accept(protocol);
+    let (response, pending) = upgrade.accept(openai::PROTOCOL);
     let task = shared.clone();
     let (who, max_message) = (knock.who.clone(), shared.config.openai.max_message_bytes);
     run(shared, &who, &id.clone(), slot, pending, max_message, move |client| {

@@ -20,7 +20,7 @@ use crate::{
         driver::{Call, Client},
     },
     client::{
-        thin::{self, Query},
+        thin::{self, Query, Resume},
         wire::AudioFormats,
     },
     config::{AgentConfig, Config, Scope},
@@ -45,7 +45,7 @@ enum Visitor {
     /// A new call.
     Caller(Box<Knock>),
     /// One that goes on, which has its agent, its formats and its line.
-    Returner(Principal, thin::Resume),
+    Returner(Principal, Resume),
 }
 
 /// `GET /v1/voice`: the thin door. Pages of any origin may read why they were refused: that is all there is to read.
@@ -63,7 +63,12 @@ async fn thin_door(State(shared): State<Arc<Shared>>, request: Request) -> Respo
     };
     let mut request = Request::from_parts(head, body);
     match (Upgrade::from_request(&mut request), visitor) {
-        (Ok(upgrade), Visitor::Returner(who, resume)) => come_in_again(&shared, who, &resume, upgrade),
+        (Ok(upgrade), Visitor::Returner(who, Resume { token, got })) => {
+            let (response, pending) = upgrade.accept(thin::PROTOCOL);
+            let max_message = shared.config.server.max_message_bytes;
+            come_back(&shared, "thin", who, pending, max_message, &token, got);
+            response
+        }
         (Ok(upgrade), Visitor::Caller(knock)) => {
             let id = random_id("call");
             match license(&shared, &knock.who, &id, "thin").await {
@@ -140,20 +145,9 @@ async fn knock(shared: &Shared, head: &Parts) -> Result<Visitor, Refusal> {
     Ok(Visitor::Caller(Box::new(Knock { who, query, name, agent, upstream, model, slot })))
 }
 
-/// Answers 101, and hands the client to its call.
-fn come_in_again(shared: &Shared, who: Principal, resume: &thin::Resume, upgrade: Upgrade) -> Response<Body> {
-    let protocol = upgrade.protocols().iter().any(|p| p == thin::PROTOCOL).then_some(thin::PROTOCOL);
-    let (response, pending) = upgrade.accept(protocol);
-    let max_message = shared.config.server.max_message_bytes;
-    come_back(shared, "thin", who, pending, max_message, &resume.token, resume.got);
-    response
-}
-
 /// Answers 101 and runs the call in a task of its own.
 fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgrade: Upgrade) -> Response<Body> {
-    // A list that was offered must be answered from, and a token in it must never be echoed.
-    let protocol = upgrade.protocols().iter().any(|p| p == thin::PROTOCOL).then_some(thin::PROTOCOL);
-    let (response, pending) = upgrade.accept(protocol);
+    let (response, pending) = upgrade.accept(thin::PROTOCOL);
     let max_message = shared.config.server.max_message_bytes;
     let Knock { who, query, name, agent, upstream, model, slot } = knock;
     let task = shared.clone();

@@ -11,6 +11,8 @@ use super::{
 pub struct Knock {
     /// Its key, from the header or the subprotocol.
     pub key: Option<String>,
+    /// The key that made it, where it is a client secret: that one pays.
+    pub account: Option<String>,
     /// `?model=`.
     pub model: Option<String>,
     /// `?intent=`.
@@ -25,6 +27,13 @@ pub struct Knock {
     pub unknown_secret: bool,
     /// It joins a call by its id.
     pub joins: bool,
+}
+
+impl Knock {
+    /// Who pays.
+    pub(super) fn account(&self) -> &str {
+        self.account.as_deref().or(self.key.as_deref()).unwrap_or_default()
+    }
 }
 
 /// Why there will be no session.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::limits::Limits;
 pub use crate::scripted::Delay;
 
 /// How the simulator behaves. `[sim]` in a configuration file.
@@ -52,7 +53,9 @@ pub struct SimConfig {
     pub delays: Delays,
     /// How it answers.
     pub reply: Reply,
-    /// What `rate_limits.updated` tells.
+    /// What each account may use, over all its sessions: the first entry that fits the model. None: as much as it likes.
+    pub limits: Vec<Limits>,
+    /// What `rate_limits.updated` tells where there are no limits.
     pub rate_limits: RateLimits,
     /// Silence that ends a turn under `semantic_vad`, by eagerness.
     pub semantic_silence: SemanticSilence,
@@ -95,6 +98,7 @@ impl Default for SimConfig {
                     .into(),
             delays: Delays::default(),
             reply: Reply::default(),
+            limits: Vec::new(),
             rate_limits: RateLimits::default(),
             semantic_silence: SemanticSilence::default(),
             cache_block_tokens: 64,
@@ -305,7 +309,7 @@ impl Default for Reply {
     }
 }
 
-/// What `rate_limits.updated` tells after each reply. Nothing is enforced: use a fault for refusals.
+/// What `rate_limits.updated` tells after each reply. Nothing of it is enforced: that is what [`SimConfig::limits`] is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RateLimits {

@@ -18,7 +18,8 @@
 //! | WebRTC and SIP calls | `POST /v1/realtime/calls`, a canned answer that browsers take; `/accept`, `/reject`, `/refer`, `/hangup`; sideband by `?call_id=` |
 //! | text, greetings | are answered with the bundled voice |
 //! | refused connects | keys `sk-bad...`, `sk-no-credit`; models `gpt-4o-realtime-preview`, `gpt-5`; no model; no key |
-//! | the session cap, delays, limits | [`SimConfig`], as a TOML file |
+//! | rate limits | `[[limits]]`: tokens and replies a minute and a day, sessions a minute and at once, for each account |
+//! | the session cap, delays | [`SimConfig`], as a TOML file |
 //! | everything that goes wrong | [`faults`], as a TOML file |
 //!
 //! Inside, [`session`] is a machine without sockets or clock that can be driven in virtual time; `server` gives it a
@@ -31,6 +32,7 @@ mod conversation;
 mod damage;
 pub mod faults;
 mod input;
+mod limits;
 mod outbox;
 mod reply;
 mod response;
@@ -50,5 +52,6 @@ mod voice;
 pub use admit::Knock;
 pub use config::{Shape, SimConfig};
 pub use faults::Faults;
+pub use limits::Limits;
 pub use server::Sim;
 pub use stats::SimStats;

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::{
     conversation::{Clip, Item, Kind, Part, Place, Role, Status},
     faults::Moment,
+    limits::{Full, Taken},
     reply::{self, Said},
     script::{self, Step},
     session::{Act, Session},
@@ -72,6 +73,8 @@ pub(super) struct Run {
     items: Vec<Live>,
     steps: std::collections::VecDeque<(Duration, Step)>,
     cut: bool,
+    /// What it has taken from the account; or why it was given nothing.
+    taken: Result<Option<Taken>, Full>,
     announced: bool,
     deltas: u64,
 }
@@ -118,8 +121,14 @@ impl Session {
         }
         let context = self.context(&request)?;
         let settings = request.settings;
-        let said = reply::plan(&self.inputs(request.input, request.aside), &settings, &self.world.config.reply);
         let most = settings.max_output_tokens.unwrap_or(u64::MAX).min(settings.model.max_output_tokens);
+        let reads: u64 = context.iter().map(|entry| entry.tokens.total()).sum();
+        let taken = self.take_tokens(reads.saturating_add(most));
+        let said = match taken {
+            Ok(_) => reply::plan(&self.inputs(request.input, request.aside), &settings, &self.world.config.reply),
+            // What was to be answered still is.
+            Err(_) => Vec::new(),
+        };
         let script = script::write(&said, settings.output_format, most, &self.world.config, &mut self.dice, self.now);
         let items = said.into_iter().map(|said| Live {
             id: self.dice.id("item"),
@@ -142,6 +151,7 @@ impl Session {
             context,
             steps: script.steps,
             cut: script.cut,
+            taken,
             announced: false,
             deltas: 0,
         })
@@ -197,6 +207,10 @@ impl Session {
             Step::Audio(index, audio) => self.audio(&mut run, index, &audio),
             Step::Close(index) => self.close_item(&mut run, index, Status::Completed),
             Step::Done => {
+                if let Err(full) = &run.taken {
+                    let error = json!({ "type": "tokens", "code": "rate_limit_exceeded", "message": full.message });
+                    return self.finish(run, "failed", json!({ "type": "failed", "error": error }));
+                }
                 let (status, details) = if run.cut {
                     ("incomplete", json!({ "type": "incomplete", "reason": "max_output_tokens" }))
                 } else {
@@ -362,6 +376,9 @@ impl Session {
         let response = run.json(status, &details, &usage, &self.conversation_id);
         self.send("response.done", json!({ "response": response }));
         let total = input.all.total() + output.total();
+        if let Ok(Some(taken)) = &run.taken {
+            self.settle_tokens(taken, total);
+        }
         self.world.stats.response_done(status, total);
         let delay = self.dice.delay(self.world.config.delays.rate_limits);
         self.at(self.now + delay, Act::RateLimits(total));

@@ -56,6 +56,8 @@ pub(super) struct Desk {
 struct Secret {
     until: Instant,
     session: Value,
+    /// The key that made it.
+    account: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -79,7 +81,9 @@ impl Desk {
     pub(super) fn look_up(&self, knock: &mut Knock) {
         let Some(key) = knock.key.as_deref().filter(|key| key.starts_with("ek_")) else { return };
         match self.secrets().get(key) {
-            Some(secret) if secret.until > Instant::now() => knock.session = Some(secret.session.clone()),
+            Some(secret) if secret.until > Instant::now() => {
+                (knock.session, knock.account) = (Some(secret.session.clone()), secret.account.clone());
+            }
             _ => knock.unknown_secret = true,
         }
     }
@@ -241,7 +245,10 @@ async fn client_secrets(State(world): State<Arc<World>>, request: Request) -> Re
         if secrets.len() >= MAX_KEPT {
             secrets.retain(|_, secret| secret.until > now);
         }
-        secrets.insert(value.clone(), Secret { until: now + Duration::from_secs(ttl), session: asked });
+        secrets.insert(
+            value.clone(),
+            Secret { until: now + Duration::from_secs(ttl), session: asked, account: knock.key },
+        );
         drop(secrets);
         let mut stats = world.stats.lock();
         stats.mints += 1;

@@ -22,6 +22,7 @@ use axum::{
     routing::get,
 };
 use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -44,6 +45,7 @@ use super::{
     admit::{self, Knock},
     config::SimConfig,
     faults::{FaultKind, Faults, Place},
+    limits::Full,
     rest,
     session::{Incoming, Output, Session, World},
     stats::SimStats,
@@ -75,6 +77,7 @@ pub struct Sim {
 #[derive(Debug)]
 struct Shared {
     world: Arc<World>,
+    began: Instant,
     attempts: AtomicU64,
     tracker: TaskTracker,
     stop: CancellationToken,
@@ -91,6 +94,7 @@ impl Sim {
         let (world, tracker, stop) = (World::new(config, faults), TaskTracker::new(), CancellationToken::new());
         let shared = Arc::new(Shared {
             world: world.clone(),
+            began: Instant::now(),
             attempts: AtomicU64::new(0),
             tracker: tracker.clone(),
             stop: stop.clone(),
@@ -220,8 +224,15 @@ async fn realtime(
         let (status, body) = admit::azure_error(&rejected);
         return refused(refusal(status, None, Some(body.to_string())));
     }
-    let protocol = upgrade.protocols().iter().any(|p| p == "realtime").then_some("realtime");
-    let (mut response, pending) = upgrade.accept(protocol);
+    let who = (knock.account(), knock.model.as_deref().unwrap_or_default());
+    let seat = match world.accounts.connect(&world.config, who, shared.began.elapsed()) {
+        Ok(seat) => seat.filter(|_| !knock.joins),
+        Err(full) => {
+            world.stats.limited(full.which.name());
+            return refused(too_many(&full));
+        }
+    };
+    let (mut response, pending) = upgrade.accept("realtime");
     // A client of the live service gets these, and must neither need nor keep them.
     let headers = response.headers_mut();
     headers.insert("cf-ray", HeaderValue::from_static("0000000000000000-SIM"));
@@ -232,6 +243,7 @@ async fn realtime(
             Ok((tcp, read_already)) => serve(&task, number, &knock, over, tcp, read_already).await,
             Err(error) => tracing::debug!(%error, "the client left during the upgrade"),
         }
+        drop(seat);
     });
     response
 }
@@ -243,6 +255,17 @@ pub(super) fn refusal(status: u16, retry_after_s: Option<u64>, body: Option<Stri
     }
     if let Some(seconds) = retry_after_s {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// What an account is told whose limit is reached (the service's REST side; at the upgrade a guess).
+fn too_many(full: &Full) -> Response<Body> {
+    let body = json!({ "error": { "message": full.message, "type": "requests", "param": null, "code": "rate_limit_exceeded" } });
+    let wait = full.wait.unwrap_or_default();
+    let mut response = refusal(429, Some(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)), Some(body.to_string()));
+    if let Ok(ms) = HeaderValue::try_from(wait.as_millis().to_string()) {
+        response.headers_mut().insert("retry-after-ms", ms);
     }
     response
 }
@@ -287,7 +310,7 @@ async fn serve(
     let speaks_at = Duration::from_millis(world.config.caller_speaks_ms);
     let _open = Open::new(world.clone());
     let link = Link {
-        session: Session::new(world.clone(), number, knock, unix_now),
+        session: Session::new(world.clone(), number, knock, unix_now).begun_at(shared.began.elapsed()),
         ws,
         began: Instant::now(),
         ending: None,

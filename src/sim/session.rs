@@ -16,6 +16,7 @@ use super::{
     damage::Damage,
     faults::{FaultBook, FaultScript, Faults, Moment},
     input::{Detection, Input, Turn},
+    limits::{Accounts, Full, Taken},
     outbox::Outbox,
     response::{Request, Run},
     rest::Desk,
@@ -40,13 +41,20 @@ pub struct World {
     pub(super) faults: Arc<FaultBook>,
     pub(super) stats: Arc<Stats>,
     pub(super) desk: Desk,
+    pub(super) accounts: Arc<Accounts>,
 }
 
 impl World {
     /// A service that behaves like this.
     pub fn new(config: SimConfig, faults: Faults) -> Arc<Self> {
         let stats = Arc::new(Stats::default());
-        Arc::new(Self { config, faults: FaultBook::new(faults, stats.clone()), stats, desk: Desk::default() })
+        Arc::new(Self {
+            config,
+            faults: FaultBook::new(faults, stats.clone()),
+            stats,
+            desk: Desk::default(),
+            accounts: Arc::default(),
+        })
     }
 
     /// What was seen and done so far.
@@ -98,6 +106,10 @@ pub(super) struct Counts {
 pub struct Session {
     pub(super) world: Arc<World>,
     pub(super) number: u64,
+    /// Who pays.
+    key: String,
+    /// When it began, by the clock that all sessions share.
+    began: Duration,
     pub(super) dice: Dice,
     pub(super) faults: FaultScript,
     pub(super) damage: Damage,
@@ -148,6 +160,8 @@ impl Session {
         let mut dice = Dice::new(world.config.seed, number);
         let mut session = Self {
             number,
+            key: knock.account().to_owned(),
+            began: Duration::ZERO,
             faults: world.faults.script(number),
             damage: Damage::default(),
             beta,
@@ -177,6 +191,12 @@ impl Session {
             Err(rejected) => session.reject(&rejected),
         }
         session
+    }
+
+    /// The same, which began at this moment of a clock that all sessions of the world share: what an account has used is counted
+    /// by it.
+    pub fn begun_at(self, began: Duration) -> Self {
+        Self { began, ..self }
     }
 
     fn open(&mut self) {
@@ -543,8 +563,24 @@ impl Session {
         }
     }
 
+    /// Takes what a reply will need at most from the account.
+    pub(super) fn take_tokens(&mut self, tokens: u64) -> Result<Option<Taken>, Full> {
+        let who = (self.key.as_str(), self.settings.model.name.as_str());
+        let taken = self.world.accounts.reply(&self.world.config, who, self.began + self.now, tokens);
+        taken.inspect_err(|full| self.world.stats.limited(full.which.name()))
+    }
+
+    /// A reply that has taken so much has used so much.
+    pub(super) fn settle_tokens(&mut self, taken: &Taken, used: u64) {
+        self.world.accounts.settle(self.began + self.now, taken, used);
+    }
+
     /// Tells how much of the token budget is left after a response.
     fn rate_limits(&mut self, tokens: u64) {
+        let who = (self.key.as_str(), self.settings.model.name.as_str());
+        if let Some(told) = self.world.accounts.told(&self.world.config, who, self.began + self.now) {
+            return self.send("rate_limits.updated", json!({ "rate_limits": told }));
+        }
         let limits = self.world.config.rate_limits;
         let per_second = limits.tokens as f64 / 60.0;
         let (since, level) = self.spent;

@@ -58,6 +58,8 @@ pub struct SimStats {
     pub pongs: u64,
     /// Tokens of all `response.done`.
     pub tokens: u64,
+    /// Replies and sessions that the account's limits refused, by limit.
+    pub limited: BTreeMap<String, u64>,
     /// Requests for a client secret, refused ones too.
     pub mint_attempts: u64,
     /// Client secrets made.
@@ -158,6 +160,10 @@ impl Stats {
         let mut stats = self.lock();
         *stats.responses_by_status.entry(status.to_owned()).or_default() += 1;
         stats.tokens += tokens;
+    }
+
+    pub(super) fn limited(&self, limit: &str) {
+        *self.lock().limited.entry(limit.to_owned()).or_default() += 1;
     }
 
     pub(super) fn delta(&self, bytes: usize) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use voxrelay::sim::{
-    Faults, SimConfig,
+    Faults, Limits, SimConfig,
     config::{Delay, Delays},
     session::{Output, World},
 };
@@ -263,4 +263,43 @@ fn a_session_dies_before_its_reply_and_the_audio_so_far_is_known() {
     assert_eq!(stats.appends, 5);
     assert_eq!(stats.recorded[0].audio, audio[..24_000]);
     assert!(matches!(others(&mut client)[..], [(0, Output::Die { reset: true, .. })]));
+}
+
+#[test]
+fn what_the_account_does_not_have_is_refused_and_asked_for_again_later() {
+    let limits = Limits { tokens: 6_000, ..Limits::default() };
+    let mut client = Client::new(SimConfig { limits: vec![limits], ..SimConfig::instant() });
+    client.wait(10);
+    client.update(json!({ "max_output_tokens": 3_000 }));
+    client.send(json!({ "type": "conversation.item.create", "item": {
+        "type": "message", "role": "user", "content": [{ "type": "input_text", "text": "Hello" }] } }));
+    let create = json!({ "type": "response.create", "response": { "output_modalities": ["text"] } });
+    let done = |client: &mut Client| {
+        client.send(create.clone());
+        client.wait(5_000);
+        let events = client.events();
+        let response = of_type(&events, "response.done")[0]["response"].clone();
+        (response, of_type(&events, "rate_limits.updated")[0]["rate_limits"][0].clone())
+    };
+    let (first, told) = done(&mut client);
+    assert_eq!(first["status"], "completed");
+    let used = first["usage"]["total_tokens"].as_u64().unwrap();
+    assert_eq!((told["limit"].as_f64(), used < 100), (Some(6_000.0), true), "{told}: the rest was given back");
+    // Another session of the same account uses all of it up.
+    let mut other = Client::in_world(client.world.clone(), 2, &good_knock());
+    other.wait(10);
+    for _ in 0..2 {
+        other.send(json!({ "type": "response.create", "response": { "max_output_tokens": 2_900 } }));
+        other.send(
+            json!({ "type": "response.create", "response": { "max_output_tokens": 2_900, "conversation": "none" } }),
+        );
+    }
+    let (refused, _) = done(&mut client);
+    let error = &refused["status_details"]["error"];
+    assert_eq!((refused["status"].as_str(), error["code"].as_str()), (Some("failed"), Some("rate_limit_exceeded")));
+    assert!(error["message"].as_str().unwrap().contains("on tokens per min (TPM): Limit 6000"), "{error}");
+    assert_eq!((&refused["usage"]["total_tokens"], &refused["output"]), (&json!(0), &json!([])));
+    client.wait(60_000);
+    assert_eq!(done(&mut client).0["status"], "completed");
+    assert_eq!(client.world.stats().limited["tokens"], client.world.stats().responses_by_status["failed"]);
 }
