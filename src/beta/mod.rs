@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use self::table::{CLIENT, How, Row, SERVER};
@@ -27,7 +27,7 @@ use crate::upstream::scan::{self, flat};
 const REMEMBERED: usize = 256;
 
 /// A legacy client in front of GA, for the length of its connection.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct BetaClient {
     /// What the client set, which GA does not know any more; shown to it again.
     temperature: Option<Value>,
@@ -353,7 +353,7 @@ fn written(mut event: Map<String, Value>, name: &str) -> Bytes {
 }
 
 /// The newest things by their id.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Recent<T> {
     by_id: HashMap<String, T>,
     order: VecDeque<String>,

@@ -1,12 +1,15 @@
 //! Between a client's frames and the core: which inputs a frame becomes, and which bytes an output becomes.
 //!
 //! Holds what must last from frame to frame (lanes, translations) and decides nothing.
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::{
     At,
     core::{Core, Input},
     end::End,
+    written::WrittenDoor,
 };
 use crate::{
     audio::lane::{AudioError, Downlink, Uplink},
@@ -16,7 +19,8 @@ use crate::{
         thin,
         wire::{AudioFormats, ClientMsg, ServerMsg},
     },
-    upstream::SessionSetup,
+    config::AgentConfig,
+    upstream::{Intent, SessionSetup},
 };
 
 /// A client's protocol, as one call speaks it.
@@ -52,26 +56,35 @@ pub struct OpenAi {
 impl Door {
     /// A thin client with these formats.
     pub fn thin(setup: SessionSetup, audio: AudioFormats, gather: bool) -> Self {
-        let (uplink, downlink) = (Uplink::towards(audio.input, setup.input.rate), Downlink::new(audio.output));
-        Self::Thin(Box::new(Thin { setup, audio, uplink, downlink, gather, converted: Vec::new() }))
+        Self::Thin(Box::new(Thin::new(setup, audio, gather)))
     }
 
-    /// The same door, where half a sample waits for its other half.
-    pub fn with_half(self, half: Option<u8>) -> Self {
-        match self {
-            Self::Thin(thin) => {
-                let thin = *thin;
+    /// A door that another process had. `agent`: who speaks; none: whoever spoke there.
+    pub fn restored(written: WrittenDoor, agent: Option<Arc<AgentConfig>>, gather: bool) -> Self {
+        match written {
+            WrittenDoor::Thin { audio, input, output, auto_turns, half, persona } => {
+                let agent = agent.unwrap_or_else(|| Arc::new(*persona));
+                let thin = Thin::new(SessionSetup { agent, input, output, auto_turns }, audio, gather);
                 Self::Thin(Box::new(Thin { uplink: thin.uplink.with_half(half), ..thin }))
             }
-            Self::OpenAi(openai) => Self::OpenAi(openai),
+            WrittenDoor::OpenAi { asked, beta, .. } => Self::OpenAi(OpenAi { beta, asked }),
         }
     }
 
-    /// Half a sample that waits for its other half.
-    pub fn half(&self) -> Option<u8> {
+    /// What another process must know of it. `intent`: the kind of session behind it.
+    pub fn written(&self, intent: Intent) -> WrittenDoor {
         match self {
-            Self::Thin(thin) => thin.uplink.half(),
-            Self::OpenAi(_) => None,
+            Self::Thin(thin) => WrittenDoor::Thin {
+                audio: thin.audio,
+                input: thin.setup.input,
+                output: thin.setup.output,
+                auto_turns: thin.setup.auto_turns,
+                half: thin.uplink.half(),
+                persona: Box::new(AgentConfig::clone(&thin.setup.agent)),
+            },
+            Self::OpenAi(openai) => {
+                WrittenDoor::OpenAi { asked: openai.asked.clone(), beta: openai.beta.clone(), intent }
+            }
         }
     }
 
@@ -106,14 +119,6 @@ impl Door {
     pub fn setup(&self) -> Option<&SessionSetup> {
         match self {
             Self::Thin(thin) => Some(&thin.setup),
-            Self::OpenAi(_) => None,
-        }
-    }
-
-    /// What was agreed with the client; `None`: nothing was.
-    pub fn audio(&self) -> Option<AudioFormats> {
-        match self {
-            Self::Thin(thin) => Some(thin.audio),
             Self::OpenAi(_) => None,
         }
     }
@@ -225,6 +230,11 @@ impl Door {
 }
 
 impl Thin {
+    fn new(setup: SessionSetup, audio: AudioFormats, gather: bool) -> Self {
+        let (uplink, downlink) = (Uplink::towards(audio.input, setup.input.rate), Downlink::new(audio.output));
+        Self { setup, audio, uplink, downlink, gather, converted: Vec::new() }
+    }
+
     fn text(&mut self, core: &mut Core, now: At, text: &[u8]) {
         let input = match thin::read(text) {
             thin::Text::Message(message) => {

@@ -14,7 +14,7 @@ use crate::{
     admit::Principal,
     net::ws::{Frame, Socket},
     upstream::{
-        Shape, UpstreamError, Wanted,
+        Intent, Shape, UpstreamError, Wanted,
         open::{Session, Upstream},
     },
 };
@@ -95,6 +95,11 @@ impl ServiceLeg {
             (self.wanted.clone(), self.who.clone(), self.call.clone(), self.upstream.clone());
         let patience = self.patience;
         Box::pin(async move { upstream.reopen(&wanted, &who, &call, patience).await })
+    }
+
+    /// What kind of session it is.
+    pub fn intent(&self) -> Intent {
+        self.wanted.intent
     }
 
     /// The session that runs.

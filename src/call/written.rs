@@ -16,9 +16,11 @@ use super::core::Core;
 use crate::{
     admit::principal::Named,
     audio::Format,
+    beta::BetaClient,
     client::wire::AudioFormats,
     config::{AgentConfig, KeyHash},
     net::outbox::{Kind, Outbox},
+    upstream::Intent,
 };
 
 /// The largest call that is handed over, bytes: a minute of audio, 4 MiB of what was said and as much that waits, and room.
@@ -26,7 +28,36 @@ pub const LARGEST: usize = 16 << 20;
 /// The process that follows takes a call within this.
 const TAKEN_WITHIN: Duration = Duration::from_secs(5);
 
-/// A call of the thin door.
+/// What a door must have again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum WrittenDoor {
+    /// The thin one.
+    Thin {
+        /// What the client sends and gets.
+        audio: AudioFormats,
+        /// What goes upstream.
+        input: Format,
+        /// What comes from there.
+        output: Format,
+        /// The service finds the turns.
+        auto_turns: bool,
+        /// Half a sample whose other half comes with the next message.
+        half: Option<u8>,
+        /// The agent, for a process that has none of its name.
+        persona: Box<AgentConfig>,
+    },
+    /// OpenAI's own. Its client has asked to be able to come back.
+    OpenAi {
+        /// The model that the client asked for, in its own words.
+        asked: Option<String>,
+        /// A legacy client.
+        beta: Option<Box<BetaClient>>,
+        /// What kind of session it has.
+        intent: Intent,
+    },
+}
+
+/// A call.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Written {
     /// Its id.
@@ -35,20 +66,10 @@ pub struct Written {
     pub ran: Duration,
     /// What decides.
     pub core: Core,
-    /// What the client sends and gets.
-    pub audio: AudioFormats,
-    /// What goes upstream.
-    pub input: Format,
-    /// What comes from there.
-    pub output: Format,
-    /// The service finds the turns.
-    pub auto_turns: bool,
-    /// Half a sample whose other half comes with the next message.
-    pub half: Option<u8>,
-    /// The agent's name ...
+    /// What its client speaks.
+    pub door: WrittenDoor,
+    /// The agent's name.
     pub agent: String,
-    /// ... and the agent, for a process that has none of that name.
-    pub persona: AgentConfig,
     /// The model that answers.
     pub model: String,
     /// Who speaks for it.
@@ -149,7 +170,6 @@ mod tests {
 
     fn written(audio: usize) -> Written {
         let second = Duration::from_secs(1);
-        let audio_formats = AudioFormats { input: Format::PCM_24K, output: Format::PCM_24K };
         let life =
             Life { call: "call_1".into(), max: 3_600 * second, idle: None, stall: 10 * second, credential: None };
         let mut core = Core::owner(life, Plan::none(), Some(Resume { token: "secret".into(), window: 30 * second }));
@@ -172,13 +192,15 @@ mod tests {
             id: "call_1".into(),
             ran: 7 * second,
             core,
-            audio: audio_formats,
-            input: Format::PCM_24K,
-            output: Format::PCM_24K,
-            auto_turns: true,
-            half: Some(9),
+            door: WrittenDoor::Thin {
+                audio: AudioFormats { input: Format::PCM_24K, output: Format::PCM_24K },
+                input: Format::PCM_24K,
+                output: Format::PCM_24K,
+                auto_turns: true,
+                half: Some(9),
+                persona: Box::default(),
+            },
             agent: "default".into(),
-            persona: AgentConfig::default(),
             model: "model".into(),
             who: Principal::operator().named(),
             session: "sess_1".into(),
@@ -199,7 +221,8 @@ mod tests {
         let after = Written::read(&bytes).unwrap();
         assert_eq!(format!("{after:?}"), format!("{:?}", Written { core: after.core.clone(), ..before }));
         assert_eq!(after.write().unwrap(), bytes);
-        assert_eq!((after.said, after.kept.len(), after.tokens.len(), after.half), (2, 1, 1, Some(9)));
+        assert_eq!((after.said, after.kept.len(), after.tokens.len()), (2, 1, 1));
+        assert!(matches!(after.door, WrittenDoor::Thin { half: Some(9), auto_turns: true, .. }));
         assert_eq!(after.waiting, [(false, Bytes::from("three")), (true, Bytes::from(vec![1, 2, 3]))]);
         let mut outbox = Written::outbox(after.said, after.kept, after.waiting);
         assert!(outbox.has_since(1) && !outbox.has_since(0) && !outbox.has_since(3));

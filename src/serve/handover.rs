@@ -35,16 +35,16 @@ use crate::{
         door::Door,
         driver::{self, Call, Client},
         returns::{Arrival, Returns},
-        written::{Handing, Heir, LARGEST, Written},
+        written::{Handing, Heir, LARGEST, Written, WrittenDoor},
     },
     config::KeyHash,
     net::inherit,
-    upstream::{SessionSetup, Wanted},
+    upstream::{Intent, Wanted},
     wall::unix_now,
 };
 
 /// The form of what is said here, calls above all: another number wherever a build cannot read what the one before wrote.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 const HELLO: &str = "voxrelay handover";
 const SERVING: &str = "serving";
 const YOURS: &str = "yours";
@@ -228,26 +228,29 @@ impl WaitingRoom {
 
 /// Goes on with a call of the process before.
 fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
-    let Written { id, ran, core, audio, input, output, auto_turns, half, agent, persona, model, who, session, .. } =
-        written;
+    let Written { id, ran, core, door, agent, model, who, session, .. } = written;
     let who = shared.gate.knows(who, unix_now()).ok_or("its credential is not good here")?;
     let upstream = shared.upstream(&who).cloned().ok_or("its tenant's service is not configured")?;
-    if input != upstream_input(audio.input, upstream.config().input_rate) {
-        return Err("its service takes audio of another rate here".to_owned());
-    }
+    let (name, intent) = match &door {
+        WrittenDoor::Thin { audio, input, .. } => {
+            if *input != upstream_input(audio.input, upstream.config().input_rate) {
+                return Err("its service takes audio of another rate here".to_owned());
+            }
+            ("thin", Intent::Realtime)
+        }
+        WrittenDoor::OpenAi { intent, .. } => ("openai", *intent),
+    };
     let slot = shared.slots.clone().try_acquire_owned().map_err(|_| "all lines are taken")?;
-    let license = shared.gate.admit(&id, &who, "thin").map_err(|denied| denied.to_string())?;
-    let persona = shared.agent(&agent).unwrap_or_else(|| Arc::new(persona));
-    let setup = SessionSetup { agent: persona, input, output, auto_turns };
+    let license = shared.gate.admit(&id, &who, name).map_err(|denied| denied.to_string())?;
     let call = Call {
         core,
-        door: Door::thin(setup, audio, shared.config.audio.gather).with_half(half),
+        door: Door::restored(door, shared.agent(&agent), shared.config.audio.gather),
         license,
-        wanted: Wanted::voice(model.clone()),
+        wanted: Wanted::new(model.clone(), intent),
         upstream,
         client: Client::Away { outbox: Written::outbox(written.said, written.kept, written.waiting), ran, session },
-        ticket: Some(shared.returns.restored("thin", written.tokens)),
-        books: Books { ledger: shared.ledger.clone(), call: id.clone(), agent, model, door: "thin" },
+        ticket: Some(shared.returns.restored(name, written.tokens)),
+        books: Books { ledger: shared.ledger.clone(), call: id.clone(), agent, model, door: name },
         reconnect: shared.reconnect(),
         heir: shared.heir.clone(),
         goodbyes: shared.calls.clone(),

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -224,6 +225,90 @@ async fn a_client_that_is_away_or_comes_early_finds_its_call_in_the_next_process
     }
     assert_eq!((early.audio.len(), away.of("draining").len()), (240_000, 0));
     left(first);
+    drop(second);
+}
+
+/// A client of OpenAI's protocol that has asked to be able to come back.
+struct Keeper {
+    client: Client,
+    way: String,
+    got: u64,
+    said: Vec<String>,
+}
+
+impl Keeper {
+    async fn say(&mut self, text: String) {
+        self.client.json(&text).await;
+        self.said.push(text);
+    }
+
+    async fn until(&mut self, kind: &str) -> Value {
+        loop {
+            let event = self.client.json_next().await;
+            self.got += 1;
+            if event["type"] == kind {
+                return event;
+            }
+        }
+    }
+
+    /// Comes back where it was, and says again what was not taken.
+    async fn back(&mut self, addr: SocketAddr) {
+        let url = format!("ws://{addr}/v1/realtime?voxrelay_resume={}&voxrelay_got={}", self.way, self.got);
+        self.client = Client::connect(&url).await;
+        let resumed = self.client.json_next().await;
+        assert_eq!(resumed["type"], "voxrelay.resumed", "{resumed}");
+        self.way = resumed["resume"].as_str().unwrap().to_owned();
+        let taken = usize::try_from(resumed["got"].as_u64().unwrap()).unwrap();
+        for text in self.said.get(taken..).unwrap().to_vec() {
+            self.client.json(&text).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o5_a_call_of_openais_protocol_goes_on_in_the_next_process_if_its_client_asked_for_it() {
+    let (site, first) = Site::new(SimConfig { record_audio: true, ..SimConfig::default() }, 10).await;
+    let url = format!("ws://{}/v1/realtime", site.addr);
+    let mut plain = Client::connect(&url).await;
+    plain.until("session.created").await;
+    let mut client = Client::connect(&format!("{url}?voxrelay_resume=1")).await;
+    let created = client.until("session.created").await;
+    let way = created["voxrelay"]["resume"].as_str().unwrap().to_owned();
+    let mut keeper = Keeper { client, way, got: 0, said: Vec::new() };
+    // A legacy client: what it calls things must be known in the next process, too.
+    let update = |temperature: f64| {
+        json!({"type": "session.update", "session": {"modalities": ["text", "audio"], "turn_detection": null,
+            "input_audio_format": "pcm16", "temperature": temperature}})
+        .to_string()
+    };
+    keeper.say(update(0.7)).await;
+    keeper.until("session.updated").await;
+    let append = |audio: &[u8]| json!({"type": "input_audio_buffer.append", "audio": STANDARD.encode(audio)});
+    let all = numbered(0, 48_000);
+    let (before, after) = all.split_at(48_000);
+    keeper.say(append(before).to_string()).await;
+    until("the service has it", || site.sim.stats().recorded.iter().any(|heard| heard.audio.len() == 48_000)).await;
+    let second = site.start();
+    assert_eq!(keeper.client.next().await, Got::Closed(1001));
+    assert_eq!(plain.end().await, (None, 1001));
+    keeper.back(site.addr).await;
+    keeper.say(append(after).to_string()).await;
+    keeper.say(r#"{"type":"input_audio_buffer.commit"}"#.to_owned()).await;
+    keeper.say(r#"{"type":"response.create"}"#.to_owned()).await;
+    let done = keeper.until("response.done").await;
+    assert_eq!(
+        (done["response"]["status"].as_str(), &done["response"]["modalities"]),
+        (Some("completed"), &json!(["text", "audio"])),
+        "{done}"
+    );
+    keeper.say(r#"{"type":"session.update","session":{"instructions":"Be brief."}}"#.to_owned()).await;
+    assert_eq!(keeper.until("session.updated").await["session"]["temperature"], 0.7);
+    let recorded = site.sim.stats().recorded;
+    assert_same(&recorded.last().unwrap().audio, &all, "what the session in the second process heard");
+    assert_eq!(recorded.len(), 2, "one in each process");
+    let log = left(first);
+    assert_eq!(log.matches("the call was handed over").count(), 1, "{log}");
     drop(second);
 }
 

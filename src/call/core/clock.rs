@@ -71,7 +71,7 @@ impl Core {
     /// for a call that another process goes on with.
     fn leaves_at(&self) -> Option<At> {
         self.drain_at?;
-        let Some(pass) = &self.pass else { return self.goes_over_at() };
+        let Some(pass) = self.pass.as_ref().filter(|_| !self.heir) else { return self.goes_over_at() };
         let quiet = self.is_quiet() && self.client_has_all;
         quiet.then(|| self.service_seen.max(pass.spoke_at()) + NO_MORE_COMES)
     }

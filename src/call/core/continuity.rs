@@ -161,7 +161,7 @@ impl Core {
     }
 
     /// Nothing more comes from the running session.
-    fn let_go(&mut self, now: At) {
+    pub(super) fn let_go(&mut self, now: At) {
         for booked in self.uncounted() {
             self.out.push_back(Output::Book(booked));
         }

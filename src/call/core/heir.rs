@@ -1,13 +1,14 @@
 //! A process that follows this one and goes on with its calls: when a call goes over, and how it goes on there.
 //!
 //! For the conversation that is a session lost and a client away ([`super::continuity`], [`super::away`]); nothing else is
-//! decided here. Calls whose conversation is the client's end with their process: their session is nobody's to set up anew.
+//! decided here. A client that cannot come back, or has not been told how, ends with its process.
 use super::{Core, Output, away::Away, continuity::Next};
 use crate::call::At;
 
 impl Core {
     pub(super) fn has_heir(&mut self, there: bool) {
-        self.heir = there && self.pass.is_none() && self.resume_window.is_some();
+        let knows_the_way = self.pass.as_ref().is_none_or(|pass| pass.knows_the_way());
+        self.heir = there && knows_the_way && self.resume_window.is_some();
         self.gone &= self.heir;
     }
 
@@ -36,7 +37,7 @@ impl Core {
             self.away = Some(Away { since, until: now + self.resume_window.unwrap_or_default() });
         }
         if self.up {
-            self.give_up_session(now);
+            self.let_go(now);
             self.notice("upstream_reconnecting", "the call moved to another process of the relay");
             self.dial();
         } else if self.sessions.opening {

@@ -58,8 +58,8 @@ pub(super) struct Pass {
     complained: bool,
     /// What the client must know to come back, until it has been told.
     way_back: Option<Resume>,
-    /// The reply that runs was stopped since nobody took it: its audio goes no further.
-    muted: bool,
+    /// The reply that runs was stopped, since nobody takes it.
+    stopped: bool,
     /// Another session may follow this one: it is not somebody else's call.
     follows: bool,
     /// What that would be told.
@@ -111,7 +111,7 @@ impl Pass {
             live: None,
             complained: false,
             way_back,
-            muted: false,
+            stopped: false,
             follows,
             keep: Keep::default(),
             speaks: false,
@@ -133,6 +133,11 @@ impl Pass {
     /// If the session is lost, another one goes on.
     pub(super) fn goes_on(&self) -> bool {
         self.follows && !self.complained && !self.is_opening()
+    }
+
+    /// Its client can come back to another process.
+    pub(super) fn knows_the_way(&self) -> bool {
+        self.follows && self.way_back.is_none()
     }
 
     /// Nothing is under way that a change of sessions would tear apart.
@@ -359,7 +364,6 @@ impl Core {
         self.keep(&event, &text);
         let text = self.pass().in_clients_words(&event, text);
         match event {
-            Event::AudioPasses if self.pass().muted => return,
             Event::AudioPasses => first = self.audio_passes(now),
             Event::SessionUpdated { hearing: Some(hearing) } => self.listens(hearing),
             Event::SpeechStarted { at_ms } => {
@@ -372,7 +376,7 @@ impl Core {
                 let (_, to) = self.turn.found(now);
                 self.pass().keep.turn(&item, to);
             }
-            Event::WordsPass => self.pass().speaks = true,
+            Event::WordsPass => self.words_pass(&text),
             Event::ReplyCreated { aside: true, .. } if self.pass().asides > 0 => self.pass().asides -= 1,
             // Some services say of no reply which conversation it belongs to.
             Event::ReplyCreated { response, .. } => {
@@ -382,6 +386,7 @@ impl Core {
                 let pass = self.pass();
                 (pass.asked, pass.live) = (None, Some((response, times)));
                 (pass.last_asked, pass.speaks) = (pass.asked_text.take(), false);
+                pass.keep.said_all();
             }
             Event::ReplyDone { response, ended, usage, .. } => {
                 self.used(usage);
@@ -409,6 +414,14 @@ impl Core {
         }
     }
 
+    fn words_pass(&mut self, text: &[u8]) {
+        let pass = self.pass();
+        pass.speaks = true;
+        if let Some((response, _)) = &pass.live {
+            pass.keep.says(response, text);
+        }
+    }
+
     /// Whether it is the first of its reply.
     fn audio_passes(&mut self, now: At) -> bool {
         match &mut self.pass().live {
@@ -430,9 +443,13 @@ impl Core {
 
     fn reply_passed(&mut self, response: &str, ended: Ended) {
         self.slot.done(response);
-        self.pass().muted = false;
+        self.pass().stopped = false;
         let status = ReplyStatus::from(ended);
-        let times = self.pass().live.take_if(|(id, _)| id == response).map(|(_, times)| times).unwrap_or_default();
+        let over = self.pass().live.take_if(|(id, _)| id == response);
+        if over.is_some() {
+            self.pass().keep.said_all();
+        }
+        let times = over.map(|(_, times)| times).unwrap_or_default();
         let (answered_after, relay_added) = (times.answered_after(), times.relay_added());
         self.note(Fact::ReplyEnded { status, answered_after, relay_added });
     }
@@ -500,12 +517,13 @@ impl Core {
         }
     }
 
-    /// More waits for a client that is away than is kept: the reply is stopped.
+    /// More waits for a client that is away than is kept: the reply is stopped. What came of it until then is kept, so that
+    /// neither side believes in more of it than the other has.
     pub(super) fn too_much_kept(&mut self, now: At, hopeless: bool) {
         match &mut self.pass {
             _ if hopeless => self.end(now, End::SlowConsumer),
-            Some(pass) if pass.live.is_some() && !pass.muted => {
-                pass.muted = true;
+            Some(pass) if pass.live.is_some() && !pass.stopped => {
+                pass.stopped = true;
                 self.forward(Bytes::from_static(br#"{"type":"response.cancel"}"#));
             }
             _ => {}

@@ -3,7 +3,7 @@
 //!
 //! The session as the service last described it, items as they were complete, and the appends of audio that is part of no turn
 //! yet, or of one that nobody has written down. Decides nothing, and sends nothing.
-use std::{collections::VecDeque, time::Duration};
+use std::{borrow::Cow, collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,8 @@ struct Item {
     cut_ms: Option<u64>,
     /// Its appends, until somebody has written it down.
     audio: Vec<Bytes>,
+    /// The client's own words for it, with its voice in them, until somebody has written that down.
+    clip: Option<Bytes>,
 }
 
 /// The conversation, so far.
@@ -56,6 +58,8 @@ pub(super) struct Keep {
     /// Settings and items of the client that the service has not confirmed.
     settings: VecDeque<Bytes>,
     made: VecDeque<Bytes>,
+    /// Words of the reply that runs, by their items.
+    saying: Vec<(String, String)>,
     /// What was left out of the open audio since it was too long: nobody will hear it.
     pub(super) lost: bool,
 }
@@ -150,8 +154,8 @@ impl Keep {
 
     fn item(&mut self, id: &str) -> &mut Item {
         let at = self.items.iter().rposition(|item| item.id == id).unwrap_or_else(|| {
-            let (shown, words, cut_ms, audio) = (Bytes::new(), None, None, Vec::new());
-            self.items.push_back(Item { id: id.to_owned(), shown, words, cut_ms, audio });
+            let (shown, words, cut_ms, audio, clip) = (Bytes::new(), None, None, Vec::new(), None);
+            self.items.push_back(Item { id: id.to_owned(), shown, words, cut_ms, audio, clip });
             self.items.len() - 1
         });
         self.items.get_mut(at).expect("found, or just pushed")
@@ -175,19 +179,59 @@ impl Keep {
         let Ok(Done { item }) = serde_json::from_slice(text) else { return };
         if let Ok(Named { id, kind, role }) = serde_json::from_str(item.get()) {
             let turn = self.items.iter().any(|item| item.id == id);
-            if !turn && (kind == "function_call_output" || ["user", "system"].contains(&role.as_str())) {
-                self.made.pop_front();
-            }
-            self.item(&id).shown = Bytes::copy_from_slice(item.get().as_bytes());
+            let by_client = !turn && (kind == "function_call_output" || ["user", "system"].contains(&role.as_str()));
+            let made = by_client.then(|| self.made.pop_front()).flatten();
+            self.saying.retain(|(said, _)| *said != id);
+            let clip = made.filter(|text| memchr::memmem::find(text, b"\"input_audio\"").is_some());
+            let item_kept = self.item(&id);
+            item_kept.shown = Bytes::copy_from_slice(item.get().as_bytes());
+            item_kept.clip = clip.or(item_kept.clip.take());
             self.bound();
         }
+    }
+
+    /// The reply that runs says more. `response`: its id.
+    pub(super) fn says(&mut self, response: &str, text: &[u8]) {
+        #[derive(Deserialize)]
+        struct Words<'a> {
+            #[serde(borrow)]
+            response_id: Cow<'a, str>,
+            #[serde(borrow)]
+            item_id: Cow<'a, str>,
+            #[serde(borrow)]
+            delta: Cow<'a, str>,
+        }
+        let Ok(Words { response_id, item_id, delta }) = serde_json::from_slice(text) else { return };
+        if response_id != response {
+            return; // one beside the conversation
+        }
+        match self.saying.last_mut().filter(|(item, _)| *item == item_id) {
+            Some((_, words)) => words.push_str(&delta),
+            None => self.saying.push((item_id.into_owned(), delta.into_owned())),
+        }
+    }
+
+    /// The reply is over, or another one begins.
+    pub(super) fn said_all(&mut self) {
+        self.saying.clear();
+    }
+
+    /// The reply broke off: of its items that were not complete, the words that came are kept as all that was said.
+    pub(super) fn broke_off(&mut self) {
+        for (id, words) in std::mem::take(&mut self.saying) {
+            let text = format!("{}{CUT_MARK}", words.trim_end());
+            let shown = json!({"id": id, "type": "message", "role": "assistant", "content": [
+                {"type": "output_text", "text": text}]});
+            self.item(&id).shown = shown.to_string().into();
+        }
+        self.bound();
     }
 
     /// What the caller said in a turn is known.
     pub(super) fn words(&mut self, id: &str, words: &str) {
         let item = self.item(id);
         item.words = Some(words.to_owned());
-        item.audio = Vec::new();
+        (item.audio, item.clip) = (Vec::new(), None);
     }
 
     /// The client has cut an answer.
@@ -218,10 +262,10 @@ impl Keep {
         // Whatever is not written down by then stays unknown to a new session.
         let mut left = MOST_ITEMS * 16;
         for item in self.items.iter_mut().rev() {
-            let bytes: usize = item.audio.iter().map(Bytes::len).sum();
+            let bytes: usize = item.audio.iter().chain(&item.clip).map(Bytes::len).sum();
             match left.checked_sub(bytes) {
                 Some(rest) => left = rest,
-                None => item.audio = Vec::new(),
+                None => (item.audio, item.clip) = (Vec::new(), None),
             }
         }
     }
@@ -267,6 +311,9 @@ impl Item {
         if !self.audio.is_empty() {
             return Some(Step::Turn(self.id.clone(), self.audio.clone()));
         }
+        if let Some(item) = self.clip.as_ref().and_then(|clip| self.spoken(clip)) {
+            return Some(Step::Item(item));
+        }
         let mut item: Map<String, Value> = serde_json::from_slice(&self.shown).ok()?;
         item.retain(|key, _| !matches!(key.as_str(), "object" | "status"));
         if item.get("type").is_some_and(|kind| kind == "message") {
@@ -278,6 +325,14 @@ impl Item {
             item.insert("content".to_owned(), Value::Array(parts));
         }
         Some(Step::Item(Value::Object(item)))
+    }
+
+    /// The item as the client made it.
+    fn spoken(&self, clip: &Bytes) -> Option<Value> {
+        let mut made: Value = serde_json::from_slice(clip).ok()?;
+        let item = made.get_mut("item")?.as_object_mut()?;
+        item.insert("id".to_owned(), json!(self.id));
+        Some(Value::Object(std::mem::take(item)))
     }
 
     /// Audio as the words that stand for it: a session cannot be given voices (realtime-protocol section 4.5).

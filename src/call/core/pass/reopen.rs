@@ -30,7 +30,7 @@ impl Core {
         let lost = self.slot.lost();
         let pass = self.pass();
         pass.stage = Stage::Dialling;
-        pass.muted = false;
+        pass.stopped = false;
         pass.asides = 0;
         pass.retold.clear();
         let asked = pass.asked.take().and(pass.asked_text.take());
@@ -43,6 +43,7 @@ impl Core {
         let begun = std::mem::take(&mut pass.speaks);
         let audio = times.first_delta.is_some();
         if begun || audio {
+            self.pass().keep.broke_off();
             self.tell_done(&response, "failed");
             let message = format!(
                 "The connection to the model broke in the middle of response {response}; the conversation goes on, without the \

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     call::{
         At,
-        core::{Core, Input, Life, Output},
+        core::{Core, Input, Life, Output, Resume},
         end::End,
         policy::Policy,
     },
@@ -26,6 +26,7 @@ struct Rig {
     to_service: Vec<String>,
     to_client: Vec<String>,
     pings: usize,
+    goes_over: bool,
     end: Option<End>,
 }
 
@@ -44,7 +45,7 @@ impl Rig {
             true,
             None,
         );
-        Self { core, now: At::ZERO, to_service: vec![], to_client: vec![], pings: 0, end: None }
+        Self { core, now: At::ZERO, to_service: vec![], to_client: vec![], pings: 0, goes_over: false, end: None }
     }
 
     /// A call whose session is up.
@@ -71,7 +72,9 @@ impl Rig {
                 }
                 Output::PingService => self.pings += 1,
                 Output::End(end) => self.end = Some(end),
+                Output::HandOver => self.goes_over = true,
                 Output::PingClient | Output::Fact(_) | Output::DropAudio => {}
+                Output::Greet(_) | Output::HangUp { .. } => {}
                 Output::Dial | Output::LeaveService | Output::Book(_) => {}
                 other => panic!("the owner's business: {other:?}"),
             }
@@ -718,4 +721,138 @@ fn audio_that_was_too_long_is_no_gap_once_it_is_a_turn() {
     rig.hear(TAKEN);
     rig.hear(TAKEN);
     assert!(rig.told().iter().all(|text| !text.contains("audio_gap")));
+}
+
+/// A call whose client can come back, and has been told how.
+fn kept() -> Rig {
+    let mut rig = Rig::new(&AgentConfig::default());
+    let life = Life { call: "call_1".into(), max: 3_600 * SECOND, idle: None, stall: 10 * SECOND, credential: None };
+    let policy = Policy::new(&AgentConfig::default(), "real-model", PolicyConfig::default());
+    let resume = Some(Resume { token: "token".into(), window: 30 * SECOND });
+    rig.core = Core::pass_through(life, policy, false, true, resume);
+    rig
+}
+
+#[test]
+fn a_call_that_can_be_come_back_to_goes_over_between_turns() {
+    let mut rig = kept();
+    rig.up();
+    rig.say(r#"{"type":"response.create"}"#);
+    rig.hear(r#"{"type":"response.created","event_id":"e","response":{"id":"resp_1"}}"#);
+    rig.input(Input::Heir(true));
+    rig.input(Input::Drain(30 * SECOND));
+    rig.pass(5 * SECOND);
+    assert!(!rig.goes_over, "a reply runs");
+    rig.hear(r#"{"type":"response.done","event_id":"e","response":{"id":"resp_1","status":"completed"}}"#);
+    assert!(rig.goes_over && rig.end.is_none());
+    // The process that follows: another session, which is told what the first one was like.
+    let written = serde_json::to_string(&rig.core).unwrap();
+    assert!(!written.contains("token\""), "a token is not to be written down");
+    rig.core = serde_json::from_str(&written).unwrap();
+    let _ = (rig.told(), rig.forwarded());
+    rig.core.continues(rig.now);
+    rig.input(Input::SessionUp(None));
+    let said = rig.forwarded();
+    assert!(said.iter().all(|text| text.starts_with(r#"{"type":"session.update""#)) && said.len() == 2, "{said:?}");
+    for _ in 0..2 {
+        rig.hear(r#"{"type":"session.updated","event_id":"e","session":{"type":"realtime"}}"#);
+    }
+    rig.input(Input::ClientBack { late: At::ZERO, credential: None });
+    rig.say(r#"{"type":"response.create","event_id":"again"}"#);
+    assert_eq!((rig.forwarded().len(), rig.told().len()), (1, 0), "the client hears nothing of it");
+}
+
+#[test]
+fn a_call_whose_client_does_not_know_the_way_ends_with_its_process() {
+    for (mut rig, up) in [(Rig::new(&AgentConfig::default()), true), (kept(), false)] {
+        if up {
+            rig.up();
+        }
+        rig.input(Input::Heir(true));
+        rig.input(Input::Drain(5 * SECOND));
+        rig.pass(6 * SECOND);
+        assert_eq!((rig.goes_over, rig.end.take()), (false, Some(End::Drained)), "{up}");
+    }
+}
+
+#[test]
+fn a_reply_that_is_stopped_for_a_client_that_is_away_goes_by_to_its_end() {
+    let mut rig = kept();
+    rig.up();
+    rig.say(r#"{"type":"response.create"}"#);
+    rig.hear(r#"{"type":"response.created","event_id":"e","response":{"id":"resp_1"}}"#);
+    let _ = (rig.told(), rig.forwarded());
+    rig.input(Input::ClientGone(End::ClientLost));
+    rig.input(Input::TooMuchKept(false));
+    rig.input(Input::TooMuchKept(false));
+    assert_eq!(rig.forwarded(), [r#"{"type":"response.cancel"}"#], "once");
+    let late = [
+        r#"{"type":"response.output_audio.delta","event_id":"e","response_id":"resp_1","item_id":"i","delta":"AAAA"}"#,
+        r#"{"type":"response.done","event_id":"e","response":{"id":"resp_1","status":"cancelled"}}"#,
+    ];
+    late.iter().for_each(|text| rig.hear(text));
+    assert_eq!(rig.told(), late, "what the model has said, the client gets");
+}
+
+/// What the session that follows is told of the conversation, item by item.
+fn retold(rig: &mut Rig) -> Vec<Value> {
+    rig.forwarded();
+    another(rig);
+    let said = rig.forwarded().into_iter().map(|text| serde_json::from_str::<Value>(&text).unwrap());
+    said.filter(|event| event["type"] == "conversation.item.create").map(|event| event["item"].clone()).collect()
+}
+
+#[test]
+fn what_came_of_an_answer_that_broke_off_is_told() {
+    let mut rig = Rig::open();
+    conversation(&mut rig);
+    rig.say(r#"{"type":"response.create"}"#);
+    rig.hear(r#"{"type":"response.created","event_id":"e8","response":{"id":"resp_2","conversation_id":"conv_1"}}"#);
+    for (response, item, words) in [
+        ("resp_2", "item_a_2", "One \"or\" "),
+        ("resp_9", "item_aside", "Not of this conversation."),
+        ("resp_2", "item_a_2", "two."),
+        ("resp_2", "item_a_3", "Thr"),
+    ] {
+        let delta = json!({"type": "response.output_audio_transcript.delta", "event_id": "e", "response_id": response,
+            "item_id": item, "delta": words});
+        rig.hear(&delta.to_string());
+        if words == "two." {
+            rig.hear(r#"{"type":"conversation.item.done","event_id":"e","item":{"id":"item_a_2","type":"message","role":"assistant","content":[{"type":"output_audio","transcript":"One \"or\" two."}]}}"#);
+        }
+    }
+    let told = retold(&mut rig);
+    let last: Vec<_> = told.iter().rev().take(2).rev().map(|item| (&item["id"], &item["content"][0]["text"])).collect();
+    assert_eq!(
+        last,
+        [
+            (&json!("item_a_2"), &json!("One \"or\" two.")),
+            (&json!("item_a_3"), &json!("Thr ... [interrupted about here]")),
+        ]
+    );
+    assert!(
+        told.iter().all(|item| item["content"][0]["type"] != "output_audio" && item["id"] != "item_aside"),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn a_clip_is_told_as_it_was_until_it_is_written_down() {
+    for written in [false, true] {
+        let mut rig = Rig::open();
+        conversation(&mut rig);
+        let content = json!([{"type": "input_audio", "audio": "AAAA"}, {"type": "input_text", "text": "this"}]);
+        let create = json!({"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": content}});
+        rig.say(&create.to_string());
+        rig.hear(r#"{"type":"conversation.item.done","event_id":"e","item":{"id":"item_c","type":"message","role":"user","content":[{"type":"input_audio","transcript":null},{"type":"input_text","text":"this"}]}}"#);
+        if written {
+            rig.hear(r#"{"type":"conversation.item.input_audio_transcription.completed","event_id":"e","item_id":"item_c","content_index":0,"transcript":"take"}"#);
+        }
+        let told = retold(&mut rig);
+        let words = json!([{"type": "input_text", "text": "take"}, {"type": "input_text", "text": "this"}]);
+        assert_eq!(
+            (&told.last().unwrap()["id"], &told.last().unwrap()["content"]),
+            (&json!("item_c"), if written { &words } else { &content })
+        );
+    }
 }
