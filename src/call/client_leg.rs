@@ -133,6 +133,11 @@ impl ClientLeg {
         self.socket.as_ref().map_or(self.outbox.bytes(), Socket::queued_bytes)
     }
 
+    /// Audio messages that no socket has taken yet.
+    pub fn waiting_audio(&self) -> usize {
+        self.socket.as_ref().map_or(self.outbox.binaries(), Socket::waiting_audio)
+    }
+
     /// Nothing waits for its socket.
     pub fn is_flushed(&self) -> bool {
         self.socket.as_ref().is_none_or(Socket::is_flushed)

@@ -546,6 +546,11 @@ impl Core {
         self.client_has_all = all;
     }
 
+    /// So much audio that was sent has not left us: it has not been heard, whatever the clock says.
+    pub fn client_lacks(&mut self, now: At, audio: Duration) {
+        self.playout.lacks(now, audio);
+    }
+
     /// Pass-through: what the service takes, as far as it has said.
     pub fn passing(&self) -> Option<Format> {
         self.pass.as_ref().map(|pass| pass.input())

@@ -34,7 +34,6 @@ use crate::{
     admit::{Asked, Cut, License},
     audio::Codec,
     client::wire::ServerMsg,
-    config::AgentConfig,
     net::{
         outbox::Outbox,
         ws::{Frame, Socket, SocketError},
@@ -357,6 +356,7 @@ impl Driver {
         self.read_client();
         self.check_patience();
         self.core.client_has_all(self.client.is_flushed());
+        self.core.client_lacks(self.now(), playing(self.client.waiting_audio()));
         self.core.handle(self.now(), Input::Tick);
         if let Some(end) = self.act() {
             return Some(end);
@@ -741,8 +741,7 @@ impl Driver {
             Ok(late) => {
                 tracing::info!(late, "the client is back");
                 (self.read_at, self.cut) = (None, false);
-                let late = MESSAGE * u32::try_from(late).unwrap_or(u32::MAX);
-                self.core.handle(self.now(), Input::ClientBack { late, credential });
+                self.core.handle(self.now(), Input::ClientBack { late: playing(late), credential });
                 self.active();
             }
         }
@@ -812,18 +811,13 @@ impl Driver {
 
     /// The call as another process can go on with it; `None`: it cannot.
     fn written(&mut self) -> Option<Written> {
-        let (setup, ticket) = (self.door.setup()?, self.ticket.as_ref()?);
+        let ticket = self.ticket.as_ref()?;
         let written = Written {
             id: self.id.clone(),
             ran: self.began.elapsed(),
             core: self.core.clone(),
-            audio: self.door.audio()?,
-            input: setup.input,
-            output: setup.output,
-            auto_turns: setup.auto_turns,
-            half: self.door.half(),
+            door: self.door.written(self.service.intent()),
             agent: self.books.agent.clone(),
-            persona: AgentConfig::clone(&setup.agent),
             model: self.books.model.clone(),
             who: self.license.who().named(),
             session: self.session.clone(),
@@ -895,6 +889,11 @@ async fn last_counts(up: &mut Up, owed: &mut [Booked]) {
             Ok(Frame::Binary(_) | Frame::Pong) => {}
         }
     }
+}
+
+/// How long so many audio messages play.
+fn playing(messages: usize) -> Duration {
+    MESSAGE * u32::try_from(messages).unwrap_or(u32::MAX)
 }
 
 fn client_end(error: SocketError) -> End {

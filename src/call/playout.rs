@@ -243,10 +243,12 @@ impl Playout {
         stopped
     }
 
-    /// The client is back; so much of what was sent to it arrives only now.
-    pub fn resumed(&mut self, now: At, late: Duration) {
-        let size = self.format.sample_bytes().unwrap_or(1);
-        self.pacer.resume(now, (self.format.bytes(late) / size) as u64);
+    /// So much of what was sent has not left us, or arrives only now.
+    pub fn lacks(&mut self, now: At, late: Duration) {
+        if !late.is_zero() {
+            let size = self.format.sample_bytes().unwrap_or(1);
+            self.pacer.lacks(now, (self.format.bytes(late) / size) as u64);
+        }
     }
 
     /// What may be sent now; ask until `None`.

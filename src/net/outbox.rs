@@ -111,6 +111,8 @@ impl Journal {
 pub struct Outbox {
     queue: VecDeque<Queued>,
     bytes: usize,
+    /// Binary messages in the queue.
+    binaries: usize,
     journal: Option<Box<Journal>>,
 }
 
@@ -131,6 +133,11 @@ impl Outbox {
     /// Payload bytes that no socket has taken yet.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Binary messages that no socket has taken yet.
+    pub fn binaries(&self) -> usize {
+        self.binaries
     }
 
     /// Nothing waits.
@@ -155,6 +162,7 @@ impl Outbox {
 
     fn push(&mut self, at: usize, kind: Kind, payload: Bytes, count: Count) {
         self.bytes += payload.len();
+        self.binaries += usize::from(kind == Kind::Binary);
         self.queue.insert(at, Queued { kind, payload, count });
     }
 
@@ -190,7 +198,7 @@ impl Outbox {
     /// Forgets binary messages that no socket has taken yet, but for those that have a number.
     pub fn drop_binary(&mut self) {
         self.queue.retain(|queued| queued.kind != Kind::Binary || queued.count != Count::Next);
-        self.count_bytes();
+        self.count();
     }
 
     /// What is being said again goes behind everything in another outbox, whose socket is about to be closed.
@@ -205,13 +213,14 @@ impl Outbox {
     /// Forgets everything that waits.
     pub fn clear(&mut self) {
         self.queue.clear();
-        self.bytes = 0;
+        (self.bytes, self.binaries) = (0, 0);
     }
 
     /// The next message.
     pub fn pop(&mut self) -> Option<Queued> {
         let next = self.queue.pop_front()?;
         self.bytes -= next.payload.len();
+        self.binaries -= usize::from(next.kind == Kind::Binary);
         Some(next)
     }
 
@@ -250,7 +259,7 @@ impl Outbox {
             let kind = if said.binary { Kind::Binary } else { Kind::Text };
             self.queue.push_front(Queued { kind, payload: said.payload.clone(), count: Count::Again });
         }
-        self.count_bytes();
+        self.count();
         Some(lacks.iter().filter(|said| said.binary).count())
     }
 
@@ -263,8 +272,9 @@ impl Outbox {
         }
     }
 
-    fn count_bytes(&mut self) {
+    fn count(&mut self) {
         self.bytes = self.queue.iter().map(|queued| queued.payload.len()).sum();
+        self.binaries = self.queue.iter().filter(|queued| queued.kind == Kind::Binary).count();
     }
 }
 
@@ -298,6 +308,27 @@ mod tests {
 
     fn bytes(text: &str) -> Bytes {
         Bytes::copy_from_slice(text.as_bytes())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn binary_messages_are_counted_wherever_they_wait() {
+        let mut outbox = Outbox::with_journal();
+        for text in ["a", "b", "c"] {
+            outbox.binary(bytes(text));
+            outbox.text(bytes(text));
+        }
+        assert_eq!(outbox.binaries(), 3);
+        take(&mut outbox, 3);
+        assert_eq!(outbox.binaries(), 1);
+        outbox.say_again(0).unwrap();
+        assert_eq!(outbox.binaries(), 3, "two again, and one that never went");
+        outbox.drop_binary();
+        assert_eq!(outbox.binaries(), 2, "those have their numbers");
+        take(&mut outbox, 9);
+        assert_eq!(outbox.binaries(), 0);
+        outbox.binary(bytes("d"));
+        outbox.clear();
+        assert_eq!(outbox.binaries(), 0);
     }
 
     #[tokio::test(start_paused = true)]

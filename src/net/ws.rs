@@ -285,6 +285,11 @@ impl Socket {
         self.outbox.bytes()
     }
 
+    /// Binary messages that the socket has not taken yet.
+    pub fn waiting_audio(&self) -> usize {
+        self.outbox.binaries()
+    }
+
     /// The connection has taken everything.
     pub fn is_flushed(&self) -> bool {
         self.outbox.is_empty() && !self.blocked

@@ -56,7 +56,7 @@ impl Core {
         self.intake.resumed(now, away);
         self.tools.resumed(away);
         self.turn.resumed(now);
-        self.playout.resumed(now, late);
+        self.playout.lacks(now, late);
         if self.pass.is_none() && !self.up && !self.sessions.opening {
             self.dial(); // it was given up, while nobody was there
         }

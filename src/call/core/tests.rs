@@ -983,3 +983,24 @@ fn a_reply_without_audio_does_not_begin_in_the_middle_of_the_one_before() {
     let order = ["tail", "reply_started r2", "reply_started r3", "reply_ended r3"].map(at);
     assert!(order.is_sorted() && at("reply_started r2") < at("reply_ended r2"), "{said:?}");
 }
+
+#[test]
+fn what_has_not_left_us_is_not_heard_and_is_no_reason_to_send_more() {
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "item_1", 2 * SECOND);
+    rig.done("resp_1", Ended::Completed);
+    rig.said();
+    // 300 ms reach the client; what is sent after that stays in its queue for a minute.
+    let sent = |rig: &Rig| rig.log.iter().filter(|(_, output)| matches!(output, Output::Audio { .. })).count();
+    for _ in 0..60_000 / 20 {
+        rig.pass(20 * MS);
+        let waits = 20 * MS * u32::try_from(sent(&rig)).unwrap();
+        rig.core.client_lacks(rig.now, waits.saturating_sub(300 * MS));
+    }
+    let said = rig.said();
+    assert!(!said.iter().any(|word| word.starts_with("reply_ended")), "{said:?}");
+    assert!(matches!(sent(&rig), 35 | 36), "what was heard and the lead: {}", sent(&rig));
+    rig.message(ClientMsg::Interrupt { reply: None, played_ms: None });
+    assert!(rig.said().contains(&"reply_ended r1 Interrupted 300/2000".to_owned()), "{:?}", rig.log.last());
+}
