@@ -4,7 +4,7 @@ use std::time::Duration;
 use tokio::{net::TcpListener, time::Instant};
 use voxrelay::config::Secret;
 
-use crate::support::{Client, Rig, config};
+use crate::support::{Client, Got, Rig, config};
 
 const NEVER_CREATED: &str = "[[fault]]\nkind = \"no_created\"\n";
 const DIES_IN_A_REPLY: &str = "[[fault]]\nkind = \"die\"\nresponse = 1\nafter_deltas = 3\ntimes = 1\n";
@@ -133,4 +133,45 @@ async fn what_is_said_before_the_session_is_up_is_not_lost() {
     let ended = client.until("reply_ended").await;
     assert_eq!(ended["audio_ms"], 1_000);
     assert!(began.elapsed() > Duration::from_millis(800), "the fault did not happen");
+}
+
+/// Events and fields that nobody has heard of, before and in the middle of a reply, twice.
+const UNHEARD_OF: &str = "[[fault]]\nkind = \"unknown_events\"\nat_ms = 1\ncount = 2\ntimes = 2\n\
+                          [[fault]]\nkind = \"unknown_fields\"\nat_ms = 1\ntimes = 2\n\
+                          [[fault]]\nkind = \"unknown_events\"\nresponse = 1\nafter_deltas = 2\ntimes = 2\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u10_what_nobody_knows_passes_where_the_client_speaks_the_services_protocol_and_is_left_out_elsewhere() {
+    let rig = Rig::with(|_| {}, voxrelay::sim::SimConfig::default(), UNHEARD_OF).await;
+    let mut thin = rig.call("pace=fast").await;
+    thin.json(r#"{"type":"text","text":"hello"}"#).await;
+    let ended = loop {
+        match thin.next().await {
+            Got::Json(message) if message["type"] == "reply_ended" => break message,
+            Got::Json(message) => {
+                assert_ne!(message["type"], "error", "{message}");
+                assert!(!message.to_string().contains("sim"), "{message}");
+            }
+            Got::Audio(_) => {}
+            end => panic!("{end:?}"),
+        }
+    };
+    assert_eq!(ended["status"], "completed");
+    assert_eq!(rig.sim.stats().faults.get("unknown_events"), Some(&2));
+    let mut passed = Client::connect(&format!("ws://{}/v1/realtime", rig.relay.addr())).await;
+    passed.until("session.created").await;
+    passed.json(r#"{"type":"response.create","response":{"output_modalities":["audio"]}}"#).await;
+    let (mut unknown, mut fields) = (Vec::new(), 0);
+    loop {
+        let event = passed.json_next().await;
+        match event["type"].as_str().unwrap() {
+            "sim.unknown_event" => unknown.push((event["number"].clone(), event["delta"].clone())),
+            "response.done" => break,
+            _ => fields += usize::from(event["sim_unknown"]["delta"] == serde_json::json!([1, null, "x"])),
+        }
+    }
+    let want = |n: u64| (serde_json::json!(n), serde_json::json!("bm90IGF1ZGlv"));
+    assert_eq!(unknown, [want(0), want(1), want(0)], "to the byte");
+    assert!(fields > 3, "{fields}");
+    assert_eq!(rig.sim.stats().faults.get("unknown_events"), Some(&4), "the faults did happen");
 }
