@@ -1,0 +1,123 @@
+//! One call of a world: its core, its client, its connections, and its chances.
+use std::{sync::Arc, time::Duration};
+
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use voxrelay::{
+    call::core::{Core, Life, Plan, Resume},
+    client::wire::AudioFormats,
+    config::{AgentConfig, ToolConfig},
+    net::outbox::Outbox,
+    upstream::SessionSetup,
+};
+
+use super::{Config, MS, SECOND, line::Link, service::Leg};
+use crate::{
+    audio::FORMAT,
+    check::{At, History},
+    client::Client,
+    faults::{self, Fault},
+};
+
+pub(super) struct Call {
+    pub(super) core: Core,
+    pub(super) outbox: Outbox,
+    pub(super) client: Client,
+    pub(super) setup: SessionSetup,
+    pub(super) history: History,
+    pub(super) links: Vec<Link>,
+    pub(super) server_link: Option<usize>,
+    pub(super) client_link: Option<usize>,
+    pub(super) tokens: (Option<u64>, u64, At),
+    pub(super) legs: Vec<Leg>,
+    pub(super) running: Option<usize>,
+    pub(super) next: Option<usize>,
+    pub(super) dialling: bool,
+    pub(super) dialling_next: bool,
+    pub(super) no_dial_until: At,
+    pub(super) twice: u32,
+    pub(super) faults: Vec<Fault>,
+    pub(super) auto: bool,
+    pub(super) first_audio: bool,
+    pub(super) over: bool,
+    pub(super) state: (bool, bool),
+    pub(super) utterance: Option<u64>,
+    pub(super) stays_away: bool,
+    pub(super) rng: StdRng,
+    pub(super) spins: u32,
+}
+
+fn plan(auto: bool, transcribed: bool, rng: &mut StdRng) -> Plan {
+    Plan {
+        agent: "default".into(),
+        audio: AudioFormats { input: FORMAT, output: FORMAT },
+        upstream_input: FORMAT,
+        upstream_output: FORMAT,
+        auto_turns: auto,
+        silence: 500 * MS,
+        ends_speech: 500 * MS,
+        greeting: rng.random_bool(0.2).then(|| "Hello.".to_owned()),
+        chunk: 100 * MS,
+        lead: rng.random_bool(0.8).then_some(400 * MS),
+        batch: 100 * MS,
+        tool_timeout: 30 * SECOND,
+        max_backlog: 300 * SECOND,
+        max_message_bytes: 262_144,
+        transcribed,
+        history_tokens: 4_000,
+    }
+}
+
+impl Call {
+    pub(super) fn new(number: usize, config: &Config) -> Self {
+        let mut rng = StdRng::seed_from_u64(config.seed.wrapping_mul(1_000).wrapping_add(number as u64));
+        let auto = rng.random_bool(0.6);
+        let transcribed = rng.random_bool(0.8);
+        let calm = config.length.saturating_sub(60 * SECOND);
+        let life = Life {
+            call: format!("call_{number}"),
+            max: 400 * 24 * 3_600 * SECOND,
+            idle: None,
+            stall: 10 * SECOND,
+            credential: None,
+        };
+        let resume = Resume { token: "1".into(), window: 30 * SECOND };
+        let tool = ToolConfig {
+            name: "look".into(),
+            description: String::new(),
+            parameters: serde_json::json!({"type": "object", "properties": {}}),
+        };
+        let transcription = transcribed.then(|| "gpt-transcribe".to_owned());
+        let agent = AgentConfig { tools: vec![tool], transcription, ..AgentConfig::default() };
+        Self {
+            core: Core::owner(life, plan(auto, transcribed, &mut rng), Some(resume)),
+            outbox: Outbox::with_journal(),
+            client: Client::default(),
+            setup: SessionSetup { agent: Arc::new(agent), input: FORMAT, output: FORMAT, auto_turns: auto },
+            history: History::default(),
+            links: vec![Link { whole: true, up_last: At::ZERO, down_last: At::ZERO, in_flight: 0 }],
+            server_link: Some(0),
+            client_link: Some(0),
+            tokens: (None, 1, At::ZERO),
+            legs: Vec::new(),
+            running: None,
+            next: None,
+            dialling: true,
+            dialling_next: false,
+            no_dial_until: At::ZERO,
+            twice: 0,
+            faults: faults::draw(&mut rng, calm),
+            auto,
+            first_audio: false,
+            over: false,
+            state: (true, true),
+            utterance: None,
+            stays_away: false,
+            rng,
+            spins: 0,
+        }
+    }
+
+    pub(super) fn jitter(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(self.rng.random_range(from..to))
+    }
+}
