@@ -27,15 +27,30 @@ pub(crate) fn speak(from: u64, count: u32, loud: bool) -> Vec<u8> {
     out
 }
 
-/// The number of each unit; `None`: inserted silence, or nothing that was spoken here.
-pub(crate) fn read(audio: &[u8]) -> impl Iterator<Item = Option<u32>> + '_ {
-    audio.chunks(UNIT).map(|unit| {
+/// A unit of a call's audio, as facts have it: enough for a day.
+pub(crate) fn unit(position: u64) -> u32 {
+    u32::try_from(position).expect("calls are shorter than 24 days")
+}
+
+/// The number of each unit, which was spoken within 262 s of unit `near`; `None`: inserted silence, or nothing that was spoken
+/// here.
+pub(crate) fn read(audio: &[u8], near: u64) -> impl Iterator<Item = Option<u32>> + '_ {
+    let (near, half) = (unit(near), ROUND / 2);
+    let count = move |number: u32| {
+        let rounds = (near / ROUND * ROUND + number, near % ROUND);
+        match rounds {
+            (at, here) if number > here + half => at.checked_sub(ROUND).unwrap_or(at),
+            (at, here) if number + half < here => at + ROUND,
+            (at, _) => at,
+        }
+    };
+    audio.chunks(UNIT).map(move |unit| {
         let exponent = unit.first()? & 0x70;
         if unit.len() < UNIT || unit.iter().any(|byte| byte & 0x70 != exponent) || !matches!(exponent, 0 | 0x70) {
             return None;
         }
         let bits = unit.iter().rev().fold(0, |all, byte| all << 5 | u32::from(byte >> 3 & 16 | byte & 15));
-        (bits != ROUND).then_some(bits)
+        (bits != ROUND).then_some(bits).map(count)
     })
 }
 
@@ -55,8 +70,10 @@ pub(crate) fn runs(units: impl Iterator<Item = u32>) -> Vec<(u32, u32)> {
 fn what_is_spoken_can_be_read() {
     for loud in [true, false] {
         let audio = speak(1_048_000, 2_000, loud);
-        let units: Vec<u32> = read(&audio).map(|unit| unit.expect("spoken here")).collect();
-        assert_eq!(runs(units.into_iter()), [(1_048_000, ROUND), (0, 2_000 - (ROUND - 1_048_000))]);
+        for near in [1_040_000, 1_060_000] {
+            let units: Vec<u32> = read(&audio, near).map(|unit| unit.expect("spoken here")).collect();
+            assert_eq!(runs(units.into_iter()), [(1_048_000, 1_050_000)]);
+        }
     }
-    assert_eq!(read(&[0xFF; 8]).collect::<Vec<_>>(), [None, None]);
+    assert_eq!(read(&[0xFF; 8], 0).collect::<Vec<_>>(), [None, None]);
 }

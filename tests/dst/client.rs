@@ -137,6 +137,9 @@ impl Client {
                 Vec::new()
             }
             ServerMsg::Error { error } if error.code == "resume_refused" => vec![Wish::GiveUp],
+            ServerMsg::Notice { code, .. } if code == "token_expiring" => {
+                self.say(Up::Text(ClientMsg::Token { token: "the next".into() }))
+            }
             _ => Vec::new(),
         };
         wishes.extend(self.maybe_ack());

@@ -1,5 +1,5 @@
 //! What goes wrong in a call, and at which moment: drawn from the seed before the call begins.
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use rand::{Rng as _, rngs::StdRng};
 
@@ -93,11 +93,11 @@ pub(crate) struct Fault {
     pub(crate) fired: bool,
 }
 
-/// The faults of a call, until `calm`.
-pub(crate) fn draw(rng: &mut StdRng, calm: At) -> Vec<Fault> {
-    let mut faults: Vec<Fault> = (0..rng.random_range(2..9))
+/// The faults of a call, until `calm`: so many, of these kinds.
+pub(crate) fn draw(rng: &mut StdRng, calm: At, kinds: &[Kind], count: Range<usize>) -> Vec<Fault> {
+    let mut faults: Vec<Fault> = (0..rng.random_range(count))
         .map(|_| {
-            let kind = KINDS[rng.random_range(0..KINDS.len())];
+            let kind = kinds[rng.random_range(0..kinds.len())];
             // A call that ends early teaches little.
             let kind = if kind == Kind::LongAway && rng.random_bool(0.8) { Kind::SessionLost } else { kind };
             Fault {

@@ -3,6 +3,7 @@
 mod audio;
 mod check;
 mod client;
+mod day;
 mod faults;
 mod world;
 
@@ -12,20 +13,10 @@ use std::{
         Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use faults::{KINDS, Kind};
 use world::{Config, Outcome, World};
-
-fn config(seed: u64) -> Config {
-    Config {
-        seed,
-        calls: 1 + usize::from(seed.is_multiple_of(8)),
-        length: Duration::from_secs(300),
-        pause: (2_000, 24_000),
-    }
-}
 
 fn run(config: Config) -> Outcome {
     let mut world = World::new(config);
@@ -35,7 +26,7 @@ fn run(config: Config) -> Outcome {
 
 /// What is wrong with a seed, and its faults.
 fn judge(seed: u64) -> (Vec<String>, BTreeMap<Kind, u64>, u64) {
-    let outcome = std::panic::catch_unwind(|| run(config(seed)));
+    let outcome = std::panic::catch_unwind(|| run(Config::stormy(seed)));
     let Ok(outcome) = outcome else { return (vec!["panicked".to_owned()], BTreeMap::new(), 0) };
     let mut wrong = outcome.never;
     for (number, history) in outcome.histories.iter().enumerate() {
@@ -99,10 +90,10 @@ fn every_call_keeps_its_promises_whatever_breaks() {
 #[test]
 fn the_same_seed_gives_the_same_trace() {
     for seed in [3, 8, 21] {
-        let hashes = || run(config(seed)).histories.iter().map(check::History::hash).collect::<Vec<_>>();
+        let hashes = || run(Config::stormy(seed)).histories.iter().map(check::History::hash).collect::<Vec<_>>();
         assert_eq!(hashes(), hashes(), "seed {seed}");
     }
-    let other = |seed| run(config(seed)).histories[0].hash();
+    let other = |seed| run(Config::stormy(seed)).histories[0].hash();
     assert_ne!(other(1), other(2));
 }
 
@@ -110,7 +101,7 @@ fn the_same_seed_gives_the_same_trace() {
 #[test]
 fn replay() {
     let Some(seed) = std::env::var("DST_SEED").ok().and_then(|seed| seed.parse().ok()) else { return };
-    let outcome = run(config(seed));
+    let outcome = run(Config::stormy(seed));
     let mut wrong = outcome.never;
     for (number, history) in outcome.histories.iter().enumerate() {
         println!("call {number}");

@@ -7,6 +7,7 @@ mod call;
 mod caller;
 mod core;
 mod line;
+mod secrets;
 mod service;
 mod trouble;
 
@@ -14,6 +15,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap},
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
@@ -25,11 +27,11 @@ use voxrelay::{
     call::{core::Input, end::End},
     client::wire::ClientMsg,
     net::outbox::Kind as Frame,
-    sim::{Faults, SimConfig, session::World as Service},
+    sim::{Faults, SimConfig, SimStats, session::World as Service},
     upstream::Command,
 };
 
-use self::call::Call;
+use self::{call::Call, secrets::Purse};
 use crate::{
     check::{At, Fact, History},
     client::Up,
@@ -50,6 +52,41 @@ pub(crate) struct Config {
     pub(crate) length: Duration,
     /// The pauses between what a caller says, ms.
     pub(crate) pause: (u64, u64),
+    /// The pauses between what else it does, ms.
+    pub(crate) acts: (u64, u64),
+    /// It says at least so often that it is there.
+    pub(crate) keepalive: Option<Duration>,
+    /// A call without a message ends after so long.
+    pub(crate) idle: Option<Duration>,
+    /// A client's credential is good for so long.
+    pub(crate) credential: Option<Duration>,
+    /// A session's life; none: drawn.
+    pub(crate) cap: Option<Duration>,
+    /// A client secret's life; none: sessions are opened with a key.
+    pub(crate) secret: Option<Duration>,
+    /// What may break, and how many times.
+    pub(crate) kinds: &'static [Kind],
+    pub(crate) faults: Range<usize>,
+}
+
+impl Config {
+    /// Calls of five minutes, and everything may break.
+    pub(crate) fn stormy(seed: u64) -> Self {
+        Self {
+            seed,
+            calls: 1 + usize::from(seed.is_multiple_of(8)),
+            length: Duration::from_secs(300),
+            pause: (2_000, 24_000),
+            acts: (3_000, 15_000),
+            keepalive: None,
+            idle: None,
+            credential: None,
+            cap: None,
+            secret: None,
+            kinds: &faults::KINDS,
+            faults: 2..9,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -71,6 +108,8 @@ enum Ev {
     Mic(u32, bool),
     Speak,
     Act,
+    Keepalive,
+    Renewed,
     Tool(String),
     Hang,
     /// To a session.
@@ -118,6 +157,10 @@ pub(crate) struct Outcome {
     pub(crate) fired: BTreeMap<Kind, u64>,
     pub(crate) never: Vec<String>,
     pub(crate) turns: u64,
+    /// What the service has seen and done.
+    pub(crate) truth: SimStats,
+    /// Client secrets that were made.
+    pub(crate) minted: u64,
 }
 
 pub(crate) struct World {
@@ -128,6 +171,7 @@ pub(crate) struct World {
     order: u64,
     calls: Vec<Call>,
     service: Arc<Service>,
+    purse: Option<Purse>,
     dialled: u64,
     turns: u64,
 }
@@ -135,7 +179,8 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(config: Config) -> Self {
         let mut rng = StdRng::seed_from_u64(config.seed);
-        let cap = Duration::from_secs(rng.random_range(45..400));
+        let drawn = Duration::from_secs(rng.random_range(45..400));
+        let cap = config.cap.unwrap_or(drawn);
         let mut sim = SimConfig {
             seed: config.seed,
             session_cap_ms: u64::try_from(cap.as_millis()).unwrap_or(1),
@@ -152,6 +197,7 @@ impl World {
             order: 0,
             calls,
             service: Service::new(sim, Faults::default()),
+            purse: config.secret.map(Purse::new),
             dialled: 0,
             turns: 0,
             config,
@@ -160,6 +206,9 @@ impl World {
             world.later(call, 150 * MS, Ev::Dialled { fails: false });
             world.later(call, 2 * SECOND, Ev::Speak);
             world.later(call, 20 * SECOND, Ev::Act);
+            if let Some(every) = world.config.keepalive {
+                world.later(call, every, Ev::Keepalive);
+            }
             let length = world.config.length;
             world.later(call, length, Ev::Hang);
             for index in 0..world.calls[call].faults.len() {
@@ -262,6 +311,8 @@ impl World {
                 self.microphone(call, length, true);
             }
             Ev::Act => self.client_acts(call),
+            Ev::Keepalive => self.keepalive(call),
+            Ev::Renewed => self.input(call, Input::Renewed(self.config.credential)),
             Ev::Tool(call_id) => {
                 self.client_says(call, Up::Text(ClientMsg::ToolResult { call_id, output: "42".into() }));
             }
@@ -302,7 +353,15 @@ impl World {
             }
         }
         let histories = self.calls.into_iter().map(|call| call.history).collect();
-        Outcome { histories, fired, never, turns: self.turns }
+        let truth = self.service.stats();
+        Outcome {
+            histories,
+            fired,
+            never,
+            turns: self.turns,
+            truth,
+            minted: self.purse.map_or(0, |purse| purse.minted()),
+        }
     }
 }
 

@@ -76,9 +76,9 @@ impl Call {
         let life = Life {
             call: format!("call_{number}"),
             max: 400 * 24 * 3_600 * SECOND,
-            idle: None,
+            idle: config.idle,
             stall: 10 * SECOND,
-            credential: None,
+            credential: config.credential,
         };
         let resume = Resume { token: "1".into(), window: 30 * SECOND };
         let tool = ToolConfig {
@@ -105,7 +105,7 @@ impl Call {
             dialling_next: false,
             no_dial_until: At::ZERO,
             twice: 0,
-            faults: faults::draw(&mut rng, calm),
+            faults: faults::draw(&mut rng, calm, config.kinds, config.faults.clone()),
             auto,
             first_audio: false,
             over: false,

@@ -6,7 +6,7 @@ use voxrelay::client::wire::ClientMsg;
 
 use super::{Ev, SECOND, World, line::Link};
 use crate::{
-    audio::PER_MS,
+    audio::{PER_MS, unit},
     check::{At, Fact},
     client::{Up, Wish},
     faults::On,
@@ -87,7 +87,6 @@ impl World {
             let said = it.utterance.take().unwrap_or(0);
             if it.rng.random_bool(0.1) {
                 let to = it.client.position;
-                let unit = |at: u64| u32::try_from(at % u64::from(crate::audio::ROUND)).unwrap_or(0);
                 self.note(call, Fact::Discarded { from: unit(said), to: unit(to) });
                 self.client_says(call, Up::Text(ClientMsg::Discard));
             } else {
@@ -103,7 +102,8 @@ impl World {
     pub(super) fn client_acts(&mut self, call: usize) {
         let now = self.now;
         let it = &mut self.calls[call];
-        let after = it.jitter(3_000, 15_000);
+        let (low, high) = self.config.acts;
+        let after = it.jitter(low, high);
         let message = match it.rng.random_range(0..8) {
             0 => Some(ClientMsg::Text { text: format!("and {}?", now.as_secs()) }),
             1 => Some(ClientMsg::Text { text: format!("call look {{\"n\": {}}}", now.as_secs()) }),
@@ -115,5 +115,14 @@ impl World {
             self.client_says(call, Up::Text(message));
         }
         self.later(call, after, Ev::Act);
+    }
+
+    /// As clients do that would rather not be called idle.
+    pub(super) fn keepalive(&mut self, call: usize) {
+        let every = self.config.keepalive.unwrap_or(Duration::MAX);
+        if self.now + every < self.config.length {
+            self.client_says(call, Up::Text(ClientMsg::Ping { t: serde_json::json!(self.now.as_secs()) }));
+            self.later(call, every, Ev::Keepalive);
+        }
     }
 }

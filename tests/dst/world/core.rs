@@ -88,6 +88,9 @@ impl World {
                 self.dial_soon(call);
             }
             Output::Switch => {
+                if let Some(left) = it.running {
+                    it.legs[left].whole = false; // it is closed, and says nothing more
+                }
                 it.running = it.next.take();
                 let session = it.running.unwrap_or(usize::MAX);
                 self.note(call, Fact::Runs { session });
@@ -107,7 +110,8 @@ impl World {
                 }
             }
             Output::AudioTail | Output::DropInput | Output::HandOver | Output::Fact(_) => {}
-            Output::Forward(_) | Output::Greet(_) | Output::Relay { .. } | Output::Renew(_) | Output::End(_) => {}
+            Output::Forward(_) | Output::Greet(_) | Output::Relay { .. } | Output::End(_) => {}
+            Output::Renew(_) => self.later(call, 50 * MS, Ev::Renewed),
         }
     }
 
@@ -146,15 +150,16 @@ impl World {
         let text = ga::encode(&command, &it.setup, number);
         let delay = it.jitter(20, 60);
         let leg_at = &mut it.legs[leg];
+        let near = it.client.position;
         let at = (self.now + delay).max(leg_at.ask_last);
         leg_at.ask_last = at;
         match &command {
             Command::Append(audio) => {
-                let units = runs(read(audio).flatten());
+                let units = runs(read(audio, near).flatten());
                 self.note(call, Fact::Append { session: leg, units });
             }
             Command::Retell { item: Told::UserAudio { audio }, .. } => {
-                let units = runs(read(audio).flatten());
+                let units = runs(read(audio, near).flatten());
                 self.note(call, Fact::Turn { session: leg, units });
             }
             Command::ToolOutput { call_id, .. } => self.note(call, Fact::Answered { call_id: call_id.clone() }),

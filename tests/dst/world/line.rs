@@ -13,7 +13,7 @@ use voxrelay::{
 
 use super::{Ev, MS, SECOND, World, call::Call, hash};
 use crate::{
-    audio::{FORMAT, speak},
+    audio::{FORMAT, speak, unit},
     check::{At, Fact},
     client::Up,
 };
@@ -93,7 +93,7 @@ impl World {
         match up {
             Up::Audio { from, count, loud } => {
                 let audio = speak(from, count, loud);
-                let from = u32::try_from(from % u64::from(crate::audio::ROUND)).unwrap_or(0);
+                let from = unit(from);
                 self.note(call, Fact::Heard { from, to: from + count, loud });
                 let it = &self.calls[call];
                 let silent = it.running.is_some_and(|leg| {
@@ -145,7 +145,7 @@ impl World {
         }
         self.note(call, Fact::Told(format!("back with {got}, {late} frames late")));
         let late = 20 * MS * u32::try_from(late).unwrap_or(u32::MAX);
-        self.input(call, Input::ClientBack { late, credential: None });
+        self.input(call, Input::ClientBack { late, credential: self.config.credential });
     }
 
     pub(super) fn comes(&mut self, call: usize, link: usize, kind: Frame, payload: &Bytes, counted: bool) {

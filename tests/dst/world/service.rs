@@ -76,7 +76,12 @@ impl World {
             return self.input(call, Input::ServiceGone(End::upstream(&error), error.another_may_do()));
         }
         self.dialled += 1;
-        let knock = Knock { key: Some("sk-good".into()), model: Some("gpt-realtime".into()), ..Knock::default() };
+        let (key, has_expired) = match &mut self.purse {
+            Some(purse) => purse.take(self.now),
+            None => ("sk-good".to_owned(), false),
+        };
+        let model = Some("gpt-realtime".into());
+        let knock = Knock { key: Some(key), unknown_secret: has_expired, model, ..Knock::default() };
         let session = Session::new(self.service.clone(), self.dialled, &knock, UNIX + self.now.as_secs());
         let (now, zero) = (self.now, self.now);
         it.legs.push(Leg {
@@ -143,12 +148,13 @@ impl World {
     pub(super) fn asked(&mut self, call: usize, leg: usize, text: &Bytes, command: &Command) {
         let now = self.now;
         let it = &mut self.calls[call];
+        let near = it.client.position;
         let here = &mut it.legs[leg];
         if !here.whole {
             return;
         }
         match command {
-            Command::Append(audio) => here.heard.extend(read(audio)),
+            Command::Append(audio) => here.heard.extend(read(audio, near)),
             Command::Commit => {
                 here.commits.push_back((here.taken, here.heard.len()));
                 here.taken = here.heard.len();
