@@ -3,13 +3,16 @@
 //! The service announces a call twice; a client may never answer. The model goes on once a reply has ended and all its
 //! calls have results.
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, VecDeque},
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::At;
+
+/// Calls remembered by their ids: the service announces one again within its reply, and a reply makes a handful.
+const SEEN: usize = 256;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Pending {
@@ -30,15 +33,20 @@ struct Batch {
 pub struct Tools {
     pending: BTreeMap<String, Pending>,
     batches: BTreeMap<String, Batch>,
-    seen: BTreeSet<String>,
+    /// The newest, the oldest first.
+    seen: VecDeque<String>,
 }
 
 impl Tools {
     /// The model wants a tool; `false` when that was known.
     pub fn called(&mut self, now: At, response: &str, call_id: &str, timeout: Duration) -> bool {
-        if !self.seen.insert(call_id.to_owned()) {
+        if self.pending.contains_key(call_id) || self.seen.iter().any(|seen| seen == call_id) {
             return false;
         }
+        if self.seen.len() == SEEN {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(call_id.to_owned());
         self.batches.entry(response.to_owned()).or_default().open += 1;
         self.pending.insert(call_id.to_owned(), Pending { response: response.to_owned(), until: now + timeout });
         true
@@ -109,6 +117,19 @@ mod tests {
         assert_eq!(tools.answered("b"), Some(true));
         assert_eq!(tools.answered("b"), None);
         assert!(!tools.called(T0, "r", "a", TIMEOUT), "never run twice");
+    }
+
+    #[test]
+    fn a_call_of_days_remembers_no_more_than_it_needs() {
+        let mut tools = Tools::default();
+        tools.called(T0, "r", "open", TIMEOUT);
+        for n in 0..10 * SEEN {
+            assert!(tools.called(T0, "r", &format!("call_{n}"), TIMEOUT));
+            assert!(!tools.called(T0, "r", &format!("call_{n}"), TIMEOUT));
+            tools.answered(&format!("call_{n}"));
+        }
+        assert_eq!(tools.seen.len(), SEEN);
+        assert!(!tools.called(T0, "r", "open", TIMEOUT), "it has no result yet, however old it is");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Gathers chunks, fills a turn that is too short, ends speech that breaks off, and knows which moment of the call a
 //! position of the service belongs to, and which audio is a turn. Replies are none of its business.
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,9 @@ const BROKEN_OFF: Duration = Duration::from_millis(750);
 const INSERT_MARGIN: Duration = Duration::from_millis(300);
 /// Tries to end speech by silence; a service that hears none of them is not waiting for silence.
 const MAX_INSERTS: u32 = 4;
+
+/// Inserted silences of which it is known where they stand: more than have any audio beside them that anybody asks for.
+const INSERTED: usize = 256;
 
 /// Inserted silence, which the client's clock does not count.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -61,7 +64,11 @@ pub struct Turn {
     speech: Option<(u64, Option<u64>)>,
     /// Where the running session's first byte stands in all that was written; it may have been told other things before.
     session_begins: i64,
-    inserted: Vec<Inserted>,
+    /// The newest, the oldest first.
+    inserted: VecDeque<Inserted>,
+    /// Silence that was inserted before those, in all.
+    #[serde(default)]
+    inserted_before: Duration,
     inserts: u32,
     speaking: bool,
     marks: Marks,
@@ -86,7 +93,8 @@ impl Turn {
             open: 0,
             speech: None,
             session_begins: 0,
-            inserted: Vec::new(),
+            inserted: VecDeque::new(),
+            inserted_before: Duration::ZERO,
             inserts: 0,
             speaking: false,
             marks: Marks::default(),
@@ -294,15 +302,18 @@ impl Turn {
     /// A position in all audio written, on the clock of the client, who knows nothing of inserted silence; ms.
     pub fn client_ms(&self, position: u64) -> u64 {
         let at = self.length(position);
-        let before = self.inserted.iter().filter(|i| i.at < at).map(|i| i.length.min(at - i.at)).sum();
-        ms(at.saturating_sub(before))
+        let before: Duration = self.inserted.iter().filter(|i| i.at < at).map(|i| i.length.min(at - i.at)).sum();
+        ms(at.saturating_sub(self.inserted_before + before))
     }
 
     fn insert(&mut self, now: At, silence: &[u8]) {
         let inserted = Inserted { at: self.length(self.written), length: self.format.duration(silence.len()) };
-        match self.inserted.last_mut() {
+        match self.inserted.back_mut() {
             Some(last) if last.at + last.length == inserted.at => last.length += inserted.length,
-            _ => self.inserted.push(inserted),
+            _ => self.inserted.push_back(inserted),
+        }
+        if self.inserted.len() > INSERTED {
+            self.inserted_before += self.inserted.pop_front().map_or(Duration::ZERO, |oldest| oldest.length);
         }
         self.gather(now, silence);
     }
@@ -401,6 +412,20 @@ mod tests {
         // The service hears the end 500 ms into the inserted silence, at 1,500 ms of all audio.
         assert_eq!(turn.speech_stopped(1_740 * MS, 1_500), 1_000);
         assert_eq!(turn.deadline(true), None);
+    }
+
+    #[test]
+    fn a_call_of_days_counts_all_silence_and_keeps_little_of_it() {
+        let mut turn = turn(false);
+        let turns = 10 * INSERTED as u64;
+        for _ in 0..turns {
+            turn.audio(Duration::ZERO, &FRAME);
+            assert!(turn.commit(Duration::ZERO).is_some(), "20 ms, filled up to 100");
+        }
+        assert_eq!(turn.inserted.len(), INSERTED);
+        assert_eq!(turn.client_ms(turn.written()), turns * 20);
+        let recent = turn.written() - 10 * 4_800;
+        assert_eq!(turn.client_ms(recent), (turns - 10) * 20);
     }
 
     #[test]

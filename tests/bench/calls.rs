@@ -8,8 +8,9 @@
 //! cargo bench --bench calls -- haproxy [CALLS] [SECS] [--rounds 5]   # ratio: 200 calls, 20 s a turn
 //! cargo bench --bench calls -- passthrough [CALLS] [SECS] [--rounds 5]   # the same JSON through both: CPU and delay
 //! cargo bench --bench calls -- survive [clients|sessions|rotations|storm|all] [CALLS] [DROPS]   # what breaks loses nothing
+//! cargo bench --bench calls -- heap [TURNS]                  # the heap does not grow in 1000000 turns
 //! ```
-//! `survive` is no part of all four: it takes minutes, and judges. See `calls/survive.rs`.
+//! `survive` and `heap` are no part of all four: they take minutes, and judge. See `calls/survive.rs`, `calls/heap.rs`.
 //!
 //! `haproxy` and `passthrough` need HAProxy (Debian and Ubuntu: `apt-get install haproxy`). A thousand calls need 2,100 open files in the
 //! relay (`ulimit -Hn`). Environment: `BENCH_VERBOSE=1` shows the children's complaints; `BENCH_THREADS` is the number of
@@ -20,7 +21,9 @@
 //! receiver's TCP work; that is so for the relay and for HAProxy alike. Audio carries numbers and due times: what is
 //! lost, out of order, in another call or late is found at the service.
 //!
-//! Stands outside the path, at both of its ends. Never judges, but for `survive`: it prints figures, and fails only if it
+//! A counting allocator serves `heap`; it is in the callers and the service of the others, and not in the relay.
+//!
+//! Stands outside the path, at both of its ends. Never judges, but for `survive` and `heap`: it prints figures, and fails only if it
 //! cannot get them.
 #![allow(
     clippy::unwrap_used,
@@ -29,6 +32,8 @@
 )]
 #[path = "calls/frames.rs"]
 mod frames;
+#[path = "calls/heap.rs"]
+mod heap;
 #[path = "calls/line.rs"]
 mod line;
 #[path = "calls/load.rs"]
@@ -119,6 +124,11 @@ enum Mode {
         #[arg(long, hide = true)]
         here: bool,
     },
+    /// What lives on the heap after many turns; ends with 1 when it has grown.
+    Heap {
+        #[arg(default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(5_000..))]
+        turns: u64,
+    },
     /// The model service (a child of this benchmark).
     #[command(hide = true)]
     Sink,
@@ -155,6 +165,7 @@ fn main() {
         Some(Mode::Sink) => runtime().block_on(sink::run()),
         Some(Mode::Load { addr, path, form, calls }) => runtime().block_on(load::run(addr, path, form, calls)),
         Some(Mode::Idle { calls }) => idle(calls),
+        Some(Mode::Heap { turns }) => heap::run(turns),
         Some(Mode::Survive { part, calls, drops, here: true }) => survive::run(part, calls, drops),
         Some(Mode::Survive { here: false, .. }) => process::again_with_all_files("--here"),
         Some(Mode::Stream { calls, secs, relay, reply }) => stream(calls, Duration::from_secs(secs), &relay, reply),

@@ -5,6 +5,8 @@ mod check;
 mod client;
 mod day;
 mod faults;
+mod heap;
+mod quick;
 mod world;
 
 use std::{

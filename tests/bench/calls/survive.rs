@@ -153,7 +153,7 @@ where
 }
 
 /// A line of the table; whether it is as promised.
-fn promise(what: &str, promised: &str, kept: bool, measured: &str) -> bool {
+pub(crate) fn promise(what: &str, promised: &str, kept: bool, measured: &str) -> bool {
     println!("  {what:<52} {promised:>12} {measured:>16}{}", if kept { "" } else { "   BROKEN" });
     kept
 }
