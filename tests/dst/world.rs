@@ -2,7 +2,9 @@
 //! through the real wire format, and clients that keep the contract.
 //!
 //! Nothing here waits: the next event is the earliest of what is on its way, what the clients mean to do, and what cores and
-//! sessions want to be woken for. Connections keep the order of their messages and lose what is on its way when they break.
+//! sessions want to be woken for. Connections keep the order of their messages and lose what is on its way when they break:
+//! whole messages, since readers hand on no others, and whoever wrote one that was cut counts it as written in either case
+//! (`tests/it/resume.rs` cuts them on real sockets).
 mod call;
 mod caller;
 mod core;

@@ -6,8 +6,9 @@ use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::time::{self, Instant};
+use tokio_tungstenite::tungstenite::Message;
 use voxrelay::{
-    chaos::{Proxy, Script},
+    chaos::{Direction, Fault, Kind, Nth, Part, Proxy, Script, When},
     sim::SimConfig,
 };
 
@@ -84,9 +85,10 @@ impl Line {
     async fn write(&mut self, word: Word) {
         // Away: it is said when we are back.
         let Some(client) = &mut self.client else { return };
+        // Of a socket that is gone one hears so; what it did not take is said again on the next.
         match word {
-            Word::Text(text) => client.json(&text).await,
-            Word::Audio(audio) => client.audio(&audio).await,
+            Word::Text(text) => client.tries(Message::text(text)).await,
+            Word::Audio(audio) => client.tries(Message::binary(audio)).await,
         }
     }
 
@@ -126,6 +128,22 @@ impl Line {
     pub(crate) async fn listen(&mut self, length: Duration) {
         let end = Instant::now() + length;
         while time::timeout_at(end, self.hear()).await.is_ok() {}
+    }
+
+    /// Hears for so long, or until it has heard this; comes back by itself when the network takes the socket away.
+    async fn hears_on(&mut self, length: Duration, wanted: &str) {
+        let end = Instant::now() + length;
+        while self.of(wanted).is_empty() {
+            match time::timeout_at(end, self.hear()).await {
+                Ok(Got::Lost) => {
+                    self.client = None;
+                    self.back().await;
+                }
+                Ok(Got::Json(_) | Got::Audio(_)) => {}
+                Ok(Got::Closed(code)) => panic!("closed with {code}"),
+                Err(_) => return,
+            }
+        }
     }
 
     /// The network takes the socket away.
@@ -231,6 +249,33 @@ async fn c1_a_reset_in_the_middle_of_an_utterance_loses_and_doubles_nothing() {
     assert_eq!(line.audio.len(), all.len(), "the answer is as long");
     assert_eq!(rig.sim.stats().sessions_opened, 1, "the upstream was kept");
     assert_eq!(line.of("reply_started").len(), 1);
+}
+
+/// The reader has a part of a message, and the one who wrote it all of it: it was not said.
+#[tokio::test(flavor = "multi_thread")]
+async fn c1_a_reset_in_the_middle_of_a_message_counts_nothing_of_it() {
+    for (direction, nth) in [(Direction::ToServer, 9), (Direction::ToClient, 20)] {
+        let rig = Rig::with(|_| {}, keeping(), "").await;
+        let torn = (1..=4).fold(Script::new(0), |script, connection| {
+            let when = When::Frame { nth: Nth::At(nth), part: Part::Middle };
+            script.with(Fault::new(Kind::Reset).on(connection).to(direction).when(when))
+        });
+        let network = Proxy::start("127.0.0.1:0".parse().unwrap(), rig.relay.addr(), torn).await.unwrap();
+        let mut line = Line::at(network.addr(), "turns=manual", None).await;
+        let all = numbered(0, 48_000);
+        for piece in all.chunks(960) {
+            line.speak(piece).await;
+            line.hears_on(Duration::from_millis(10), "reply_ended").await;
+        }
+        line.say(&json!({"type": "commit"})).await;
+        line.hears_on(Duration::from_secs(20), "reply_ended").await;
+        let ended = line.of("reply_ended");
+        assert_eq!((ended.len(), &ended[0]["status"], &ended[0]["audio_ms"]), (1, &json!("completed"), &json!(2_000)));
+        assert_eq!(network.stats().count("reset"), 4, "{direction:?}");
+        assert_eq!(recorded(&rig).len(), 1, "the upstream was kept");
+        assert_same(&recorded(&rig)[0], &all, "what the session heard");
+        assert_same(&line.audio, &all, "what the caller heard of the echo");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -220,6 +220,11 @@ impl Client {
         self.ws.send(Message::text(text)).await.unwrap();
     }
 
+    /// On a socket that may be gone.
+    pub(crate) async fn tries(&mut self, message: Message) {
+        let _ = self.ws.send(message).await;
+    }
+
     pub(crate) async fn audio(&mut self, bytes: &[u8]) {
         self.ws.send(Message::binary(bytes.to_vec())).await.unwrap();
     }
