@@ -10,7 +10,7 @@
 //! cargo bench --bench calls -- survive [clients|sessions|rotations|storm|all] [CALLS] [DROPS]   # what breaks loses nothing
 //! cargo bench --bench calls -- heap [TURNS]                  # the heap does not grow in 1000000 turns
 //! ```
-//! `survive` and `heap` are no part of all four: they take minutes, and judge. See `calls/survive.rs`, `calls/heap.rs`.
+//! `survive` and `heap` are no part of all four: they take their time, and judge. See `calls/survive.rs`, `calls/heap.rs`.
 //!
 //! `haproxy` and `passthrough` need HAProxy (Debian and Ubuntu: `apt-get install haproxy`). A thousand calls need 2,100 open files in the
 //! relay (`ulimit -Hn`). Environment: `BENCH_VERBOSE=1` shows the children's complaints; `BENCH_THREADS` is the number of

@@ -18,7 +18,7 @@ pub(crate) fn run(turns: u64) {
     let mut kept = true;
     for part in quick::soak(turns) {
         println!("  {part}");
-        let what = format!("bytes that the live heap grew by: {}", part.what);
+        let what = format!("bytes grown, {}", part.what);
         kept &=
             promise(&what, &format!("<= {}", quick::GROWTH), part.growth <= quick::GROWTH, &part.growth.to_string());
     }
