@@ -21,7 +21,7 @@
 //! receiver's TCP work; that is so for the relay and for HAProxy alike. Audio carries numbers and due times: what is
 //! lost, out of order, in another call or late is found at the service.
 //!
-//! A counting allocator serves `heap`; it is in the callers and the service of the others, and not in the relay.
+//! A counting allocator serves `heap`; in the others it is in whatever shares this process (of `survive` the relay, too).
 //!
 //! Stands outside the path, at both of its ends. Never judges, but for `survive` and `heap`: it prints figures, and fails only if it
 //! cannot get them.

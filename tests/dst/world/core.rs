@@ -24,6 +24,7 @@ impl World {
         let now = self.now;
         let it = &mut self.calls[call];
         it.core.client_has_all(it.outbox.is_empty());
+        it.core.client_lacks(now, 20 * MS * u32::try_from(it.outbox.binaries()).unwrap());
         it.core.handle(now, input);
         self.act(call);
     }
