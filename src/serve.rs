@@ -9,7 +9,7 @@ mod voice;
 
 use std::{
     collections::BTreeMap,
-    io,
+    future, io,
     net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
     sync::{
@@ -248,18 +248,29 @@ pub(crate) fn fields(uri: &Uri) -> Result<Fields, String> {
     UrlQuery::<Fields>::try_from_uri(uri).map(|UrlQuery(fields)| fields).map_err(|e| format!("unreadable query: {e}"))
 }
 
+/// What it takes to accept.
+#[derive(Debug)]
+struct Entrance {
+    /// The listening socket, once more.
+    socket: Arc<OwnedFd>,
+    tls: Option<Tls>,
+    router: Router,
+    max_connections: usize,
+}
+
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
     addr: SocketAddr,
     shared: Arc<Shared>,
     drain: watch::Sender<Option<Instant>>,
-    /// Ends accepting.
-    deaf: CancellationToken,
-    /// Ends connections that speak HTTP.
-    closed: CancellationToken,
+    entrance: Entrance,
+    /// Ends accepting, and connections that speak HTTP.
+    stops: Stops,
+    /// Ends what is not about calls.
+    over: CancellationToken,
     /// Another process serves.
-    followed: CancellationToken,
+    followed: watch::Sender<bool>,
     reload: Reload,
     tasks: JoinSet<()>,
 }
@@ -296,7 +307,7 @@ impl Server {
             None => TcpListener::bind(addr).await.map_err(failed)?,
         };
         let addr = listener.local_addr().map_err(failed)?;
-        let socket = listener.as_fd().try_clone_to_owned().map_err(failed)?;
+        let socket = Arc::new(listener.as_fd().try_clone_to_owned().map_err(failed)?);
         let (drain, draining) = watch::channel(None);
         let max_connections = config.server.max_connections;
         let shared = Arc::new(Shared {
@@ -317,14 +328,10 @@ impl Server {
             metrics: metrics.clone(),
             config,
         });
-        let (deaf, closed, followed) = Default::default();
         let mut tasks = JoinSet::new();
-        let (router, tracker) = (router(shared.clone()), shared.calls.clone());
-        let stops = Stops { accepting: CancellationToken::clone(&deaf), serving: CancellationToken::clone(&closed) };
-        let acceptor = tls.as_ref().map(Tls::acceptor);
-        tasks.spawn(async move { listen::serve(listener, acceptor, router, max_connections, &tracker, stops).await });
-        let reload = sources.watch(closed.clone()).map_err(ServeError::Thread)?;
-        tls.into_iter().for_each(|tls| drop(tasks.spawn(tls.watch())));
+        let (router, stops, over) = (router(shared.clone()), Stops::default(), CancellationToken::new());
+        let reload = sources.watch(over.clone()).map_err(ServeError::Thread)?;
+        tls.iter().for_each(|tls| drop(tasks.spawn(tls.clone().watch())));
         if let Some(metrics) = metrics {
             tasks.spawn(async move {
                 loop {
@@ -333,13 +340,24 @@ impl Server {
                 }
             });
         }
-        let mut server = Self { addr, shared, drain, deaf, closed, followed, reload, tasks };
-        server.follow(before, socket).await?;
+        let entrance = Entrance { socket, tls, router, max_connections };
+        let followed = watch::Sender::new(false);
+        let mut server = Self { addr, shared, drain, entrance, stops, over, followed, reload, tasks };
+        server.accept(listener);
+        server.follow(before).await?;
         Ok(server)
     }
 
+    /// Accepts from now on.
+    fn accept(&mut self, listener: TcpListener) {
+        let Entrance { tls, router, max_connections, .. } = &self.entrance;
+        let (tls, router, max_connections) = (tls.as_ref().map(Tls::acceptor), router.clone(), *max_connections);
+        let (tracker, stops) = (self.shared.calls.clone(), self.stops.clone());
+        self.tasks.spawn(async move { listen::serve(listener, tls, router, max_connections, &tracker, stops).await });
+    }
+
     /// Takes over from the process before, if there is one, and waits for the one that follows.
-    async fn follow(&mut self, before: Option<Predecessor>, socket: OwnedFd) -> Result<(), ServeError> {
+    async fn follow(&mut self, before: Option<Predecessor>) -> Result<(), ServeError> {
         let Some(path) = &self.shared.config.server.handover else { return Ok(()) };
         if let Some(mut before) = before {
             let (room, wishes) = WaitingRoom::new();
@@ -350,19 +368,22 @@ impl Server {
         }
         let listener = inherit::listen(path).map_err(|source| HandoverError::Path { path: path.clone(), source })?;
         let offer = Offer {
-            listener,
-            socket: Arc::new(socket),
+            path: path.clone(),
+            socket: self.entrance.socket.clone(),
             heir: self.shared.heir.clone(),
             followed: self.followed.clone(),
+            drain: self.drain.clone(),
+            stop: self.shared.stop.clone(),
             returns: self.shared.returns.clone(),
         };
-        self.tasks.spawn(offer.keep());
+        self.tasks.spawn(offer.keep(listener));
         Ok(())
     }
 
     /// Waits until another process serves in place of this one.
     pub async fn followed(&self) {
-        self.followed.cancelled().await;
+        // The sender is ours.
+        let _ = self.followed.subscribe().wait_for(|followed| *followed).await;
     }
 
     /// Reads agents, tenants and signing keys anew, now; the log says what came of it.
@@ -382,25 +403,67 @@ impl Server {
 
     /// Tells every client, lets running turns finish for `server.drain_s`, then ends what is left. `hurry` cuts it short.
     pub async fn drain(mut self, hurry: impl Future<Output = ()>) {
+        self.empty(Duration::ZERO, hurry, future::pending()).await;
+    }
+
+    /// The same for the process that serves in place of this one. `false`: that one is gone before this one was, which serves
+    /// again, with the calls that it still has.
+    pub async fn leave(&mut self, hurry: impl Future<Output = ()>) -> bool {
+        let mut followed = self.followed.subscribe();
+        let alone = async { drop(followed.wait_for(|followed| !*followed).await) };
+        // Whoever was connected when another process came would be refused without need.
+        if self.empty(LATE_REQUESTS, hurry, alone).await {
+            return true;
+        }
+        let listener = self.entrance.socket.try_clone().map(std::net::TcpListener::from);
+        let listener = match listener.and_then(TcpListener::from_std) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, "the process that followed is gone, and this one cannot serve again");
+                self.end().await;
+                return true;
+            }
+        };
+        self.stops = Stops::default();
+        self.shared.calls.reopen();
+        self.shared.draining.store(false, Ordering::Release);
+        self.drain.send_replace(None);
+        self.accept(listener);
+        false
+    }
+
+    /// Until nobody is left, and the end of it all; `late` for requests on their way. `false`: `stays` came first, and nothing was
+    /// ended but accepting.
+    async fn empty(
+        &mut self,
+        late: Duration,
+        hurry: impl Future<Output = ()>,
+        stays: impl Future<Output = ()>,
+    ) -> bool {
         let grace = Duration::from_secs(self.shared.config.server.drain_s);
         self.shared.draining.store(true, Ordering::Release);
-        // Nobody is left to hear it when no call runs.
-        let _ = self.drain.send(Some(Instant::now() + grace));
-        self.deaf.cancel();
+        self.drain.send_replace(Some(Instant::now() + grace));
+        self.stops.accepting.cancel();
         self.shared.calls.close();
-        // Whoever was connected when another process came would be refused without need.
-        let late = if self.shared.heir.is_there() { LATE_REQUESTS.min(grace / 2) } else { Duration::ZERO };
         let over = async {
-            time::sleep(late).await;
-            self.closed.cancel();
+            time::sleep(late.min(grace / 2)).await;
+            self.stops.serving.cancel();
             self.shared.calls.wait().await;
         };
         tokio::select! {
+            biased;
+            () = stays => return false,
             () = over => {}
             () = hurry => {}
             () = time::sleep(grace) => {}
         }
-        self.closed.cancel();
+        self.end().await;
+        true
+    }
+
+    async fn end(&mut self) {
+        self.stops.serving.cancel();
+        self.over.cancel();
         self.shared.stop.cancel();
         if time::timeout(GOODBYES, self.shared.calls.wait()).await.is_err() {
             tracing::warn!(left = self.shared.calls.len(), "calls were cut off");

@@ -194,6 +194,8 @@ pub enum Input<'a> {
     TooMuchKept(bool),
     /// This server goes away, so long from now.
     Drain(Duration),
+    /// It stays, after all.
+    Stay,
     /// Another process takes calls over from this one, or will not.
     Heir(bool),
     /// Time passed.
@@ -497,6 +499,10 @@ impl Core {
             },
             Input::TooMuchKept(hopeless) => self.too_much_kept(now, hopeless),
             Input::Drain(length) => self.drain(now, length),
+            Input::Stay => {
+                self.has_heir(false);
+                self.drain_at = None;
+            }
             Input::Heir(there) => self.has_heir(there),
             Input::Tick => {}
         }

@@ -139,18 +139,35 @@ pub fn run(call: Call) -> impl Future<Output = End> + Send {
     let began = Instant::now().checked_sub(ran).unwrap_or_else(Instant::now);
     let mut driver = Box::new(Driver::new(call, began));
     async move {
-        // A panic is our bug, and the client shall hear of it (1011) rather than see its connection vanish.
-        let end = match AssertUnwindSafe(driver.drive()).catch_unwind().await {
-            Ok(end) => end,
-            Err(_) => driver.broken(),
+        let end = loop {
+            // A panic is our bug, and the client shall hear of it (1011) rather than see its connection vanish.
+            let end = match AssertUnwindSafe(driver.drive()).catch_unwind().await {
+                Ok(end) => end,
+                Err(_) => driver.broken(),
+            };
+            if !driver.goes_over {
+                break end;
+            }
+            match Box::pin(driver.hand_over()).await {
+                Passed::Taken => return end,
+                Passed::Ended => break end,
+                Passed::Stays => {}
+            }
         };
-        if driver.goes_over && Box::pin(driver.hand_over()).await {
-            return end;
-        }
         // A goodbye is large and short: an idle call shall not carry it.
         Box::pin(driver.goodbye(&end)).await;
         end
     }
+}
+
+/// What came of giving a call to another process.
+enum Passed {
+    /// That one has it.
+    Taken,
+    /// It would not have it.
+    Ended,
+    /// That one is gone: the call goes on here.
+    Stays,
 }
 
 struct Driver {
@@ -168,7 +185,9 @@ struct Driver {
     ticket: Option<Ticket>,
     books: Books,
     goodbyes: TaskTracker,
-    drain: Option<watch::Receiver<Option<Instant>>>,
+    drain: watch::Receiver<Option<Instant>>,
+    /// The core was told that this server goes away.
+    leaving: bool,
     stop: CancellationToken,
     license: License,
     board: Arc<Board>,
@@ -200,7 +219,8 @@ enum Wake {
     Service(Came),
     Arrived(Box<Arrival>),
     Recalled,
-    Drain,
+    /// Until then; `None`: the server stays, after all.
+    Drain(Option<Instant>),
     Stop,
     Cut(Cut),
     Rotate,
@@ -235,7 +255,8 @@ impl Driver {
             ticket,
             books,
             goodbyes,
-            drain: Some(drain),
+            drain,
+            leaving: false,
             stop,
             license,
             board,
@@ -273,7 +294,7 @@ impl Driver {
                 Wake::Service(came) => self.service_came(came),
                 Wake::Arrived(arrival) => self.arrived(*arrival),
                 Wake::Recalled => self.recalled(),
-                Wake::Drain => self.drain_begins(),
+                Wake::Drain(until) => self.drain(until),
                 Wake::Stop => self.core.handle(self.now(), Input::ClientGone(End::Drained)),
                 Wake::Rotate => self.core.handle(self.now(), Input::Rotate),
                 Wake::Cut(cut) => {
@@ -291,7 +312,7 @@ impl Driver {
     /// Stop, then a due timer, then work: a flood must hide neither.
     async fn wait(&mut self, timer: Pin<&mut time::Sleep>) -> Wake {
         let gated = self.read_at.is_some();
-        let Self { client, service, ticket, drain, stop, unread, license, cut, .. } = self;
+        let Self { client, service, ticket, drain, leaving, stop, unread, license, cut, .. } = self;
         let ticket = ticket.as_ref();
         let client_ready = future::poll_fn(|cx| {
             if !gated && client.poll_readable(cx).is_ready() {
@@ -313,9 +334,11 @@ impl Driver {
             }
         };
         let draining = async {
-            match drain {
-                Some(drain) => drain.wait_for(Option::is_some).await.is_err(),
-                None => future::pending().await,
+            let changed = drain.wait_for(|until| until.is_some() != *leaving).await.map(|until| *until);
+            match changed {
+                Ok(until) => until,
+                Err(_) if *leaving => future::pending().await,
+                Err(_) => Some(Instant::now()), // the server is gone
             }
         };
         tokio::select! {
@@ -325,7 +348,7 @@ impl Driver {
                 Asked::Cut(why) => Wake::Cut(why),
                 Asked::Rotate => Wake::Rotate,
             },
-            _ = draining => Wake::Drain,
+            until = draining => Wake::Drain(until),
             () = recalled => Wake::Recalled,
             () = timer => Wake::Timer,
             came = service_ready => Wake::Service(came),
@@ -755,11 +778,11 @@ impl Driver {
         self.books.book(self.license.who(), &self.session, booked);
     }
 
-    fn drain_begins(&mut self) {
-        let until = self.drain.take().and_then(|drain| *drain.borrow());
-        let left = until.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+    fn drain(&mut self, until: Option<Instant>) {
+        self.leaving = until.is_some();
+        let Some(until) = until else { return self.core.handle(self.now(), Input::Stay) };
         self.core.handle(self.now(), Input::Heir(self.heir.is_there()));
-        self.core.handle(self.now(), Input::Drain(left));
+        self.core.handle(self.now(), Input::Drain(until.saturating_duration_since(Instant::now())));
     }
 
     /// The client is at the door of the process that follows.
@@ -770,9 +793,8 @@ impl Driver {
         }
     }
 
-    /// Gives the call to the process that follows; only then is the client told to go there. `false`: it would not have it, and
-    /// the call ends here.
-    async fn hand_over(&mut self) -> bool {
+    /// Gives the call to the process that follows; only then is the client told to go there.
+    async fn hand_over(&mut self) -> Passed {
         // What the client says from now on it says again there, for nobody acknowledges it.
         let socket = self.client.part(None);
         let written = self.written().and_then(|written| written.write());
@@ -784,10 +806,14 @@ impl Driver {
             tracing::warn!("the call could not be handed over");
             self.goes_over = false;
             socket.into_iter().for_each(|socket| self.client.rejoin(socket));
+            if self.drain.has_changed().is_ok() && self.drain.borrow().is_none() {
+                self.drain(None);
+                return Passed::Stays;
+            }
             self.core.handle(self.now(), Input::Heir(false));
             self.core.handle(self.now(), Input::ClientGone(End::Drained));
             self.act();
-            return false;
+            return Passed::Ended;
         }
         tracing::info!("the call was handed over");
         let (close, reason) = self.door.close(&End::Drained);
@@ -806,7 +832,7 @@ impl Driver {
             }
         };
         tokio::join!(client, service);
-        true
+        Passed::Taken
     }
 
     /// The call as another process can go on with it; `None`: it cannot.

@@ -111,7 +111,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hangup = signal(SignalKind::hangup())?;
-    let Relay { server, sim } = Relay::start(config, Some(metrics::install()?)).await?;
+    let Relay { mut server, sim } = Relay::start(config, Some(metrics::install()?)).await?;
     if let Some(sim) = &sim {
         let simulated = format!(
             "no upstream and no OPENAI_API_KEY: answering with the embedded simulator at {} (it speaks back what it hears)",
@@ -120,22 +120,33 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         tell(io::stderr(), &simulated);
     }
     tell(io::stdout(), &format!("listening on {scheme}://{}", server.addr()));
-    stay(&server, &mut term, &mut int, &mut hangup).await;
-    let grace = format!("leaving: calls have {drain_s} s to finish; once more to leave at once");
-    tell(io::stderr(), &grace);
-    server.drain(told(&mut term, &mut int)).await;
+    loop {
+        let told_to = stay(&server, &mut term, &mut int, &mut hangup).await;
+        tell(io::stderr(), &format!("leaving: calls have {drain_s} s to finish; once more to leave at once"));
+        if told_to {
+            server.drain(told(&mut term, &mut int)).await;
+            break;
+        }
+        if server.leave(told(&mut term, &mut int)).await {
+            break;
+        }
+        tell(io::stderr(), "the process that followed is gone: this one serves again");
+    }
     if let Some(sim) = sim {
         sim.stop().await;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Until somebody says that it is over, or another process serves; SIGHUP: the configuration is read anew.
-async fn stay(server: &Server, term: &mut Signal, int: &mut Signal, hangup: &mut Signal) {
+/// Until somebody says that it is over, or another process serves (`false`); SIGHUP: the configuration is read anew.
+async fn stay(server: &Server, term: &mut Signal, int: &mut Signal, hangup: &mut Signal) -> bool {
     loop {
         tokio::select! {
-            () = told(term, int) => return,
-            () = server.followed() => return tell(io::stderr(), "another process serves in place of this one"),
+            () = told(term, int) => return true,
+            () = server.followed() => {
+                tell(io::stderr(), "another process serves in place of this one");
+                return false;
+            }
             Some(()) = hangup.recv() => server.reload(),
         }
     }

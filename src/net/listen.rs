@@ -44,7 +44,7 @@ const HTTP_BUFFER: usize = 16 << 10;
 pub struct Peer(pub SocketAddr);
 
 /// When to stop.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Stops {
     /// No more are accepted.
     pub accepting: CancellationToken,

@@ -20,7 +20,7 @@ use tokio::{
         UnixListener, UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::{self, Instant},
 };
@@ -319,40 +319,72 @@ async fn asked(mut stream: UnixStream, socket: Arc<OwnedFd>) -> Option<UnixStrea
 #[derive(Debug)]
 pub(super) struct Offer {
     /// Where it may ask.
-    pub(super) listener: UnixListener,
+    pub(super) path: PathBuf,
     /// What it gets.
     pub(super) socket: Arc<OwnedFd>,
     /// Told when it serves.
     pub(super) heir: Heir,
-    /// Likewise.
-    pub(super) followed: CancellationToken,
+    /// Likewise; and that it does no more.
+    pub(super) followed: watch::Sender<bool>,
+    /// Calls are told so by this one.
+    pub(super) drain: watch::Sender<Option<Instant>>,
+    /// This process has ended its calls.
+    pub(super) stop: CancellationToken,
     /// Calls that it may ask for.
     pub(super) returns: Returns,
 }
 
 impl Offer {
-    /// Waits for the process that follows, and gives it every call that is to go there.
-    pub(super) async fn keep(self) {
-        let Self { listener, socket, heir, followed, returns } = self;
-        let stream = successor(listener, socket).await;
-        let (way, calls) = mpsc::channel(4);
-        heir.appears(way);
-        followed.cancel();
-        tracing::info!("another process serves from now on: this one leaves");
-        let (reader, writer) = stream.into_split();
-        if let Err(error) = give(reader, writer, calls, &returns).await {
-            tracing::warn!(%error, "the process that follows is gone: calls end with this one");
+    /// Waits for the process that follows, and gives it every call that is to go there. If that one dies while this one is still
+    /// here, this one stays, and waits for the next.
+    pub(super) async fn keep(self, mut listener: UnixListener) {
+        let (way, mut calls) = mpsc::channel(4);
+        loop {
+            let stream = {
+                let nobody = async { while calls.recv().await.is_some() {} };
+                tokio::select! {
+                    stream = successor(listener, self.socket.clone()) => stream,
+                    () = nobody => return, // never: a way to it is here
+                }
+            };
+            self.heir.appears(way.clone());
+            self.followed.send_replace(true);
+            tracing::info!("another process serves from now on: this one leaves");
+            let (reader, writer) = stream.into_split();
+            let mut waiting = VecDeque::new();
+            let Err(error) = give(reader, writer, &mut calls, &mut waiting, &self.returns).await else { return };
+            listener = match self.is_alone().await {
+                Ok(Some(listener)) => listener,
+                Ok(None) => return tracing::warn!(%error, "calls cannot be given away any more: they end here"),
+                Err(problem) => {
+                    return tracing::warn!(%error, %problem, "the process that follows is gone: calls end with this one");
+                }
+            };
+            tracing::warn!(%error, "the process that followed is gone: this one serves again");
+            // Before calls that were on their way hear that they were not taken: they stay.
+            self.drain.send_replace(None);
+            drop(waiting);
+            self.followed.send_replace(false);
         }
+    }
+
+    /// Where the next process may ask, if the one that followed is dead and this one can go on in its place.
+    async fn is_alone(&self) -> io::Result<Option<UnixListener>> {
+        // One that lives listens there: it serves, and this one must leave.
+        if self.stop.is_cancelled() || inherit::connect(&self.path).await?.is_some() {
+            return Ok(None);
+        }
+        inherit::listen(&self.path).map(Some)
     }
 }
 
 async fn give(
     mut reader: OwnedReadHalf,
     mut writer: OwnedWriteHalf,
-    mut calls: mpsc::Receiver<Handing>,
+    calls: &mut mpsc::Receiver<Handing>,
+    waiting: &mut VecDeque<oneshot::Sender<bool>>,
     returns: &Returns,
 ) -> io::Result<()> {
-    let mut waiting = VecDeque::new();
     loop {
         tokio::select! {
             handing = calls.recv() => {

@@ -38,7 +38,9 @@ impl Listening {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let addr = line.trim_end().strip_prefix("listening on http://").unwrap_or_else(|| panic!("{line:?}"));
+        let addr = line.trim_end().strip_prefix("listening on http");
+        let addr = addr.and_then(|addr| addr.trim_start_matches('s').strip_prefix("://"));
+        let addr = addr.unwrap_or_else(|| panic!("{line:?}"));
         let addr = addr.parse().unwrap();
         Self { child, addr }
     }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures_util::SinkExt as _;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -19,12 +20,17 @@ use tokio::{
     task::JoinSet,
     time::{self, Instant},
 };
-use voxrelay::sim::{Faults, Sim, SimConfig};
+use tokio_tungstenite::tungstenite::Message;
+use voxrelay::{
+    config::{KeyConfig, Scope},
+    sim::{Faults, Sim, SimConfig},
+};
 
 use crate::{
     commands::{Listening, run, voxrelay},
     resume::{Line, assert_same, numbered},
-    support::{Client, Got, until},
+    support::{Client, Got, new_key, until},
+    tls,
 };
 
 /// What relays that follow one another have in common.
@@ -32,19 +38,33 @@ struct Site {
     dir: tempfile::TempDir,
     sim: Sim,
     addr: SocketAddr,
+    /// Further arguments of each.
+    args: Vec<String>,
 }
 
 impl Site {
     /// The first relay runs. `drain_s`: their patience.
     async fn new(sim: SimConfig, drain_s: u64) -> (Self, Listening) {
-        let sim = Sim::start("127.0.0.1:0".parse().unwrap(), sim, Faults::default()).await.unwrap();
-        let site = Self { dir: tempfile::tempdir().unwrap(), sim, addr: "127.0.0.1:0".parse().unwrap() };
-        let config = format!(
-            "[server]\ndrain_s = {drain_s}\n[upstream]\nconnect_timeout_ms = 30000\nsession_timeout_ms = 30000\n"
-        );
-        std::fs::write(site.dir.path().join("voxrelay.toml"), config).unwrap();
+        let site = Self::prepared(sim, drain_s, "").await;
         let first = site.start();
         (Self { addr: first.addr, ..site }, first)
+    }
+
+    /// None runs yet. `more`: of the configuration.
+    async fn prepared(sim: SimConfig, drain_s: u64, more: &str) -> Self {
+        let sim = Sim::start("127.0.0.1:0".parse().unwrap(), sim, Faults::default()).await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let site = Self { dir, sim, addr: "127.0.0.1:0".parse().unwrap(), args: Vec::new() };
+        site.configure(drain_s, more);
+        site
+    }
+
+    /// The configuration of those that are started from now on. The ones that run read it anew only when they are told.
+    fn configure(&self, drain_s: u64, more: &str) {
+        let config = format!(
+            "[server]\ndrain_s = {drain_s}\n[upstream]\nconnect_timeout_ms = 30000\nsession_timeout_ms = 30000\n{more}"
+        );
+        std::fs::write(self.dir.path().join("voxrelay.toml"), config).unwrap();
     }
 
     fn socket(&self) -> PathBuf {
@@ -56,7 +76,8 @@ impl Site {
         command.args(["serve", "--listen", &self.addr.to_string(), "--upstream", &self.sim.base_url()]);
         command.arg("--config").arg(self.dir.path().join("voxrelay.toml"));
         command.arg("--handover").arg(self.socket()).arg("--ledger").arg(self.dir.path().join("ledger.db"));
-        command.env("OPENAI_API_KEY", "sk-test");
+        // Tenants of one test are none of the others.
+        command.args(&self.args).env("OPENAI_API_KEY", "sk-test").env("XDG_DATA_HOME", self.dir.path().join("data"));
         command
     }
 
@@ -449,6 +470,208 @@ async fn whoever_asks_for_a_handover_wrongly_changes_nothing() {
     line.back().await;
     left(first);
     drop((second, silent));
+}
+
+/// How far a process comes that follows and dies.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Dies {
+    Connected,
+    WithTheListener,
+    Serving,
+    WithACall,
+}
+
+/// A process that follows as far as that, and is gone; how long the call is that it had, if it had one.
+fn follow_and_die(site: &Site, when: Dies) -> Option<usize> {
+    let mut peer = UnixStream::connect(site.socket()).unwrap();
+    peer.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut say = |words: &[u8], answer: &[u8]| {
+        peer.write_all(words).unwrap();
+        let mut heard = vec![0; answer.len()];
+        peer.read_exact(&mut heard).unwrap();
+        assert_eq!(heard, answer);
+    };
+    if when == Dies::Connected {
+        return None;
+    }
+    say(b"voxrelay handover 1\n", b"voxrelay handover 1\n");
+    if when == Dies::WithTheListener {
+        return None;
+    }
+    say(b"serving\n", b"yours\n");
+    if when == Dies::Serving {
+        return None;
+    }
+    let mut length = [0; 4];
+    peer.read_exact(&mut length).unwrap();
+    let mut call = vec![0; u32::from_be_bytes(length) as usize];
+    peer.read_exact(&mut call).unwrap();
+    Some(call.len())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_that_dies_on_the_way_loses_nothing_and_the_next_one_takes_over() {
+    let (site, first) = Site::new(SimConfig { record_audio: true, ..SimConfig::default() }, 20).await;
+    // One speaks, one is away, one hears an answer that fits the grace.
+    let mut speaks = Line::at(site.addr, "turns=manual", None).await;
+    let mut away = Line::at(site.addr, "turns=manual", None).await;
+    let mut hears = Line::at(site.addr, "turns=manual", None).await;
+    let all = numbered(0, 72_000);
+    let mut pieces = all.chunks(960 * 25);
+    speaks.speak(pieces.next().unwrap()).await;
+    away.say(&json!({"type": "ping", "t": 1})).await;
+    away.until("pong").await;
+    away.lose();
+    let mut followed = 0;
+    for when in [Dies::Connected, Dies::WithTheListener, Dies::Serving, Dies::WithACall, Dies::WithACall] {
+        hears.speak(&numbered(0, 12_000)).await;
+        hears.say(&json!({"type": "commit"})).await;
+        hears.until("reply_started").await;
+        let had = tokio::task::block_in_place(|| follow_and_die(&site, when));
+        assert_eq!(had.is_some_and(|bytes| bytes > 1_000), when == Dies::WithACall, "{when:?}: {had:?}");
+        assert!(healthy(site.addr).await, "{when:?}: it serves");
+        followed += usize::from([Dies::Serving, Dies::WithACall].contains(&when));
+        // Whoever hears something hears it out; whoever speaks goes on; whoever is away comes back; and others come in.
+        assert_eq!(hears.until("reply_ended").await["status"], "completed", "{when:?}");
+        speaks.speak(pieces.next().unwrap()).await;
+        speaks.say(&json!({"type": "ping", "t": 2})).await;
+        speaks.until("pong").await;
+        away.back().await;
+        away.say(&json!({"type": "ping", "t": 3})).await;
+        away.until("pong").await;
+        away.lose();
+        let mut other = Client::connect(&format!("ws://{}/v1/voice", site.addr)).await;
+        assert_eq!(other.json_next().await["type"], "ready", "{when:?}");
+        other.json(r#"{"type":"close"}"#).await;
+    }
+    let ready = tokio::task::block_in_place(|| first.get("/readyz"));
+    assert!(ready.ends_with("\nready\n"), "{ready}");
+    for line in [&speaks, &away, &hears] {
+        assert!(line.of("notice").is_empty(), "it kept its session: {:?}", line.heard);
+    }
+    // The next one is no worse off for it.
+    let second = site.start();
+    for line in [&mut speaks, &mut hears] {
+        until_sent_away(line).await;
+        line.lose();
+    }
+    // Told before it was over, or not at all.
+    assert!((1..=followed + 1).contains(&speaks.of("draining").len()), "{:?}", speaks.heard);
+    for line in [&mut speaks, &mut hears, &mut away] {
+        line.back().await;
+    }
+    speaks.say(&json!({"type": "commit"})).await;
+    let ended = speaks.until("reply_ended").await;
+    assert_eq!((ended["status"].as_str(), ended["audio_ms"].as_u64()), (Some("completed"), Some(3_000)));
+    assert!(site.sim.stats().recorded.iter().any(|session| session.audio == all), "one session heard all of it, once");
+    let log = left(first);
+    assert_eq!(log.matches("the process that followed is gone: this one serves again").count(), 2 * followed, "{log}");
+    drop(second);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn over_tls_no_connection_is_refused_and_a_parked_call_is_found_in_the_next_process() {
+    const RESTARTS: usize = 3;
+    let mut site = Site::prepared(SimConfig::default(), 3, "").await;
+    let files = tls::make(site.dir.path());
+    let paths = [("--tls-cert", &files.cert), ("--tls-key", &files.key)];
+    site.args = paths.iter().flat_map(|(name, file)| [(*name).to_owned(), file.display().to_string()]).collect();
+    let mut relay = site.start();
+    let (addr, root) = (relay.addr, tls::root(&files));
+    site.addr = addr;
+    assert!(!healthy(addr).await, "it speaks TLS and nothing else");
+    let (parked, ready) = tls::call(addr, "", root.clone()).await.unwrap();
+    assert_eq!(ready["type"], "ready");
+    let (call, mut token) = (ready["call"].clone(), ready["resume"].as_str().unwrap().to_owned());
+    drop(parked);
+    let over = Arc::new(AtomicBool::new(false));
+    let (done, trusted) = (over.clone(), root.clone());
+    let mut load = JoinSet::new();
+    load.spawn(async move {
+        let mut asking = JoinSet::new();
+        let mut tick = time::interval(Duration::from_millis(25));
+        while !done.load(Ordering::Relaxed) {
+            tick.tick().await;
+            let trusted = trusted.clone();
+            asking.spawn(async move {
+                let (mut ws, first) = tls::call(addr, "", trusted).await?;
+                let _ = ws.send(Message::text(r#"{"type":"close"}"#)).await;
+                if first["type"] == "ready" { Ok(()) } else { Err(first.to_string()) }
+            });
+        }
+        asking.join_all().await
+    });
+    for _ in 0..RESTARTS {
+        time::sleep(Duration::from_millis(300)).await;
+        let next = site.start();
+        let log = left(std::mem::replace(&mut relay, next));
+        assert!(log.contains("the call was handed over"), "{log}");
+        // The process before has left: this one has it, or nobody.
+        let (back, resumed) = tls::call(addr, &format!("resume={token}&got=0"), root.clone()).await.unwrap();
+        assert_eq!((resumed["type"].as_str(), &resumed["call"]), (Some("resumed"), &call), "{resumed}");
+        token = resumed["resume"].as_str().unwrap().to_owned();
+        drop(back);
+    }
+    over.store(true, Ordering::Relaxed);
+    let asked: Vec<Result<(), String>> = load.join_all().await.into_iter().flatten().collect();
+    let refused: Vec<_> = asked.iter().filter_map(|asked| asked.as_ref().err()).collect();
+    assert!(refused.is_empty(), "{} of {}: {refused:?}", refused.len(), asked.len());
+    assert!(asked.len() > 50, "{}", asked.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_key_the_next_process_does_not_know_ends_and_is_booked_once() {
+    let ((old, old_key), (new, new_key)) = (new_key("old", &Scope::all(), None), new_key("new", &Scope::all(), None));
+    let tenant = |keys: &[&KeyConfig]| {
+        let key =
+            |key: &&KeyConfig| format!("[[tenants.acme.keys]]\nlabel = \"{}\"\nhash = \"{}\"\n", key.label, key.hash);
+        keys.iter().map(key).collect::<String>()
+    };
+    let mut sim = SimConfig::default();
+    sim.reply.speed = 1.0; // an answer that is still being made
+    let mut site = Site::prepared(sim, 10, &tenant(&[&old_key, &new_key])).await;
+    let first = site.start();
+    site.addr = first.addr;
+    let mut revoked = Line::at(site.addr, "turns=manual", Some(&old)).await;
+    let mut stays = Line::at(site.addr, "turns=manual", Some(&new)).await;
+    for line in [&mut revoked, &mut stays] {
+        line.speak(&numbered(0, 120_000)).await;
+        line.say(&json!({"type": "commit"})).await;
+        while line.audio.is_empty() {
+            line.hear().await;
+        }
+        line.lose();
+    }
+    let opened = site.sim.stats().sessions_opened;
+    assert_eq!(opened, 2);
+    site.configure(10, &tenant(&[&new_key]));
+    let second = site.start();
+    let log = left(first);
+    assert_eq!(log.matches("the call could not be handed over").count(), 1, "{log}");
+    assert_eq!(log.matches("the call was handed over").count(), 1, "{log}");
+    // With its own key nobody comes in; with another one of the tenant, there is no such call.
+    let path = revoked.way_back().replace(&format!("ws://{}", site.addr), "");
+    let bearer = format!("Bearer {old}");
+    let Err((status, code)) = Client::dial(site.addr, &path, &[("authorization", &bearer)]).await else {
+        panic!("a revoked key came in");
+    };
+    assert_eq!((status, code.as_str()), (401, "unauthorized"));
+    let (error, close, _) = Line::refused(&revoked.way_back(), Some(&new)).await;
+    assert_eq!((error["code"].as_str(), close), (Some("resume_refused"), 4410));
+    stays.back().await;
+    let ended = stays.until("reply_ended").await;
+    assert_eq!(site.sim.stats().sessions_opened, opened + 1, "nothing upstream for the one that was revoked");
+    stays.say(&json!({"type": "close"})).await;
+    while !matches!(stays.hear().await, Got::Closed(1000)) {}
+    second.signal("-TERM");
+    left(second);
+    let sql = rusqlite::Connection::open(site.dir.path().join("ledger.db")).unwrap();
+    let mut rows = sql.prepare("SELECT key, status FROM usage WHERE kind = 'reply' AND call = ?1").unwrap();
+    let mut of = |line: &Line| -> Vec<(String, String)> {
+        rows.query_map([&line.call], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()
+    };
+    assert_eq!(of(&revoked), [("old".to_owned(), "interrupted".to_owned())]);
+    assert_eq!(of(&stays).len(), 1, "{ended}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

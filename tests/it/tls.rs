@@ -1,5 +1,10 @@
 //! TLS at the door: calls over it, certificates that change, and peers that speak something else.
-use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use rustls::{
@@ -26,11 +31,13 @@ use crate::support::{Raw, Rig, config};
 
 const HOST: &str = "127.0.0.1";
 
-fn make(dir: &Path) -> TlsConfig {
+/// A certificate and its key, there.
+pub(crate) fn make(dir: &Path) -> TlsConfig {
     self_signed::certificate(dir, HOST.parse::<IpAddr>().unwrap()).unwrap()
 }
 
-fn root(files: &TlsConfig) -> CertificateDer<'static> {
+/// What a client must trust.
+pub(crate) fn root(files: &TlsConfig) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(&files.cert).unwrap()
 }
 
@@ -42,6 +49,10 @@ async fn rig() -> (Rig, TlsConfig, TempDir) {
 }
 
 async fn connect(rig: &Rig, trusted: CertificateDer<'static>) -> std::io::Result<TlsStream<TcpStream>> {
+    secure(rig.relay.addr(), trusted).await
+}
+
+async fn secure(addr: SocketAddr, trusted: CertificateDer<'static>) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(trusted).unwrap();
     let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -49,11 +60,30 @@ async fn connect(rig: &Rig, trusted: CertificateDer<'static>) -> std::io::Result
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let tcp = TcpStream::connect(rig.relay.addr()).await?;
+    let tcp = TcpStream::connect(addr).await?;
     TlsConnector::from(Arc::new(tls)).connect(ServerName::try_from(HOST).unwrap(), tcp).await
 }
 
-type Wss = WebSocketStream<TlsStream<TcpStream>>;
+pub(crate) type Wss = WebSocketStream<TlsStream<TcpStream>>;
+
+/// A call over TLS, and the first message that it is told.
+pub(crate) async fn call(
+    addr: SocketAddr,
+    query: &str,
+    trusted: CertificateDer<'static>,
+) -> Result<(Wss, Value), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let stream = secure(addr, trusted).await.map_err(|error| text(&error))?;
+    let url = format!("wss://{addr}/v1/voice?{query}");
+    let (mut ws, _) = tokio_tungstenite::client_async(url, stream).await.map_err(|error| text(&error))?;
+    loop {
+        match time::timeout(Duration::from_secs(30), ws.next()).await {
+            Ok(Some(Ok(Message::Ping(_)))) => {}
+            Ok(Some(Ok(Message::Text(first)))) => return Ok((ws, serde_json::from_str(&first).map_err(|e| text(&e))?)),
+            other => return Err(format!("{other:?}")),
+        }
+    }
+}
 
 async fn realtime(rig: &Rig, files: &TlsConfig) -> Wss {
     let stream = connect(rig, root(files)).await.unwrap();

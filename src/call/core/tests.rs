@@ -584,6 +584,25 @@ fn the_calls_own_limits_end_it() {
 }
 
 #[test]
+fn a_call_whose_server_stays_after_all_goes_on() {
+    for heir in [false, true] {
+        let mut rig = Rig::new(plan());
+        rig.said();
+        rig.input(Input::Heir(heir));
+        rig.speak(300 * MS);
+        rig.input(Input::Drain(3 * SECOND));
+        rig.input(Input::Stay);
+        rig.pass(4 * SECOND);
+        let ends = |rig: &Rig| rig.log.iter().any(|(_, output)| matches!(output, Output::End(_)));
+        assert!(!ends(&rig), "also if it was on its way already");
+        // The next time counts anew.
+        rig.input(Input::Drain(2 * SECOND));
+        rig.pass(3 * SECOND);
+        assert!(ends(&rig));
+    }
+}
+
+#[test]
 fn what_is_said_before_the_session_is_up_is_kept_in_order() {
     let mut rig = Rig {
         core: Core::owner(life(), Plan { auto_turns: false, greeting: Some("Hello!".into()), ..plan() }, None),

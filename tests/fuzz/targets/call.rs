@@ -161,6 +161,7 @@ impl Rig {
             b"spong" if self.up => self.input(Input::ServicePong),
             b"kept" if !self.connected => self.input(Input::TooMuchKept(number > 0)),
             b"rotate" => self.input(Input::Rotate),
+            b"stay" => self.input(Input::Stay),
             b"drain" => self.input(Input::Drain(Duration::from_millis(number.min(3_600_000)))),
             b"silent" => self.pongs = false,
             b"full" => self.room = false,
