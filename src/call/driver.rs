@@ -574,7 +574,10 @@ impl Driver {
                     }
                 }
                 Output::Fact(fact) => fact.record(),
-                Output::End(end) => return Some(end),
+                Output::End(end) => {
+                    self.goes_over = false; // its client has ended it meanwhile: there is nothing to go on with
+                    return Some(end);
+                }
             }
         }
         None
