@@ -5,6 +5,7 @@ use std::{
 };
 
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::audio::Format;
 
@@ -106,6 +107,8 @@ pub struct Recorded {
     pub format: Format,
     /// All of it.
     pub audio: Vec<u8>,
+    /// When each append came, and how long `audio` was with it, bytes.
+    pub came: Vec<(Instant, usize)>,
 }
 
 /// The counters of a running simulator.
@@ -139,9 +142,16 @@ impl Stats {
         if !record {
             return;
         }
+        let now = Instant::now();
         match stats.recorded.iter_mut().rev().find(|r| r.session == session) {
-            Some(recorded) if recorded.format == format => recorded.audio.extend_from_slice(audio),
-            _ => stats.recorded.push(Recorded { session, format, audio: audio.to_vec() }),
+            Some(recorded) if recorded.format == format => {
+                recorded.audio.extend_from_slice(audio);
+                recorded.came.push((now, recorded.audio.len()));
+            }
+            _ => {
+                let came = vec![(now, audio.len())];
+                stats.recorded.push(Recorded { session, format, audio: audio.to_vec(), came });
+            }
         }
     }
 

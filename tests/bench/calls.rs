@@ -7,7 +7,7 @@
 //!      [--chunk-ms 100] [--no-gather] [--turns auto|manual] [--reply]
 //! cargo bench --bench calls -- haproxy [CALLS] [SECS] [--rounds 5]   # ratio: 200 calls, 20 s a turn
 //! cargo bench --bench calls -- passthrough [CALLS] [SECS] [--rounds 5]   # the same JSON through both: CPU and delay
-//! cargo bench --bench calls -- survive [clients|sessions|rotations|storm|all] [CALLS] [DROPS]   # what breaks loses nothing
+//! cargo bench --bench calls -- survive [clients|sessions|rotations|storm|restarts|all] [CALLS] [DROPS]   # what breaks loses nothing
 //! cargo bench --bench calls -- heap [TURNS]                  # the heap does not grow in 1000000 turns
 //! ```
 //! `survive` and `heap` are no part of all four: they take their time, and judge. See `calls/survive.rs`, `calls/heap.rs`.
@@ -32,6 +32,8 @@
 )]
 #[path = "calls/frames.rs"]
 mod frames;
+#[path = "calls/gap.rs"]
+mod gap;
 #[path = "calls/heap.rs"]
 mod heap;
 #[path = "calls/line.rs"]
@@ -40,6 +42,8 @@ mod line;
 mod load;
 #[path = "calls/process.rs"]
 mod process;
+#[path = "calls/restarts.rs"]
+mod restarts;
 #[path = "calls/sink.rs"]
 mod sink;
 #[path = "calls/survive.rs"]
@@ -116,9 +120,9 @@ enum Mode {
     Survive {
         #[arg(default_value = "all")]
         part: Part,
-        /// 1000, in a storm 2000.
+        /// 1000, rotations 200, in a storm 2000; restarts: how many, 100.
         calls: Option<usize>,
-        /// Sockets lost, sessions lost or sessions left, in all; 10000, rotations 1000.
+        /// Sockets lost, sessions lost or sessions left, in all; 10000, rotations 1000; restarts: new connections a second, 200.
         drops: Option<usize>,
         /// With as many open files as allowed (a child of this benchmark).
         #[arg(long, hide = true)]

@@ -128,6 +128,19 @@ impl Caller {
 
     /// Speaks for so many frames in real time; with `drop`, the socket is lost somewhere, and back a little later.
     pub(crate) async fn speak(&mut self, frames: usize, drop: bool) -> Result<(), String> {
+        self.utter(frames, drop).await?;
+        self.waits = Some((Instant::now(), false));
+        self.ended = None;
+        self.put(Message::text(r#"{"type":"commit"}"#)).await
+    }
+
+    /// Speaks likewise, and takes it back: nobody answers, and the next words may follow at once.
+    pub(crate) async fn talk(&mut self, frames: usize) -> Result<(), String> {
+        self.utter(frames, false).await?;
+        self.put(Message::text(r#"{"type":"discard"}"#)).await
+    }
+
+    async fn utter(&mut self, frames: usize, drop: bool) -> Result<(), String> {
         let turn = self.tally.turns.len();
         self.tally.turns.push(vec![0; frames * TRIPLES]);
         self.rotated_before = self.tally.rotated;
@@ -150,9 +163,7 @@ impl Caller {
         if self.ws.is_none() {
             self.back().await?;
         }
-        self.waits = Some((Instant::now(), false));
-        self.ended = None;
-        self.put(Message::text(r#"{"type":"commit"}"#)).await
+        Ok(())
     }
 
     /// Hears the answer to its end, a second one too where of the first nothing was heard; with `drop`, the socket is lost
@@ -294,14 +305,15 @@ impl Caller {
     }
 
     /// The network takes the socket away, by a reset.
-    fn lose(&mut self) {
+    pub(crate) fn lose(&mut self) {
         if let Some(ws) = self.ws.take() {
             self.tally.drops += 1;
             let _ = socket2::SockRef::from(ws.get_ref()).set_linger(Some(Duration::ZERO));
         }
     }
 
-    async fn back(&mut self) -> Result<(), String> {
+    /// Comes back, and says again what was not taken.
+    pub(crate) async fn back(&mut self) -> Result<(), String> {
         let began = Instant::now();
         let url = format!("{}?resume={}&got={}", self.base, self.token, self.got);
         let addr = self.base.trim_start_matches("ws://").trim_end_matches("/v1/voice").parse().unwrap();
@@ -321,14 +333,15 @@ impl Caller {
     }
 }
 
-async fn dial(addr: SocketAddr, url: &str) -> Result<WebSocketStream<TcpStream>, String> {
+/// A WebSocket to there.
+pub(crate) async fn dial(addr: SocketAddr, url: &str) -> Result<WebSocketStream<TcpStream>, String> {
     let tcp = TcpStream::connect(addr).await.map_err(|e| format!("connect: {e}"))?;
     let _ = tcp.set_nodelay(true);
     Ok(tokio_tungstenite::client_async(url, tcp).await.map_err(|e| format!("handshake: {e}"))?.0)
 }
 
 /// The first message, which must be of this type.
-async fn first(ws: &mut WebSocketStream<TcpStream>, kind: &str) -> Result<Value, String> {
+pub(crate) async fn first(ws: &mut WebSocketStream<TcpStream>, kind: &str) -> Result<Value, String> {
     let end = Instant::now() + PATIENCE;
     loop {
         match time::timeout_at(end, ws.next()).await {

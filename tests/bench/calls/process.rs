@@ -118,6 +118,19 @@ impl Process {
         Memory { rss: field(&rollup, "Rss:"), anonymous: field(&rollup, "Anonymous:") }
     }
 
+    /// Waits for its end, which must come by itself and in time, and be a good one.
+    pub(crate) fn left(mut self, patience: Duration) -> Result<(), String> {
+        let end = Instant::now() + patience;
+        while Instant::now() < end {
+            match self.child.try_wait().unwrap() {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(format!("a process ended with {status}")),
+                None => thread::sleep(Duration::from_millis(10)),
+            }
+        }
+        Err(format!("process {} is still there after {} s", self.child.id(), patience.as_secs()))
+    }
+
     /// Ends it kindly, with time to say goodbye.
     pub(crate) fn end(mut self) {
         self.orders = None;

@@ -18,9 +18,13 @@ use voxrelay::{
     sim::{Faults, Sim, SimConfig, config::Delay},
 };
 
-use super::line::{Caller, FRAME, MOST_CALLS, Reader, TRIPLES, Tally};
+use super::{
+    gap::gaps,
+    line::{Caller, FRAME, MOST_CALLS, Reader, TRIPLES, Tally},
+    restarts::restarts,
+};
 
-const SEED: u64 = 20_261_128;
+pub(crate) const SEED: u64 = 20_261_128;
 /// Of one call: both ends of two sockets, and of a third one where the proxy stands between.
 const FILES_PER_CALL: usize = 6;
 /// Calls begin one after another at this distance: 200 a second.
@@ -35,7 +39,7 @@ const DROPS_PER_ROUND: usize = 3;
 const AGES_MS: (u64, u64) = (8_000, 20_000);
 const MOMENTS: u64 = 24;
 /// A session ends at this age, ms; a call leaves it before.
-const CAP_MS: u64 = 6_000;
+pub(crate) const CAP_MS: u64 = 6_000;
 /// How long the service is away in a storm, and how long all may take to be back.
 const DOWN: Duration = Duration::from_secs(3);
 const STORM_PATIENCE: Duration = Duration::from_secs(120);
@@ -43,7 +47,7 @@ const STORM_PATIENCE: Duration = Duration::from_secs(120);
 const MOST_TRIES: f64 = 2.5;
 const MOST_PER_SECOND: u64 = 150;
 /// Complaints that are printed; the others are counted.
-const COMPLAINTS: usize = 5;
+pub(crate) const COMPLAINTS: usize = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Part {
@@ -55,6 +59,8 @@ pub(crate) enum Part {
     Rotations,
     /// All sessions are lost at once, and the service is away.
     Storm,
+    /// Processes follow one another: RESTARTS, RATE of new connections.
+    Restarts,
     All,
 }
 
@@ -73,10 +79,17 @@ pub(crate) fn run(part: Part, calls: Option<usize>, drops: Option<usize>) {
         kept &= runtime.block_on(Box::pin(sessions(many, most)));
     }
     if wanted(Part::Rotations) {
-        kept &= runtime.block_on(Box::pin(rotations(calls.unwrap_or(200), drops.unwrap_or(1_000))));
+        let (calls, changes) = (calls.unwrap_or(200), drops.unwrap_or(1_000));
+        kept &= runtime.block_on(Box::pin(rotations(calls, changes)));
+        kept &= runtime.block_on(Box::pin(gaps(calls.div_ceil(2), changes.div_ceil(2))));
     }
     if wanted(Part::Storm) {
         kept &= runtime.block_on(Box::pin(storm(storm_calls)));
+    }
+    if wanted(Part::Restarts) {
+        // Its numbers are none of the others'.
+        let (count, rate) = if part == Part::All { (None, None) } else { (calls, drops) };
+        kept &= runtime.block_on(Box::pin(restarts(count.unwrap_or(100), rate.unwrap_or(200) as u64)));
     }
     if !kept {
         println!("A PROMISE IS BROKEN");
@@ -105,14 +118,16 @@ fn enough_files(calls: usize) {
 }
 
 /// The service, a network that may break, and the relay.
-struct Rig {
-    relay: Server,
+pub(crate) struct Rig {
+    pub(crate) relay: Server,
     proxy: Proxy,
-    sim: Sim,
+    pub(crate) sim: Sim,
+    /// From one append to the next.
+    pub(crate) chunk: Duration,
 }
 
 impl Rig {
-    async fn start(calls: usize, sim: SimConfig, script: Script) -> Self {
+    pub(crate) async fn start(calls: usize, sim: SimConfig, script: Script) -> Self {
         let free: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let sim =
             Sim::start(free, SimConfig { max_sessions: calls * 4 + 100, ..sim }, Faults::default()).await.unwrap();
@@ -122,12 +137,13 @@ impl Rig {
         config.server.max_calls = calls + 10;
         config.upstream.url = Some(format!("http://{}/v1", proxy.addr()));
         config.upstream.api_key = Some(Secret::new("bench"));
-        Self { relay: Server::start(config, None).await.unwrap(), proxy, sim }
+        let chunk = Duration::from_millis(config.audio.chunk_ms);
+        Self { relay: Server::start(config, None).await.unwrap(), proxy, sim, chunk }
     }
 }
 
 /// Lets so many callers do this, one after another begun; what they found out, and how many calls ended early.
-async fn all<F>(calls: usize, caller: impl Fn(usize) -> F) -> (HashMap<usize, Tally>, u64)
+pub(crate) async fn all<F>(calls: usize, caller: impl Fn(usize) -> F) -> (HashMap<usize, Tally>, u64)
 where
     F: Future<Output = Result<Tally, String>> + Send + 'static,
 {
@@ -159,22 +175,26 @@ pub(crate) fn promise(what: &str, promised: &str, kept: bool, measured: &str) ->
 }
 
 /// Something that must not happen.
-fn none(what: &str, found: u64) -> bool {
+pub(crate) fn none(what: &str, found: u64) -> bool {
     promise(what, "0", found == 0, &found.to_string())
 }
 
-fn fact(what: &str, found: impl ToString) {
+pub(crate) fn fact(what: &str, found: impl ToString) {
     println!("  {what}: {}", found.to_string());
 }
 
-fn times(what: &str, mut of: Vec<Duration>) {
-    of.sort();
-    let at = |share: f64| {
-        let last = of.len().saturating_sub(1);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a length")]
-        let index = (last as f64 * share).round() as usize;
-        of.get(index).map_or(f64::NAN, |d| d.as_secs_f64() * 1e3)
-    };
+/// The longest of this share of them, the shortest first.
+pub(crate) fn at_share(of: &[Duration], share: f64) -> Duration {
+    let mut sorted = of.to_vec();
+    sorted.sort();
+    let last = sorted.len().saturating_sub(1);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a length")]
+    let index = (last as f64 * share).round() as usize;
+    sorted.get(index).copied().unwrap_or(Duration::MAX)
+}
+
+pub(crate) fn times(what: &str, of: Vec<Duration>) {
+    let at = |share: f64| if of.is_empty() { f64::NAN } else { at_share(&of, share).as_secs_f64() * 1e3 };
     fact(
         &format!("{what} ({}), ms, p50 / p99 / max", of.len()),
         format!("{:.1} / {:.1} / {:.1}", at(0.5), at(0.99), at(1.0)),
@@ -182,16 +202,19 @@ fn times(what: &str, mut of: Vec<Duration>) {
 }
 
 /// Of all turns: samples that were not heard back, and that were heard again.
-fn lost_and_doubled<'a>(tallies: impl Iterator<Item = &'a Tally>) -> (u64, u64) {
+pub(crate) fn lost_and_doubled(tallies: &HashMap<usize, Tally>) -> (u64, u64) {
     let (mut lost, mut doubled) = (0, 0);
-    for heard in tallies.flat_map(|tally| tally.turns.iter().flatten()) {
+    for heard in tallies.values().flat_map(|tally| tally.turns.iter().flatten()) {
         lost += 3 * u64::from(*heard == 0);
         doubled += 3 * u64::from(heard.saturating_sub(1));
     }
     (lost, doubled)
 }
 
-fn collect(tallies: &mut HashMap<usize, Tally>, which: impl Fn(&mut Tally) -> &mut Vec<Duration>) -> Vec<Duration> {
+pub(crate) fn collect(
+    tallies: &mut HashMap<usize, Tally>,
+    which: impl Fn(&mut Tally) -> &mut Vec<Duration>,
+) -> Vec<Duration> {
     tallies.values_mut().flat_map(|tally| std::mem::take(which(tally))).collect()
 }
 
@@ -209,7 +232,7 @@ async fn clients(calls: usize, drops: usize) -> bool {
         Ok(caller.tally)
     })
     .await;
-    let (lost, doubled) = lost_and_doubled(tallies.values());
+    let (lost, doubled) = lost_and_doubled(&tallies);
     let dropped: u64 = tallies.values().map(|tally| tally.drops).sum();
     let opened = rig.sim.stats().sessions_opened;
     let kept = [
@@ -283,7 +306,7 @@ async fn sessions(calls: usize, drops: usize) -> bool {
         done += wanted;
         let (unheard, announced) = unheard(&rig, &tallies);
         (silent, told) = (silent + unheard, told + announced);
-        doubled += lost_and_doubled(tallies.values()).1;
+        doubled += lost_and_doubled(&tallies).1;
         twice += tallies.values().map(|tally| tally.messages_twice).sum::<u64>();
         anew.extend(collect(&mut tallies, |tally| &mut tally.anew));
         audible.extend(collect(&mut tallies, |tally| &mut tally.audible));
@@ -346,7 +369,7 @@ async fn rotations(calls: usize, rotations: usize) -> bool {
         Ok(caller.tally)
     })
     .await;
-    let (lost, doubled) = lost_and_doubled(tallies.values());
+    let (lost, doubled) = lost_and_doubled(&tallies);
     let rotated: u64 = tallies.values().map(|tally| tally.rotated).sum();
     let capped = rig.sim.stats().errors.get("session_expired").copied().unwrap_or_default();
     let kept = [
