@@ -5,6 +5,7 @@
 //! here again is refused as a whole, and its client begins anew.
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -134,23 +135,22 @@ pub struct Handing {
 
 /// The process that follows, once it serves.
 #[derive(Debug, Clone, Default)]
-pub struct Heir(Arc<std::sync::OnceLock<mpsc::Sender<Handing>>>);
+pub struct Heir(Arc<ArcSwapOption<mpsc::Sender<Handing>>>);
 
 impl Heir {
-    /// It is there, and gets calls by this way.
+    /// It is there, and gets calls by this way, as long as somebody is at its other end.
     pub fn appears(&self, way: mpsc::Sender<Handing>) {
-        // There is one at most.
-        let _ = self.0.set(way);
+        self.0.store(Some(Arc::new(way)));
     }
 
     /// It is there.
     pub fn is_there(&self) -> bool {
-        self.0.get().is_some()
+        self.0.load().as_ref().is_some_and(|way| !way.is_closed())
     }
 
     /// Gives it a call. Whether it has taken it.
     pub async fn take(&self, call: Vec<u8>) -> bool {
-        let Some(way) = self.0.get() else { return false };
+        let Some(way) = self.0.load_full() else { return false };
         let (taken, answer) = oneshot::channel();
         let given = async {
             way.send(Handing { call, taken }).await.ok()?;
@@ -249,7 +249,7 @@ mod tests {
         assert!(!heir.is_there() && !heir.take(Vec::new()).await);
         let (way, mut calls) = mpsc::channel(1);
         heir.appears(way);
-        let answers = async {
+        let answers = async move {
             for answer in [Some(true), Some(false), None] {
                 let Handing { taken, .. } = calls.recv().await.unwrap();
                 let _: Option<Result<(), bool>> = answer.map(|answer| taken.send(answer));
@@ -261,5 +261,6 @@ mod tests {
             given = given => assert_eq!(given, [true, false, false]),
             () = answers => {}
         }
+        assert!(!heir.is_there() && !heir.take(vec![4]).await, "it is gone again");
     }
 }

@@ -338,16 +338,10 @@ impl Offer {
     /// Waits for the process that follows, and gives it every call that is to go there. If that one dies while this one is still
     /// here, this one stays, and waits for the next.
     pub(super) async fn keep(self, mut listener: UnixListener) {
-        let (way, mut calls) = mpsc::channel(4);
         loop {
-            let stream = {
-                let nobody = async { while calls.recv().await.is_some() {} };
-                tokio::select! {
-                    stream = successor(listener, self.socket.clone()) => stream,
-                    () = nobody => return, // never: a way to it is here
-                }
-            };
-            self.heir.appears(way.clone());
+            let stream = successor(listener, self.socket.clone()).await;
+            let (way, mut calls) = mpsc::channel(4);
+            self.heir.appears(way);
             self.followed.send_replace(true);
             tracing::info!("another process serves from now on: this one leaves");
             let (reader, writer) = stream.into_split();
@@ -363,7 +357,7 @@ impl Offer {
             tracing::warn!(%error, "the process that followed is gone: this one serves again");
             // Before calls that were on their way hear that they were not taken: they stay.
             self.drain.send_replace(None);
-            drop(waiting);
+            drop((waiting, calls));
             self.followed.send_replace(false);
         }
     }
