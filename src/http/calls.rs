@@ -10,6 +10,7 @@ use axum::{
     routing::{delete, get, post},
 };
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
     admit::{Denied, Principal},
@@ -78,7 +79,8 @@ fn report(shared: &Shared, who: &Principal) -> Value {
     let upstream = shared.upstream(who).map(|upstream| {
         let hits = upstream.board().hits(who.tenant_id());
         let advice = hits.first().map(|hit| hit.limit.advice());
-        json!({"buckets": upstream.board().buckets(), "hits": hits, "advice": advice})
+        json!({"buckets": upstream.board().buckets(), "hits": hits, "advice": advice,
+            "breaker": upstream.breaker().shown(Instant::now())})
     });
     json!({
         "tenant": who.tenant_id(),

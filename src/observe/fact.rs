@@ -36,6 +36,10 @@ pub enum Fact {
         /// After so long.
         after: Duration,
     },
+    /// A service has failed so often in a row that it is left alone.
+    ServiceSilent,
+    /// It answers again.
+    ServiceAnswers,
     /// A reply is over.
     ReplyEnded {
         /// How it ended.
@@ -111,6 +115,15 @@ impl Fact {
             Self::Refused { code } => {
                 counter!("voxrelay_errors_total", "code" => code.clone()).increment(1);
                 tracing::debug!(%code, "request refused");
+            }
+            Self::ServiceSilent => {
+                gauge!("voxrelay_services_open").increment(1);
+                counter!("voxrelay_breaker_opened_total").increment(1);
+                tracing::warn!("the service has failed 5 times in a row: it is tried once a second until it answers");
+            }
+            Self::ServiceAnswers => {
+                gauge!("voxrelay_services_open").decrement(1);
+                tracing::info!("the service answers again");
             }
             Self::SessionUp { after } => {
                 histogram!("voxrelay_session_up_seconds").record(after.as_secs_f64());

@@ -54,6 +54,8 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     describe_histogram!("voxrelay_secret_age_seconds", Unit::Seconds, "Age of client secrets at their use");
     describe_histogram!("voxrelay_secret_wait_seconds", Unit::Seconds, "Wait for a client secret");
     describe_histogram!("voxrelay_session_up_seconds", Unit::Seconds, "Dialling to session.created");
+    describe_counter!("voxrelay_breaker_opened_total", "Runs of failures after which a service was left alone");
+    describe_gauge!("voxrelay_services_open", "Services that are left alone now, but for a try a second");
     // What is still nothing is shown as such, so that a new relay's page is not an empty one.
     for door in ["thin", "openai"] {
         counter!("voxrelay_calls_total", "door" => door).absolute(0);

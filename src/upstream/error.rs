@@ -54,6 +54,14 @@ pub enum UpstreamError {
         /// None is tried to be made before.
         retry_after: Duration,
     },
+    /// It was not tried: the service has named a moment for the next try, or has failed too often in a row.
+    #[error("{}; the next try is due in {} ms", if *limited { "the service has asked to be left alone" } else { "the service does not answer" }, retry_after.as_millis())]
+    Paused {
+        /// The service has named the moment.
+        limited: bool,
+        /// From now.
+        retry_after: Duration,
+    },
     /// The connection ended, or was no WebSocket.
     #[error("the connection to the service broke: {0}")]
     Broken(String),
@@ -101,6 +109,10 @@ impl UpstreamError {
             Self::Unreachable { .. } => of("upstream_unavailable", 4503, true),
             Self::Timeout { .. } => of("upstream_timeout", 4504, true),
             Self::Broken(_) => of("upstream_unavailable", 4502, true),
+            Self::Paused { limited, retry_after } => {
+                let (code, close) = if *limited { ("rate_limited", 4429) } else { ("upstream_unavailable", 4503) };
+                Verdict { retry_after: Some(*retry_after), ..of(code, close, true) }
+            }
             Self::Http { status, code, retry_after, .. } => {
                 let known = code.as_deref().and_then(by_code);
                 let verdict = known.unwrap_or_else(|| match status.as_u16() {

@@ -5,6 +5,7 @@
 //! the edge of its socket.
 pub mod azure;
 pub mod beta;
+pub mod breaker;
 pub mod error;
 pub mod event_id;
 pub mod ga;

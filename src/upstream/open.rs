@@ -32,6 +32,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Event, ServiceError, Shape, UpstreamError, Wanted, azure, beta,
+    breaker::{Answer, Breaker},
     error::plain_code,
     ga,
     limits::{Board, Source},
@@ -46,6 +47,7 @@ use crate::{
         io::Io,
         ws::{Frame, Socket, SocketLimits},
     },
+    observe::fact::Fact,
 };
 
 /// Read buffer of an upstream socket, bytes; grows with the event that is read.
@@ -79,6 +81,7 @@ pub struct Account {
     board: Arc<Board>,
     models: Models,
     redials: Redials,
+    breaker: Breaker,
     goodbyes: TaskTracker,
 }
 
@@ -121,9 +124,9 @@ impl Upstream {
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let rest = Rest::new(config.clone(), &endpoint, tls.clone(), board.clone())?;
         let (tls, models) = (TlsConnector::from(Arc::new(tls)), Models::default());
-        let redials = Redials::default();
+        let (redials, breaker) = (Redials::default(), Breaker::default());
         let goodbyes = TaskTracker::new();
-        let account = Arc::new(Account { config, endpoint, tls, rest, board, models, redials, goodbyes });
+        let account = Arc::new(Account { config, endpoint, tls, rest, board, models, redials, breaker, goodbyes });
         Ok(Self { secrets: Secrets::new(account.clone()), account })
     }
 
@@ -142,6 +145,11 @@ impl Upstream {
         &self.account.board
     }
 
+    /// How connects to the account have gone.
+    pub fn breaker(&self) -> &Breaker {
+        &self.account.breaker
+    }
+
     /// The section that this was made from.
     pub fn config(&self) -> &UpstreamConfig {
         &self.account.config
@@ -154,9 +162,14 @@ impl Upstream {
     /// The last try's.
     pub async fn open(&self, wanted: &Wanted, who: &Principal, call: &str) -> Result<Session, UpstreamError> {
         let order = self.order(wanted, who, call);
-        let began = Instant::now();
-        let mut tried = 0;
+        let end = Instant::now() + RETRY_WAIT_MAX;
+        self.breaker().first_try();
+        let (mut tried, mut last) = (0, None);
         loop {
+            if let Err((limited, paused)) = self.admitted(end).await {
+                // What was found out says more than that others have found the same.
+                return Err(last.filter(|_| !limited).unwrap_or(paused));
+            }
             let error = match self.attempt(wanted, who, &order).await {
                 Ok(session) => return Ok(session),
                 Err(error) => error,
@@ -168,14 +181,33 @@ impl Upstream {
             // A caller has waited long enough when the time for a session is over (fault matrix U7), or for a credential (D1).
             let hung = match error {
                 UpstreamError::Timeout { .. } => true,
-                UpstreamError::NoCredential { .. } => began.elapsed() + pause > RETRY_WAIT_MAX,
+                UpstreamError::NoCredential { .. } => Instant::now() + pause > end,
                 _ => false,
             };
-            if hung || !verdict.transient || tried >= self.config().attempts || pause > RETRY_WAIT_MAX {
+            let enough = hung || tried >= self.config().attempts || pause > RETRY_WAIT_MAX;
+            if enough || !verdict.transient || !self.breaker().may_retry() {
                 return Err(error);
             }
             tracing::info!(%error, tried, "upstream session failed, trying again");
+            last = Some(error);
             time::sleep(pause).await;
+        }
+    }
+
+    /// Waits until the account may be dialled, until `end` at most; else whether it is the service's own wish that it may not.
+    async fn admitted(&self, end: Instant) -> Result<(), (bool, UpstreamError)> {
+        loop {
+            let (limited, retry_after) = match self.breaker().ask(Instant::now()) {
+                Answer::Go => return Ok(()),
+                Answer::Held(wait) => (true, wait),
+                Answer::Open(wait) => (false, wait),
+            };
+            if !limited || Instant::now() + retry_after > end {
+                return Err((limited, UpstreamError::Paused { limited, retry_after }));
+            }
+            // Whoever waited for the same moment does not come all at once.
+            let later = RETRY_PAUSE.mul_f64(rand::rng().random());
+            time::sleep(retry_after + later).await;
         }
     }
 
@@ -198,6 +230,12 @@ impl Upstream {
             if time::timeout_at(end, self.account.redials.turn()).await.is_err() {
                 return Err(last.unwrap_or(UpstreamError::Timeout { stage: "take another session", after: patience }));
             }
+            // The pace of its own finds out when the service is back; a moment that it has named is kept.
+            let held = self.breaker().held(Instant::now());
+            if Instant::now() + held >= end {
+                return Err(last.unwrap_or(UpstreamError::Paused { limited: true, retry_after: held }));
+            }
+            time::sleep(held).await;
             let error = match self.attempt(wanted, who, &order).await {
                 Ok(session) => {
                     self.account.redials.worked();
@@ -226,6 +264,21 @@ impl Upstream {
 
     /// One try, with a client secret made anew where the one that we had is good no more.
     async fn attempt(&self, wanted: &Wanted, who: &Principal, order: &Order) -> Result<Session, UpstreamError> {
+        let tried = Box::pin(self.attempt_with_credential(wanted, who, order)).await;
+        match &tried {
+            Ok(_) if self.breaker().worked() => Fact::ServiceAnswers.record(),
+            Err(error) if self.breaker().failed(Instant::now(), &error.verdict()) => Fact::ServiceSilent.record(),
+            _ => {}
+        }
+        tried
+    }
+
+    async fn attempt_with_credential(
+        &self,
+        wanted: &Wanted,
+        who: &Principal,
+        order: &Order,
+    ) -> Result<Session, UpstreamError> {
         let mut renewed = false;
         loop {
             let (error, lent) = match self.credential(wanted, who, order).await {

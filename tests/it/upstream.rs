@@ -175,3 +175,82 @@ async fn u10_what_nobody_knows_passes_where_the_client_speaks_the_services_proto
     assert!(fields > 3, "{fields}");
     assert_eq!(rig.sim.stats().faults.get("unknown_events"), Some(&4), "the faults did happen");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u6_a_service_that_fails_is_left_alone_but_for_a_try_a_second_and_taken_again_at_once() {
+    let down = "[[fault]]\nkind = \"refuse\"\nstatus = 503\ntimes = 8\n";
+    let rig = Rig::with(|_| {}, voxrelay::sim::SimConfig::instant(), down).await;
+    let mut failed = 0;
+    let began = Instant::now();
+    while rig.sim.stats().attempts < 5 {
+        let (code, close, _) = end_of(&mut rig.call("").await).await;
+        assert_eq!((code.as_str(), close), ("upstream_unavailable", 4503));
+        failed += 1;
+        assert!(failed < 5 && began.elapsed() < Duration::from_secs(10));
+    }
+    assert_eq!(rig.sim.stats().attempts, 5, "three tries, and the two that make five");
+    // Open: whoever comes is told so at once, and the service is asked once a second.
+    let open = Instant::now();
+    let mut told = 0;
+    while rig.sim.stats().attempts < 8 {
+        let asked = Instant::now();
+        let mut client = rig.call("").await;
+        client.until("ready").await;
+        let error = client.until("error").await;
+        assert_eq!(client.end().await.1, 4503);
+        let error = &error["error"];
+        assert_eq!(error["code"], "upstream_unavailable");
+        if error["message"].as_str().unwrap().contains("the next try is due in") {
+            told += 1;
+            assert!(error["retry_after_ms"].as_u64().unwrap() <= 1_000, "{error}");
+            assert!(asked.elapsed() < Duration::from_millis(250), "{:?}", asked.elapsed());
+        }
+        assert!(open.elapsed() < Duration::from_secs(20));
+    }
+    assert!(told > 10, "{told}");
+    assert!(open.elapsed() > Duration::from_millis(2_500), "three tries in {:?}", open.elapsed());
+    assert_eq!(rig.sim.stats().faults.get("refuse"), Some(&8), "the service did fail");
+    // It is well again: found out by whoever comes within a second or so.
+    let well = Instant::now();
+    loop {
+        let mut client = rig.call("").await;
+        client.json(r#"{"type":"text","text":"hello"}"#).await;
+        let answer = loop {
+            match client.next().await {
+                Got::Json(message) if message["type"] == "reply_started" => break true,
+                Got::Closed(_) => break false,
+                _ => {}
+            }
+        };
+        if answer {
+            break;
+        }
+        assert!(well.elapsed() < Duration::from_secs(5));
+    }
+    assert_eq!(rig.sim.stats().attempts, 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u5_a_wait_that_the_service_names_is_kept_by_all_calls_and_a_longer_one_is_told() {
+    let limited = "[[fault]]\nkind = \"refuse\"\nstatus = 429\nretry_after_s = 2\ntimes = 1\n";
+    let rig = Rig::with(|_| {}, voxrelay::sim::SimConfig::instant(), limited).await;
+    let began = Instant::now();
+    let mut first = rig.call("").await;
+    super::support::until("the service has said no", || rig.sim.stats().attempts == 1).await;
+    let mut second = rig.call("").await;
+    for client in [&mut first, &mut second] {
+        client.json(r#"{"type":"text","text":"hello"}"#).await;
+        client.until("reply_started").await;
+    }
+    assert!(began.elapsed() >= Duration::from_secs(2), "never earlier than told: {:?}", began.elapsed());
+    assert_eq!(rig.sim.stats().attempts, 3, "one was refused, and each came once after it");
+    let limited = "[[fault]]\nkind = \"refuse\"\nstatus = 429\nretry_after_s = 30\ntimes = 1\n";
+    let rig = Rig::with(|_| {}, voxrelay::sim::SimConfig::instant(), limited).await;
+    for tries in [1, 1] {
+        let mut client = rig.call("").await;
+        let error = client.until("error").await["error"].clone();
+        assert_eq!((error["code"].as_str(), client.end().await.1), (Some("rate_limited"), 4429));
+        assert!((25_000..=30_000).contains(&error["retry_after_ms"].as_u64().unwrap()), "{error}");
+        assert_eq!(rig.sim.stats().attempts, tries, "the second did not even ask");
+    }
+}
