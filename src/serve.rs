@@ -81,6 +81,8 @@ const UNKNOWN_AFTER: Duration = Duration::from_millis(2);
 const LATE_REQUESTS: Duration = Duration::from_secs(1);
 /// Goodbyes after the last turn may take so long.
 const GOODBYES: Duration = Duration::from_millis(900);
+/// Between two tries to serve again.
+const SERVE_AGAIN: Duration = Duration::from_millis(100);
 /// The last rows of usage may take so long, where they cannot be written at once.
 const LAST_ROWS: Duration = Duration::from_secs(1);
 /// How often histograms are tidied.
@@ -251,11 +253,29 @@ pub(crate) fn fields(uri: &Uri) -> Result<Fields, String> {
 /// What it takes to accept.
 #[derive(Debug)]
 struct Entrance {
-    /// The listening socket, once more.
-    socket: Arc<OwnedFd>,
+    /// The listening socket, once more, where another process may get it. Nowhere else: whoever connects to a socket that is open
+    /// and that nobody accepts from waits for nothing.
+    socket: Option<Arc<OwnedFd>>,
     tls: Option<Tls>,
     router: Router,
     max_connections: usize,
+}
+
+impl Entrance {
+    /// The listening socket, to accept from; waits while there is no descriptor for it. None: no other process could get it.
+    async fn listener(&self) -> Option<TcpListener> {
+        let socket = self.socket.as_ref()?;
+        loop {
+            let copy = socket.try_clone().map(std::net::TcpListener::from);
+            match copy.and_then(TcpListener::from_std) {
+                Ok(listener) => return Some(listener),
+                Err(error) => {
+                    tracing::warn!(%error, "the process that followed is gone, and this one cannot serve again yet");
+                    time::sleep(SERVE_AGAIN).await;
+                }
+            }
+        }
+    }
 }
 
 /// A running server.
@@ -269,6 +289,8 @@ pub struct Server {
     stops: Stops,
     /// Ends what is not about calls.
     over: CancellationToken,
+    /// This process was told to leave, whoever else serves.
+    leaving: CancellationToken,
     /// Another process serves.
     followed: watch::Sender<bool>,
     reload: Reload,
@@ -307,7 +329,8 @@ impl Server {
             None => TcpListener::bind(addr).await.map_err(failed)?,
         };
         let addr = listener.local_addr().map_err(failed)?;
-        let socket = Arc::new(listener.as_fd().try_clone_to_owned().map_err(failed)?);
+        let copy = config.server.handover.is_some().then(|| listener.as_fd().try_clone_to_owned());
+        let socket = copy.transpose().map_err(failed)?.map(Arc::new);
         let (drain, draining) = watch::channel(None);
         let max_connections = config.server.max_connections;
         let shared = Arc::new(Shared {
@@ -342,7 +365,8 @@ impl Server {
         }
         let entrance = Entrance { socket, tls, router, max_connections };
         let followed = watch::Sender::new(false);
-        let mut server = Self { addr, shared, drain, entrance, stops, over, followed, reload, tasks };
+        let leaving = CancellationToken::new();
+        let mut server = Self { addr, shared, drain, entrance, stops, over, leaving, followed, reload, tasks };
         server.accept(listener);
         server.follow(before).await?;
         Ok(server)
@@ -358,7 +382,9 @@ impl Server {
 
     /// Takes over from the process before, if there is one, and waits for the one that follows.
     async fn follow(&mut self, before: Option<Predecessor>) -> Result<(), ServeError> {
-        let Some(path) = &self.shared.config.server.handover else { return Ok(()) };
+        let (Some(path), Some(socket)) = (&self.shared.config.server.handover, &self.entrance.socket) else {
+            return Ok(());
+        };
         if let Some(mut before) = before {
             let (room, wishes) = WaitingRoom::new();
             // Before it leaves: its clients may come at once.
@@ -369,11 +395,11 @@ impl Server {
         let listener = inherit::listen(path).map_err(|source| HandoverError::Path { path: path.clone(), source })?;
         let offer = Offer {
             path: path.clone(),
-            socket: self.entrance.socket.clone(),
+            socket: socket.clone(),
             heir: self.shared.heir.clone(),
             followed: self.followed.clone(),
             drain: self.drain.clone(),
-            stop: self.shared.stop.clone(),
+            leaving: self.leaving.clone(),
             returns: self.shared.returns.clone(),
         };
         self.tasks.spawn(offer.keep(listener));
@@ -403,6 +429,7 @@ impl Server {
 
     /// Tells every client, lets running turns finish for `server.drain_s`, then ends what is left. `hurry` cuts it short.
     pub async fn drain(mut self, hurry: impl Future<Output = ()>) {
+        self.leaving.cancel();
         self.empty(Duration::ZERO, hurry, future::pending()).await;
     }
 
@@ -415,16 +442,14 @@ impl Server {
         if self.empty(LATE_REQUESTS, hurry, alone).await {
             return true;
         }
-        let listener = self.entrance.socket.try_clone().map(std::net::TcpListener::from);
-        let listener = match listener.and_then(TcpListener::from_std) {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::error!(%error, "the process that followed is gone, and this one cannot serve again");
-                self.end().await;
-                return true;
-            }
+        let Some(listener) = self.entrance.listener().await else {
+            self.end().await;
+            return true;
         };
-        self.stops = Stops::default();
+        self.stops.accepting = CancellationToken::new();
+        if self.stops.serving.is_cancelled() {
+            self.stops.serving = CancellationToken::new();
+        }
         self.shared.calls.reopen();
         self.shared.draining.store(false, Ordering::Release);
         self.drain.send_replace(None);
@@ -462,6 +487,7 @@ impl Server {
     }
 
     async fn end(&mut self) {
+        self.leaving.cancel();
         self.stops.serving.cancel();
         self.over.cancel();
         self.shared.stop.cancel();

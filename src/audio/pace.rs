@@ -18,6 +18,8 @@ pub struct Pacer {
     lead: Option<u64>,
     batch: u64,
     sent: Position,
+    /// Up to here it has played, or never will: where it was last cut.
+    cut: Position,
     /// The position that played at a moment, from which all others follow.
     base: (Position, Duration),
 }
@@ -27,7 +29,7 @@ impl Pacer {
     /// much is sent at one go once the lead is built up.
     pub fn new(rate: u32, lead: Option<Duration>, batch: Duration) -> Self {
         let rate = u64::from(rate);
-        let mut pacer = Self { rate, lead: None, batch: 0, sent: 0, base: (0, Duration::ZERO) };
+        let mut pacer = Self { rate, lead: None, batch: 0, sent: 0, cut: 0, base: (0, Duration::ZERO) };
         pacer.lead = lead.map(|lead| pacer.samples(lead));
         pacer.batch = pacer.samples(batch).min(pacer.lead.unwrap_or(u64::MAX));
         pacer
@@ -83,7 +85,7 @@ impl Pacer {
 
     /// The last so many samples of what was sent have not arrived yet: the loudspeaker waits for them.
     pub fn lacks(&mut self, now: Duration, late: u64) {
-        let arrived = self.sent.saturating_sub(late);
+        let arrived = self.sent.saturating_sub(late).max(self.cut);
         if self.played(now) > arrived {
             self.base = (arrived, now);
         }
@@ -92,6 +94,7 @@ impl Pacer {
     /// The loudspeaker dropped everything behind what it has played.
     pub fn cut(&mut self, now: Duration) {
         self.sent = self.played(now);
+        self.cut = self.sent;
         self.base = (self.sent, now);
     }
 }
@@ -170,6 +173,18 @@ mod tests {
             pacer.lacks(ms * MS, FRAME); // what waits behind what plays changes nothing, however often one asks
         }
         assert_eq!(pacer.plays_at(20 * FRAME), 9_200 * MS);
+    }
+
+    #[test]
+    fn what_was_cut_arrives_for_nothing() {
+        let mut pacer = pacer();
+        fill(&mut pacer, Duration::ZERO);
+        pacer.cut(50 * MS);
+        pacer.lacks(50 * MS, 10 * FRAME); // still in a queue
+        assert_eq!(pacer.played(50 * MS), 1_200, "a loudspeaker never runs back");
+        pacer.send(60 * MS, FRAME);
+        pacer.lacks(70 * MS, 10 * FRAME);
+        assert_eq!(pacer.played(70 * MS), 1_200, "what is new waits behind it");
     }
 
     proptest::proptest! {

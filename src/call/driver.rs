@@ -375,11 +375,12 @@ impl Driver {
     /// Everything that can be done now. `Some`: the call is over.
     fn pump(&mut self) -> Option<End> {
         self.unread = false;
+        // Before anything is heard of either side: what is said to it decides by what was heard.
+        self.core.client_lacks(self.now(), playing(self.client.waiting_audio()));
         self.read_service();
         self.read_client();
         self.check_patience();
         self.core.client_has_all(self.client.is_flushed());
-        self.core.client_lacks(self.now(), playing(self.client.waiting_audio()));
         self.core.handle(self.now(), Input::Tick);
         if let Some(end) = self.act() {
             return Some(end);

@@ -201,10 +201,21 @@ type Draining = watch::Receiver<Option<Instant>>;
 
 /// Waits until the server is about to be gone.
 async fn going_away(drain: &mut Draining) {
-    let end = drain.wait_for(Option::is_some).await.ok().and_then(|end| *end);
-    match end {
-        Some(end) => time::sleep_until(end.checked_sub(BEFORE_THE_END).unwrap_or(end)).await,
-        None => std::future::pending().await,
+    loop {
+        let end = *drain.borrow_and_update();
+        let passed = async {
+            match end {
+                Some(end) => time::sleep_until(end.checked_sub(BEFORE_THE_END).unwrap_or(end)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = passed => return,
+            // It may stay after all.
+            changed = drain.changed() => if changed.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 }
 

@@ -24,8 +24,9 @@ use crate::{
     upstream::Intent,
 };
 
-/// The largest call that is handed over, bytes: a minute of audio, 4 MiB of what was said and as much that waits, and room.
-pub const LARGEST: usize = 16 << 20;
+/// The largest call that is handed over, bytes: a minute of audio or two, 4 MiB of what was said, 32 MiB that wait for a client that
+/// owns its conversation, and room.
+pub const LARGEST: usize = 64 << 20;
 /// The process that follows takes a call within this.
 const TAKEN_WITHIN: Duration = Duration::from_secs(5);
 

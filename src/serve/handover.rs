@@ -328,8 +328,8 @@ pub(super) struct Offer {
     pub(super) followed: watch::Sender<bool>,
     /// Calls are told so by this one.
     pub(super) drain: watch::Sender<Option<Instant>>,
-    /// This process has ended its calls.
-    pub(super) stop: CancellationToken,
+    /// This process leaves in any case.
+    pub(super) leaving: CancellationToken,
     /// Calls that it may ask for.
     pub(super) returns: Returns,
 }
@@ -365,7 +365,7 @@ impl Offer {
     /// Where the next process may ask, if the one that followed is dead and this one can go on in its place.
     async fn is_alone(&self) -> io::Result<Option<UnixListener>> {
         // One that lives listens there: it serves, and this one must leave.
-        if self.stop.is_cancelled() || inherit::connect(&self.path).await?.is_some() {
+        if self.leaving.is_cancelled() || inherit::connect(&self.path).await?.is_some() {
             return Ok(None);
         }
         inherit::listen(&self.path).map(Some)

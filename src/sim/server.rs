@@ -225,8 +225,12 @@ async fn realtime(
         return refused(refusal(status, None, Some(body.to_string())));
     }
     let who = (knock.account(), knock.model.as_deref().unwrap_or_default());
-    let seat = match world.accounts.connect(&world.config, who, shared.began.elapsed()) {
-        Ok(seat) => seat.filter(|_| !knock.joins),
+    let connected = match knock.joins {
+        true => Ok(None),
+        false => world.accounts.connect(&world.config, who, shared.began.elapsed()),
+    };
+    let seat = match connected {
+        Ok(seat) => seat,
         Err(full) => {
             world.stats.limited(full.which.name());
             return refused(too_many(&full));

@@ -193,7 +193,7 @@ async fn a_process_shows_nothing_either() {
     plant(API_KEY);
     let config = format!(
         "[server]\nlisten = \"127.0.0.1:0\"\n[upstream]\nurl = \"{}\"\napi_key = \"{API_KEY}\"\ncredentials = \"ephemeral\"\n\
-         [log]\nlevel = \"trace\"\n[store]\nfile = \"\"\n[auth]\nsafety_secret = \"{signing}\"\n[[auth.signing_keys]]\nid = \"a\"\nsecret = \"{signing}\"\n\
+         [log]\nlevel = \"trace\"\n[store]\nfile = \"\"\n[ledger]\nfile = \"\"\n[auth]\nsafety_secret = \"{signing}\"\n[[auth.signing_keys]]\nid = \"a\"\nsecret = \"{signing}\"\n\
          [tenants.acme]\n[[tenants.acme.keys]]\nlabel = \"k\"\nhash = \"{}\"\nscopes = [\"call\", \"token\", \"secret\", \"sip\", \"admin\"]\n",
         sim.base_url(),
         hashed.hash

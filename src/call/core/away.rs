@@ -24,7 +24,7 @@ pub(super) struct Away {
 impl Core {
     /// The client is gone or must go: the call is kept for it, if it can come back, and ends otherwise.
     pub(super) fn leave(&mut self, now: At, why: End) {
-        if why == End::Drained && self.heir {
+        if why == End::Drained && self.has_successor() {
             return self.hand_over();
         }
         let Some(window) = self.resume_window.filter(|_| why.may_come_back()) else { return self.end(now, why) };
@@ -57,7 +57,7 @@ impl Core {
         self.tools.resumed(away);
         self.turn.resumed(now);
         self.playout.lacks(now, late);
-        if self.pass.is_none() && !self.up && !self.sessions.opening {
+        if !self.up && !self.sessions.opening {
             self.dial(); // it was given up, while nobody was there
         }
     }

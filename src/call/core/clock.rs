@@ -71,7 +71,7 @@ impl Core {
     /// for a call that another process goes on with.
     fn leaves_at(&self) -> Option<At> {
         self.drain_at?;
-        let Some(pass) = self.pass.as_ref().filter(|_| !self.heir) else { return self.goes_over_at() };
+        let Some(pass) = self.pass.as_ref().filter(|_| !self.has_successor()) else { return self.goes_over_at() };
         let quiet = self.is_quiet() && self.client_has_all;
         quiet.then(|| self.service_seen.max(pass.spoke_at()) + NO_MORE_COMES)
     }
@@ -149,7 +149,7 @@ impl Core {
     pub(super) fn drain(&mut self, now: At, length: Duration) {
         if self.drain_at.is_none() {
             self.drain_at = Some(now + length);
-            if self.heir && !self.is_connected() {
+            if self.has_successor() && !self.is_connected() {
                 return; // whoever comes back comes to the other process
             }
             self.out.push_back(Output::SendNow(ServerMsg::Draining { deadline_ms: ms(length) }));

@@ -7,14 +7,19 @@ use crate::call::At;
 
 impl Core {
     pub(super) fn has_heir(&mut self, there: bool) {
+        self.heir = there;
+        self.gone &= there;
+    }
+
+    /// Another process takes this call, and its client can come back to it there.
+    pub(super) fn has_successor(&self) -> bool {
         let knows_the_way = self.pass.as_ref().is_none_or(|pass| pass.knows_the_way());
-        self.heir = there && knows_the_way && self.resume_window.is_some();
-        self.gone &= self.heir;
+        self.heir && knows_the_way && self.resume_window.is_some()
     }
 
     /// When a call that another process takes may go: between turns, or at once if nobody is there.
     pub(super) fn goes_over_at(&self) -> Option<At> {
-        if !self.heir {
+        if !self.has_successor() {
             return None;
         }
         if !self.is_connected() {

@@ -46,8 +46,8 @@ pub(super) struct Pass {
     input: Format,
     /// Half a sample of a binary frame, whose other half comes with the next.
     odd: Option<u8>,
-    /// The client's name for the reply that it asked for.
-    asked: Option<Option<String>>,
+    /// The reply that the client asked for.
+    asked: Option<Asked>,
     /// Replies beside the conversation that were asked for and have not begun.
     asides: u32,
     /// When the client last said anything but audio.
@@ -77,6 +77,13 @@ pub(super) struct Pass {
     /// Audio that the running session heard again before it went on, bytes; and how far its clock is behind the client's.
     heard_again: u64,
     shift_ms: i64,
+}
+
+/// What the client asked for. (An option in an option is not told from none once it is written down.)
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Asked {
+    /// The client's name for it.
+    event_id: Option<String>,
 }
 
 /// How far the session is.
@@ -322,7 +329,7 @@ impl Core {
         if aside {
             self.pass().asides += 1;
         } else {
-            self.pass().asked = Some(said.event_id.clone());
+            self.pass().asked = Some(Asked { event_id: said.event_id.clone() });
             let text = ruled.as_ref().ok().and_then(Clone::clone).unwrap_or_else(|| said.text.clone());
             self.pass().asked_text = Some(text);
             self.turn.asked(now);
@@ -466,7 +473,7 @@ impl Core {
             self.pass().complained = false;
             return false;
         }
-        let about = |asked: &mut Option<String>| error.event_id.is_none() || *asked == error.event_id;
+        let about = |asked: &mut Asked| error.event_id.is_none() || asked.event_id == error.event_id;
         if self.pass().asked.take_if(about).is_some() {
             self.slot.not_taken(error.code == "conversation_already_has_active_response");
         }

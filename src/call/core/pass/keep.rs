@@ -44,6 +44,16 @@ struct Item {
     clip: Option<Bytes>,
 }
 
+/// What an item is.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    role: String,
+}
+
 /// The conversation, so far.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Keep {
@@ -112,13 +122,13 @@ impl Keep {
     /// The client changes the session.
     pub(super) fn set(&mut self, text: &Bytes) {
         self.settings.push_back(text.clone());
-        self.settings.truncate(UNCONFIRMED);
+        bound_unconfirmed(&mut self.settings);
     }
 
     /// The client makes an item.
     pub(super) fn make(&mut self, text: &Bytes) {
         self.made.push_back(text.clone());
-        self.made.truncate(UNCONFIRMED);
+        bound_unconfirmed(&mut self.made);
     }
 
     /// The service would not have one of them.
@@ -168,19 +178,11 @@ impl Keep {
             #[serde(borrow)]
             item: &'a RawValue,
         }
-        #[derive(Deserialize)]
-        struct Named {
-            id: String,
-            #[serde(default, rename = "type")]
-            kind: String,
-            #[serde(default)]
-            role: String,
-        }
         let Ok(Done { item }) = serde_json::from_slice(text) else { return };
         if let Ok(Named { id, kind, role }) = serde_json::from_str(item.get()) {
             let turn = self.items.iter().any(|item| item.id == id);
-            let by_client = !turn && (kind == "function_call_output" || ["user", "system"].contains(&role.as_str()));
-            let made = by_client.then(|| self.made.pop_front()).flatten();
+            let by_model = self.saying.iter().any(|(said, _)| *said == id);
+            let made = if turn || by_model { None } else { self.confirmed(&id, &kind, &role) };
             self.saying.retain(|(said, _)| *said != id);
             let clip = made.filter(|text| memchr::memmem::find(text, b"\"input_audio\"").is_some());
             let item_kept = self.item(&id);
@@ -188,6 +190,25 @@ impl Keep {
             item_kept.clip = clip.or(item_kept.clip.take());
             self.bound();
         }
+    }
+
+    /// The client's words for an item that is complete now, if it made it. What it said before that, and is not confirmed, the
+    /// service would not have: it takes items in their order.
+    fn confirmed(&mut self, id: &str, kind: &str, role: &str) -> Option<Bytes> {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Made {
+            item: Named,
+        }
+        let same = |text: &Bytes| {
+            let Made { item } = serde_json::from_slice(text).unwrap_or_default();
+            match item.id.as_str() {
+                "" => item.kind == kind && item.role == role,
+                named => named == id,
+            }
+        };
+        let at = self.made.iter().position(same)?;
+        self.made.drain(..=at).next_back()
     }
 
     /// The reply that runs says more. `response`: its id.
@@ -219,7 +240,11 @@ impl Keep {
     /// The reply broke off: of its items that were not complete, the words that came are kept as all that was said.
     pub(super) fn broke_off(&mut self) {
         for (id, words) in std::mem::take(&mut self.saying) {
-            let text = format!("{}{CUT_MARK}", words.trim_end());
+            let heard = self.items.iter().find(|item| item.id == id).and_then(|item| item.cut_ms);
+            let text = match heard {
+                Some(ms) => cut(&words, ms).unwrap_or_default(),
+                None => format!("{}{CUT_MARK}", words.trim_end()),
+            };
             let shown = json!({"id": id, "type": "message", "role": "assistant", "content": [
                 {"type": "output_text", "text": text}]});
             self.item(&id).shown = shown.to_string().into();
@@ -236,9 +261,7 @@ impl Keep {
 
     /// The client has cut an answer.
     pub(super) fn cut(&mut self, id: &str, audio_end_ms: u64) {
-        if let Some(item) = self.items.iter_mut().find(|item| item.id == id) {
-            item.cut_ms = Some(audio_end_ms);
-        }
+        self.item(id).cut_ms = Some(audio_end_ms); // it may not be complete yet
     }
 
     /// An item is gone.
@@ -354,6 +377,14 @@ impl Item {
             "text" => Some(json!({"type": "output_text", "text": text("text")?})),
             _ => Some(part.clone()),
         }
+    }
+}
+
+/// The newest of what a client wishes are kept, so many and so large: a service answers within a round trip.
+fn bound_unconfirmed(wishes: &mut VecDeque<Bytes>) {
+    let mut bytes: usize = wishes.iter().map(Bytes::len).sum();
+    while wishes.len() > UNCONFIRMED || bytes > MOST_ITEMS * 16 {
+        bytes -= wishes.pop_front().map_or(0, |text| text.len());
     }
 }
 

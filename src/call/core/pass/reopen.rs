@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{Core, Output},
-    Pass, Stage,
+    Asked, Pass, Stage,
     keep::{Retold, Step},
     string_id, update,
 };
@@ -162,7 +162,7 @@ impl Core {
             && self.slot.take()
         {
             self.service_seen = now;
-            self.pass().asked = Some(Said::read(again.clone()).event_id);
+            self.pass().asked = Some(Asked { event_id: Said::read(again.clone()).event_id });
             self.pass().asked_text = Some(again.clone());
             self.forward(again);
         }
@@ -182,6 +182,10 @@ impl Pass {
             None => text,
             Some(field) => shifted(&text, field, self.shift_ms).unwrap_or(text),
         };
+        // Turns are the caller's; what is frequent is about the model's items.
+        if matches!(event, Event::AudioPasses | Event::WordsPass) {
+            return text;
+        }
         renamed(text, self.names.iter().map(|(ours, shown)| (ours.as_str(), shown.as_str())))
     }
 

@@ -27,6 +27,7 @@ struct Rig {
     to_client: Vec<String>,
     pings: usize,
     goes_over: bool,
+    dials: usize,
     end: Option<End>,
 }
 
@@ -45,7 +46,16 @@ impl Rig {
             true,
             None,
         );
-        Self { core, now: At::ZERO, to_service: vec![], to_client: vec![], pings: 0, goes_over: false, end: None }
+        Self {
+            core,
+            now: At::ZERO,
+            to_service: vec![],
+            to_client: vec![],
+            pings: 0,
+            goes_over: false,
+            dials: 0,
+            end: None,
+        }
     }
 
     /// A call whose session is up.
@@ -75,7 +85,8 @@ impl Rig {
                 Output::HandOver => self.goes_over = true,
                 Output::PingClient | Output::Fact(_) | Output::DropAudio => {}
                 Output::Greet(_) | Output::HangUp { .. } => {}
-                Output::Dial | Output::LeaveService | Output::Book(_) => {}
+                Output::Dial => self.dials += 1,
+                Output::LeaveService | Output::Book(_) => {}
                 other => panic!("the owner's business: {other:?}"),
             }
         }
@@ -855,4 +866,105 @@ fn a_clip_is_told_as_it_was_until_it_is_written_down() {
             (&json!("item_c"), if written { &words } else { &content })
         );
     }
+}
+
+/// Writes the call down as it is written for another process, and goes on with it there.
+fn over_there(rig: &mut Rig) {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(&rig.core, &mut bytes).unwrap();
+    rig.core = ciborium::from_reader(bytes.as_slice()).unwrap();
+    rig.core.continues(rig.now);
+}
+
+#[test]
+fn what_was_asked_for_and_had_not_begun_is_asked_for_again_in_the_next_process() {
+    let mut rig = kept();
+    rig.up();
+    rig.say(r#"{"type":"response.create"}"#);
+    rig.input(Input::ClientGone(End::ClientLost));
+    rig.input(Input::Heir(true));
+    rig.input(Input::Drain(30 * SECOND));
+    rig.pass(SECOND);
+    assert!(rig.goes_over);
+    over_there(&mut rig);
+    let _ = rig.forwarded();
+    rig.input(Input::SessionUp(None));
+    for _ in 0..2 {
+        rig.hear(r#"{"type":"session.updated","event_id":"e","session":{"type":"realtime"}}"#);
+    }
+    assert_eq!(rig.forwarded().last().unwrap(), r#"{"type":"response.create"}"#);
+}
+
+#[test]
+fn who_learns_the_way_only_while_the_process_goes_may_still_go_over() {
+    let mut rig = kept();
+    rig.input(Input::Heir(true));
+    rig.input(Input::Drain(30 * SECOND));
+    rig.up();
+    rig.pass(SECOND);
+    assert!(rig.goes_over && rig.end.is_none());
+}
+
+#[test]
+fn who_comes_back_to_a_call_whose_session_could_not_be_had_gets_another_one() {
+    for elsewhere in [false, true] {
+        let mut rig = kept();
+        rig.up();
+        rig.input(Input::ServiceGone(End::upstream(&UpstreamError::Broken("reset".into())), true));
+        rig.input(Input::ServiceGone(End::upstream(&UpstreamError::Broken("refused".into())), true));
+        assert_eq!((rig.dials, rig.end.take()), (1, None), "it was tried, given up, and the call is kept");
+        if elsewhere {
+            over_there(&mut rig);
+        }
+        rig.input(Input::ClientBack { late: At::ZERO, credential: None });
+        assert_eq!(rig.dials, 2);
+        rig.say(r#"{"type":"response.create"}"#);
+        rig.input(Input::SessionUp(None));
+        for _ in 0..2 {
+            rig.hear(r#"{"type":"session.updated","event_id":"e","session":{"type":"realtime"}}"#);
+        }
+        assert_eq!(rig.forwarded().last().unwrap(), r#"{"type":"response.create"}"#);
+    }
+}
+
+#[test]
+fn items_of_a_client_are_confirmed_by_what_they_are() {
+    let mut rig = Rig::open();
+    let item = |role: &str, text: &str, id: Option<&str>| {
+        let kind = if role == "assistant" { "output_text" } else { "input_text" };
+        let mut item = json!({"type": "message", "role": role, "content": [{"type": kind, "text": text}]});
+        if let Some(id) = id {
+            item["id"] = json!(id);
+        }
+        item
+    };
+    let made =
+        [("user", "one", None), ("assistant", "two", None), ("user", "three", Some("mine")), ("user", "four", None)];
+    for (role, text, id) in made {
+        rig.say(&json!({"type": "conversation.item.create", "item": item(role, text, id)}).to_string());
+    }
+    // The third is refused, without a word about which.
+    for (role, text, id) in [("user", "one", "i1"), ("assistant", "two", "i2"), ("user", "four", "i4")] {
+        rig.hear(
+            &json!({"type": "conversation.item.done", "event_id": "e", "item": item(role, text, Some(id))}).to_string(),
+        );
+    }
+    let told: Vec<Value> = retold(&mut rig).iter().map(|item| item["content"][0]["text"].clone()).collect();
+    assert_eq!(told, ["one", "two", "four"]);
+    for _ in 0..2 {
+        rig.hear(r#"{"type":"session.updated","event_id":"e","session":{"type":"realtime"}}"#);
+    }
+    assert!(rig.forwarded().is_empty(), "nothing is left that was not confirmed");
+}
+
+#[test]
+fn an_answer_that_was_cut_and_then_broke_off_is_told_as_far_as_it_was_heard() {
+    let mut rig = Rig::open();
+    conversation(&mut rig);
+    rig.say(r#"{"type":"response.create"}"#);
+    rig.hear(r#"{"type":"response.created","event_id":"e8","response":{"id":"resp_2","conversation_id":"conv_1"}}"#);
+    rig.hear(r#"{"type":"response.output_audio_transcript.delta","event_id":"e","response_id":"resp_2","item_id":"item_a_2","delta":"One two three four five six seven eight nine ten."}"#);
+    rig.hear(r#"{"type":"conversation.item.truncated","event_id":"e","item_id":"item_a_2","content_index":0,"audio_end_ms":1000}"#);
+    let told = retold(&mut rig);
+    assert_eq!(told.last().unwrap()["content"][0]["text"], "One two three ... [interrupted about here]");
 }
