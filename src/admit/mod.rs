@@ -13,9 +13,11 @@
 //! | [`roster`] | calls that run, so that they can be counted and cut |
 //! | [`store`] | what outlives a process (SQLite) |
 //! | [`sources`] | file and store together, read again as they change |
+//! | [`price`] | what a reply costs, by a list of prices |
 pub mod gate;
 pub mod key;
 pub mod pace;
+pub mod price;
 pub mod principal;
 pub mod roster;
 pub mod sources;

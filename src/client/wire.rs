@@ -136,8 +136,16 @@ pub struct Usage {
     pub input_text_tokens: u64,
     /// Of the input: audio.
     pub input_audio_tokens: u64,
+    /// Of the input: images.
+    pub input_image_tokens: u64,
     /// Of the input: found in the service's cache.
     pub cached_tokens: u64,
+    /// Of what was cached: text. Services that only tell how much was cached in all leave this and the next two at 0.
+    pub cached_text_tokens: u64,
+    /// Of what was cached: audio.
+    pub cached_audio_tokens: u64,
+    /// Of what was cached: images.
+    pub cached_image_tokens: u64,
     /// Of the output: text.
     pub output_text_tokens: u64,
     /// Of the output: audio.

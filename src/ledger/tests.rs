@@ -249,6 +249,7 @@ async fn sums_are_those_of_the_rows_that_are_asked_for() {
         cached_tokens: 10,
         output_text_tokens: 5,
         output_audio_tokens: 25,
+        ..Usage::default()
     };
     let row = |id: &str| Entry { usage, ..reply(id, 0, false) };
     ledger.book(row("a"));

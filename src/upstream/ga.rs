@@ -503,18 +503,38 @@ struct Details {
     #[serde(deserialize_with = "tokens")]
     audio_tokens: u64,
     #[serde(deserialize_with = "tokens")]
+    image_tokens: u64,
+    #[serde(deserialize_with = "tokens")]
     cached_tokens: u64,
+    #[serde(deserialize_with = "null_too")]
+    cached_tokens_details: CachedDetails,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct CachedDetails {
+    #[serde(deserialize_with = "tokens")]
+    text_tokens: u64,
+    #[serde(deserialize_with = "tokens")]
+    audio_tokens: u64,
+    #[serde(deserialize_with = "tokens")]
+    image_tokens: u64,
 }
 
 impl From<UsageBody> for Usage {
     fn from(body: UsageBody) -> Self {
+        let cached = body.input_token_details.cached_tokens_details;
         Self {
             total_tokens: body.total_tokens,
             input_tokens: body.input_tokens,
             output_tokens: body.output_tokens,
             input_text_tokens: body.input_token_details.text_tokens,
             input_audio_tokens: body.input_token_details.audio_tokens,
+            input_image_tokens: body.input_token_details.image_tokens,
             cached_tokens: body.input_token_details.cached_tokens,
+            cached_text_tokens: cached.text_tokens,
+            cached_audio_tokens: cached.audio_tokens,
+            cached_image_tokens: cached.image_tokens,
             output_text_tokens: body.output_token_details.text_tokens,
             output_audio_tokens: body.output_token_details.audio_tokens,
         }
@@ -926,7 +946,11 @@ mod tests {
             output_tokens: 121,
             input_text_tokens: 119,
             input_audio_tokens: 13,
+            input_image_tokens: 0,
             cached_tokens: 64,
+            cached_text_tokens: 64,
+            cached_audio_tokens: 0,
+            cached_image_tokens: 0,
             output_text_tokens: 30,
             output_audio_tokens: 91,
         };
