@@ -20,7 +20,7 @@ pub use self::access::{
     AuthConfig, KeyConfig, KeyHash, Moment, Net, Scope, SigningKeyConfig, StoreConfig, TENANT_IDS, TenantConfig,
     is_origin, is_tenant_id,
 };
-pub use self::ledger::LedgerConfig;
+pub use self::ledger::{LedgerConfig, PricesConfig};
 use crate::audio::Codec;
 
 /// The whole file. An empty one is valid.
@@ -47,6 +47,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// Where usage is written down.
     pub ledger: LedgerConfig,
+    /// What it costs.
+    pub prices: PricesConfig,
     /// Who pays, by id; none, and none in the store: nobody is asked for a credential.
     pub tenants: BTreeMap<String, TenantConfig>,
     /// Personas by name; `default` always exists.

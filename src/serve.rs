@@ -48,6 +48,7 @@ use crate::{
     admit::{
         Denied, Gate, Head, License, Principal,
         gate::good_for,
+        price::{PriceError, PriceList},
         sources::{Agents, Reload, Sources},
         store::StoreError,
     },
@@ -59,7 +60,7 @@ use crate::{
         written::Heir,
     },
     config::{AgentConfig, Config, LedgerConfig, TlsConfig, UpstreamConfig},
-    http::{broker, calls, cors, pages, tokens},
+    http::{broker, calls, cors, pages, tokens, usage},
     ledger::{Health, Ledger, LedgerError},
     net::{
         inherit,
@@ -126,6 +127,9 @@ pub enum ServeError {
     /// Usage cannot be written down.
     #[error("{0} (--ledger or `ledger.file` names another one; `ledger.file = \"\"`: none)")]
     Ledger(#[from] LedgerError),
+    /// Prices cannot be read.
+    #[error(transparent)]
+    Prices(#[from] PriceError),
     /// The relay that runs does not hand over.
     #[error("server.handover: {0}")]
     Handover(#[from] HandoverError),
@@ -148,6 +152,9 @@ pub(crate) struct Shared {
     /// Where clients wait for calls of the process before.
     before: OnceLock<WaitingRoom>,
     pub(crate) ledger: Ledger,
+    pub(crate) prices: Arc<PriceList>,
+    /// Readers of it at once.
+    pub(crate) readers: Arc<Semaphore>,
     slots: Arc<Semaphore>,
     draining: AtomicBool,
     drain: watch::Receiver<Option<Instant>>,
@@ -318,6 +325,7 @@ impl Server {
         let upstreams = upstreams.collect::<Result<_, ServeError>>()?;
         let tls =
             config.server.tls.clone().map(|TlsConfig { cert, key }| Tls::load(Files { cert, key })).transpose()?;
+        let prices = Arc::new(PriceList::load(config.prices.file.as_deref())?);
         let ledger = open_ledger(&config.ledger)?;
         let mut before = match &config.server.handover {
             Some(path) => Predecessor::ask(path).await?,
@@ -343,6 +351,8 @@ impl Server {
             heir: Heir::default(),
             before: OnceLock::new(),
             ledger,
+            prices,
+            readers: Arc::new(Semaphore::new(usage::READERS)),
             slots: Arc::new(Semaphore::new(config.server.max_calls)),
             draining: AtomicBool::new(false),
             drain: draining,
@@ -526,7 +536,7 @@ fn router(shared: Arc<Shared>) -> Router {
 /// What web pages of other origins ask for, too.
 fn for_pages() -> Router<Arc<Shared>> {
     let own = Router::new().route("/v1/voice", get(voice::voice)).route("/v1/agents", get(agents));
-    own.merge(tokens::routes()).merge(calls::routes()).merge(broker::routes())
+    own.merge(tokens::routes()).merge(calls::routes()).merge(usage::routes()).merge(broker::routes())
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {

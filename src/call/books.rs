@@ -1,16 +1,22 @@
 //! What a call used, on its way into the ledger: counts of the service, or estimates of ours where a drop ate them.
 //!
-//! A count is told more than once as more is known of it; the ledger keeps one row of each id.
+//! A count is told more than once as more is known of it; the ledger keeps one row of each id. Here a row gets its price: that
+//! of the day on which it is booked.
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::reply::status_name;
 use crate::{
-    admit::Principal,
+    admit::{Principal, price::PriceList},
     client::wire::Usage,
     ledger::{Entry, Kind, Ledger},
     upstream::Event,
     wall::unix_now_ms,
 };
+
+/// What the account of `[upstream]` is called in routes.
+const USUAL_UPSTREAM: &str = "default";
 
 /// What a reply, or words that were written down, came to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,13 +37,17 @@ pub struct Booked {
     pub heard_ms: u64,
     /// The service's count is lost: this is ours.
     pub estimated: bool,
+    /// Of words that were written down: the model that did it, where the session has said so.
+    #[serde(default)]
+    pub writer: Option<String>,
 }
 
 impl Booked {
     /// A reply.
     pub fn reply(id: &str, status: &str, usage: Usage) -> Self {
         let (id, status) = (id.to_owned(), status.to_owned());
-        Self { id, kind: Kind::Reply, status, usage, seconds: None, audio_ms: 0, heard_ms: 0, estimated: false }
+        let (seconds, writer) = (None, None);
+        Self { id, kind: Kind::Reply, status, usage, seconds, audio_ms: 0, heard_ms: 0, estimated: false, writer }
     }
 
     /// What the service counts with this event, if anything.
@@ -61,12 +71,16 @@ impl Booked {
 pub struct Books {
     /// All calls' rows.
     pub ledger: Ledger,
+    /// What things cost.
+    pub prices: Arc<PriceList>,
     /// The call.
     pub call: String,
     /// The agent that was called.
     pub agent: String,
     /// The model that answers.
     pub model: String,
+    /// The model that writes down what the caller says, as long as the session does not name one; none: not known.
+    pub writer: Option<String>,
     /// Where the call came in.
     pub door: &'static str,
 }
@@ -74,7 +88,11 @@ pub struct Books {
 impl Books {
     /// Books a count of this session.
     pub fn book(&self, who: &Principal, session: &str, booked: Booked) {
-        let Booked { id, kind, status, usage, seconds, audio_ms, heard_ms, estimated } = booked;
+        let Booked { id, kind, status, usage, seconds, audio_ms, heard_ms, estimated, writer } = booked;
+        let model = match kind {
+            Kind::Reply => self.model.clone(),
+            Kind::Transcription => writer.or_else(|| self.writer.clone()).unwrap_or_default(),
+        };
         self.ledger.book(Entry {
             id,
             kind,
@@ -84,7 +102,9 @@ impl Books {
             key: who.key_label(),
             user: who.user().map(str::to_owned),
             agent: self.agent.clone(),
-            model: self.model.clone(),
+            route: format!("{}/{model}", who.upstream().unwrap_or(USUAL_UPSTREAM)),
+            cost: self.prices.cost(&model, &usage, seconds),
+            model,
             door: self.door.into(),
             at: unix_now_ms(),
             status,

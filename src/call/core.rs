@@ -341,6 +341,9 @@ pub struct Core {
     away: Option<Away>,
     /// The service's last count, and replies of the running session that it has not counted.
     last_usage: Option<Usage>,
+    /// The model that writes down what the caller says, once a session has said so.
+    #[serde(default)]
+    writer: Option<String>,
     uncounted: Vec<String>,
     commands: u64,
     sent: VecDeque<(u64, About)>,
@@ -437,6 +440,7 @@ impl Core {
             resume_window: None,
             away: None,
             last_usage: None,
+            writer: None,
             uncounted: Vec::new(),
             commands: 0,
             sent: VecDeque::new(),

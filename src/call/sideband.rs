@@ -136,6 +136,7 @@ async fn listen(
     let began = Instant::now();
     let (who, call) = (license.who().clone(), books.call.as_str());
     let (mut joins, mut joined, mut socket): (usize, bool, Option<Socket>) = (0, false, None);
+    let mut writer = None;
     loop {
         if let Some(end) = watch.verdict(began.elapsed()) {
             return end;
@@ -166,6 +167,7 @@ async fn listen(
         match heard {
             Heard::Joined(session) => match *session {
                 Ok(session) => {
+                    writer = writer_of(&ga::decode(&session.created)).or(writer);
                     (joined, socket) = (true, Some(session.socket));
                     joins += 1; // one that ends at once is not joined again at once
                     watch.listens(began.elapsed());
@@ -181,8 +183,9 @@ async fn listen(
                 joins = 1;
                 watch.heard = began.elapsed();
                 limits::heard(upstream.board(), who.tenant_id(), &event);
+                writer = writer_of(&event).or(writer);
                 if let Some(booked) = Booked::counted(&event) {
-                    books.book(&who, "", booked);
+                    books.book(&who, "", Booked { writer: writer.clone(), ..booked });
                 }
                 if let Event::ReplyDone { usage: Some(usage), .. } = event {
                     Fact::Tokens { usage }.record();
@@ -194,6 +197,14 @@ async fn listen(
                 socket = None; // whether the call goes on, the next join shows
             }
         }
+    }
+}
+
+/// The model that writes down what the caller says, where the session says so.
+fn writer_of(event: &Event) -> Option<String> {
+    match event {
+        Event::SessionCreated { writer, .. } | Event::SessionUpdated { writer, .. } => writer.clone(),
+        _ => None,
     }
 }
 

@@ -9,7 +9,10 @@ use tokio::time::{self, Instant};
 
 use super::{Usage, serve, tell};
 use crate::{
-    admit::Principal,
+    admit::{
+        Principal,
+        price::{PriceList, doubts},
+    },
     config::{Config, TlsConfig, UpstreamConfig},
     net::{
         tls::{Files, Tls},
@@ -22,6 +25,7 @@ use crate::{
         limits::{self, Hit},
         open::{Session, Upstream},
     },
+    wall::unix_now,
 };
 
 /// What comes after a reply's end comes within this (43 ms were seen at the service).
@@ -58,6 +62,12 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     tell(io::stdout(), toml::to_string(&config).context("the configuration cannot be printed")?.trim_end());
     if let Some(TlsConfig { cert, key }) = config.server.tls.clone() {
         Tls::load(Files { cert, key }).map_err(|error| Usage(error.to_string()))?;
+    }
+    let prices = PriceList::load(config.prices.file.as_deref()).map_err(|error| Usage(error.to_string()))?;
+    if !config.is_simulated() {
+        for doubt in doubts(&config, &prices, unix_now()) {
+            tell(io::stderr(), &format!("prices: {doubt}"));
+        }
     }
     let named = args.upstream.as_deref().is_some_and(|name| !name.is_empty());
     if !named && config.upstream.url.is_none() && config.upstream.api_key.is_none() {

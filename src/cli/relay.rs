@@ -42,6 +42,7 @@ impl Relay {
             | ServeError::Upstream { .. }
             | ServeError::Tls(_)
             | ServeError::Store(_)
+            | ServeError::Prices(_)
             | ServeError::Ledger(_) => super::Usage(error.to_string()).into(),
         })?;
         Ok(Self { server, sim })

@@ -6,9 +6,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Usage, logs, relay::Relay, self_signed, tell};
 use crate::{
+    admit::price::{PriceList, doubts},
     config::{Config, TlsConfig, parse_listen},
     observe::metrics,
     serve::Server,
+    wall::unix_now,
 };
 
 /// Arguments of `serve`.
@@ -107,6 +109,12 @@ pub fn load(file: Option<&std::path::Path>) -> Result<Config, Usage> {
 pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = args.load()?;
     logs::install(&config.log)?;
+    if !config.is_simulated() {
+        let prices = PriceList::load(config.prices.file.as_deref()).map_err(|error| Usage(error.to_string()))?;
+        for doubt in doubts(&config, &prices, unix_now()) {
+            tracing::warn!("{doubt}");
+        }
+    }
     let drain_s = config.server.drain_s;
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

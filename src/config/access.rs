@@ -220,6 +220,17 @@ impl fmt::Display for Moment {
     }
 }
 
+impl Moment {
+    /// As people write it; a day begins at midnight, UTC.
+    ///
+    /// # Errors
+    /// What is allowed.
+    pub fn day_or_moment(text: &str) -> Result<Self, String> {
+        let found = text.parse().or_else(|_: String| format!("{text}T00:00:00Z").parse());
+        found.map_err(|_: String| "allowed: a day or a moment, such as 2027-01-31 or 2027-01-31T12:00:00Z".to_owned())
+    }
+}
+
 impl std::str::FromStr for Moment {
     type Err = String;
 

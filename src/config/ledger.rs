@@ -1,4 +1,4 @@
-//! Where usage is written down: `[ledger]`.
+//! Where usage is written down, and what it costs: `[ledger]` and `[prices]`.
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,15 @@ pub struct LedgerConfig {
     pub file: Option<PathBuf>,
     /// How long calls are still taken while it cannot be written, seconds; then new ones are refused (fault matrix D2).
     pub grace_s: u64,
+}
+
+/// `[prices]`: what models cost, for [`crate::admit::price`].
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PricesConfig {
+    /// A price list (TOML) whose rows take the place of the relay's own; none: only its own (`assets/prices.toml`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
 }
 
 impl Default for LedgerConfig {

@@ -76,7 +76,8 @@ fn model_of(who: &Principal, session: Option<&Value>) -> String {
 /// Where the rows of such a call go.
 fn books(shared: &Shared, who: &Principal, call: String, door: &'static str, model: String) -> Books {
     let agent = who.secret().map_or_else(|| realtime::usual_agent(shared, who), |secret| &secret.agent).to_owned();
-    Books { ledger: shared.ledger.clone(), call, agent, model, door }
+    let (ledger, prices) = (shared.ledger.clone(), shared.prices.clone());
+    Books { ledger, prices, call, agent, model, writer: None, door }
 }
 
 /// The query's fields; one that cannot be read is none: the paths here need none.

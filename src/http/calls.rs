@@ -26,13 +26,13 @@ pub(crate) fn routes() -> Router<Arc<Shared>> {
         .route("/v1/limits", get(limits))
 }
 
-async fn admin(shared: &Shared, request: Request) -> Result<Principal, Refusal> {
+pub(super) async fn admin(shared: &Shared, request: Request) -> Result<Principal, Refusal> {
     let (head, _) = request.into_parts();
     let who = shared.identify(&head, &Vec::new()).await?;
     if who.may(Scope::Admin) && who.secret().is_none() { Ok(who) } else { Err(Denied::Scope(Scope::Admin).into()) }
 }
 
-fn answer(result: Result<Value, Refusal>) -> Response<Body> {
+pub(super) fn answer(result: Result<Value, Refusal>) -> Response<Body> {
     match result {
         Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response(),
         Err(refusal) => refusal.into(),

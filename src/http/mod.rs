@@ -5,6 +5,7 @@
 //! | [`pages`] | the page at `/` |
 //! | [`tokens`] | `POST /v1/tokens`: short-lived call tokens |
 //! | [`calls`] | `/v1/calls`, `/v1/limits`: what runs, what may run, and its end |
+//! | [`usage`] | `GET /v1/usage`: what was used, and what it cost |
 //! | [`broker`] | client secrets and SDP, for clients that speak to the service directly |
 //! | [`cors`] | which web pages may ask for these |
 //! | [`body`] | bodies, bounded in size and time |
@@ -14,3 +15,4 @@ pub mod calls;
 pub mod cors;
 pub mod pages;
 pub mod tokens;
+pub mod usage;

@@ -3,7 +3,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::client::wire::Usage;
+use crate::{admit::price::Cost, client::wire::Usage};
 
 /// Longest text in a row, bytes: what comes from outside is cut there.
 const LONGEST: usize = 256;
@@ -49,6 +49,8 @@ pub struct Entry {
     pub agent: String,
     /// The model that did it.
     pub model: String,
+    /// The account and the model, `default/gpt-realtime-2.1`.
+    pub route: String,
     /// Where the call came in.
     pub door: Cow<'static, str>,
     /// When, Unix ms.
@@ -65,6 +67,8 @@ pub struct Entry {
     pub heard_ms: u64,
     /// The service's own count was lost: these are numbers of ours.
     pub estimated: bool,
+    /// What it costs, by the prices of the moment at which it was booked; none: not known.
+    pub cost: Option<Cost>,
 }
 
 /// Tells rows apart.
@@ -91,6 +95,7 @@ impl Entry {
             &mut self.tenant,
             &mut self.agent,
             &mut self.model,
+            &mut self.route,
             &mut self.status,
         ];
         let more = [&mut self.key, &mut self.user].into_iter().flatten();
@@ -117,6 +122,7 @@ pub(crate) mod tests {
             user: None,
             agent: "default".to_owned(),
             model: "gpt-realtime-2.1".to_owned(),
+            route: "default/gpt-realtime-2.1".to_owned(),
             door: "thin".into(),
             at: 1_795_219_200_000,
             status: "completed".to_owned(),
@@ -125,6 +131,7 @@ pub(crate) mod tests {
             audio_ms: 2_000,
             heard_ms: 1_500,
             estimated,
+            cost: None,
         }
     }
 

@@ -1,6 +1,9 @@
 //! The SQLite file. Several relays may write to it, and anybody may read it meanwhile ([`super::sums`]).
 //!
 //! It may be older than its last second after `kill -9`, never broken: WAL, one transaction a batch.
+//!
+//! A file of version 1 gets what it lacks when a relay opens it; its rows stay without a cost. A relay that knows only version 1
+//! and has the file open goes on writing such rows; it cannot open the file again.
 use std::{
     fs::{OpenOptions, Permissions},
     io,
@@ -12,13 +15,16 @@ use std::{
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 
 use super::{entry::Entry, spool::Rows};
+use crate::admit::price::{Cost, Usd};
 
 /// How long another process may hold the file. Not longer, for a try that fails costs nothing.
 const BUSY: Duration = Duration::from_secs(1);
 /// How long somebody who reads waits for a relay that begins to write.
 const READ_BUSY: Duration = Duration::from_secs(5);
 /// What this version writes.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
+/// Had no routes, no costs, and cached tokens of all kinds together.
+const FIRST_VERSION: i64 = 1;
 /// Tells a ledger from other SQLite files: `vrlg`.
 const APPLICATION: i64 = 0x7672_6C67;
 /// No count is larger, so that no sum is more than a number can hold.
@@ -34,19 +40,43 @@ const SCHEMA: &str = "
     ) STRICT;
     CREATE INDEX usage_at ON usage (at);
 ";
+/// What version 2 has more. Costs are pico-dollars; NULL: not known.
+const SECOND: &str = "
+    ALTER TABLE usage ADD COLUMN route TEXT NOT NULL DEFAULT '';
+    ALTER TABLE usage ADD COLUMN input_image_tokens INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE usage ADD COLUMN cached_text_tokens INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE usage ADD COLUMN cached_audio_tokens INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE usage ADD COLUMN cached_image_tokens INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE usage ADD COLUMN cost INTEGER;
+    ALTER TABLE usage ADD COLUMN cost_text INTEGER;
+    ALTER TABLE usage ADD COLUMN cost_audio INTEGER;
+    ALTER TABLE usage ADD COLUMN cost_image INTEGER;
+    ALTER TABLE usage ADD COLUMN cost_cached INTEGER;
+";
+/// Lets a file of version 1 be read as if it were of this one. It hides the table of the same name, and is never in the file.
+const AS_SECOND: &str = "
+    CREATE TEMP VIEW usage AS SELECT *, '' AS route, 0 AS input_image_tokens, 0 AS cached_text_tokens,
+        0 AS cached_audio_tokens, 0 AS cached_image_tokens, NULL AS cost, NULL AS cost_text, NULL AS cost_audio,
+        NULL AS cost_image, NULL AS cost_cached
+    FROM main.usage;
+";
 /// One row of each id; [`Entry::replaces`] says which.
 const PUT: &str = "
     INSERT INTO usage (
         kind, id, at, call, session, tenant, key, user, agent, model, door, status, total_tokens, input_tokens, output_tokens,
         input_text_tokens, input_audio_tokens, cached_tokens, output_text_tokens, output_audio_tokens, seconds, audio_ms,
-        heard_ms, estimated
+        heard_ms, estimated, route, input_image_tokens, cached_text_tokens, cached_audio_tokens, cached_image_tokens, cost,
+        cost_text, cost_audio, cost_image, cost_cached
     ) VALUES (
-        ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24
+        ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25,
+        ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34
     ) ON CONFLICT (kind, id) DO UPDATE SET
         at = ?3, call = ?4, session = ?5, tenant = ?6, key = ?7, user = ?8, agent = ?9, model = ?10, door = ?11, status = ?12,
         total_tokens = ?13, input_tokens = ?14, output_tokens = ?15, input_text_tokens = ?16, input_audio_tokens = ?17,
         cached_tokens = ?18, output_text_tokens = ?19, output_audio_tokens = ?20, seconds = ?21, audio_ms = ?22,
-        heard_ms = ?23, estimated = ?24
+        heard_ms = ?23, estimated = ?24, route = ?25, input_image_tokens = ?26, cached_text_tokens = ?27,
+        cached_audio_tokens = ?28, cached_image_tokens = ?29, cost = ?30, cost_text = ?31, cost_audio = ?32,
+        cost_image = ?33, cost_cached = ?34
     WHERE ?24 = 0 OR usage.estimated = 1
 ";
 
@@ -166,7 +196,7 @@ fn connect(file: &Path) -> rusqlite::Result<Result<Connection, LedgerError>> {
     sql.busy_timeout(BUSY)?;
     // Before anything is changed in it.
     if !is_empty(&sql)?
-        && let Err(error) = check(&sql, file)?
+        && let Err(error) = version(&sql, file)?
     {
         return Ok(Err(error));
     }
@@ -176,11 +206,16 @@ fn connect(file: &Path) -> rusqlite::Result<Result<Connection, LedgerError>> {
     // Another process may have been faster.
     if is_empty(&change)? {
         change.execute_batch(SCHEMA)?;
+        change.execute_batch(SECOND)?;
         change.pragma_update(None, "application_id", APPLICATION)?;
         change.pragma_update(None, "user_version", VERSION)?;
     }
+    if matches!(version(&change, file)?, Ok(FIRST_VERSION)) {
+        change.execute_batch(SECOND)?;
+        change.pragma_update(None, "user_version", VERSION)?;
+    }
     change.commit()?;
-    Ok(check(&sql, file)?.map(|()| sql))
+    Ok(version(&sql, file)?.map(|_| sql))
 }
 
 /// Opens a ledger that is there, to read it; a relay may write to it meanwhile.
@@ -195,7 +230,11 @@ pub(super) fn open_to_read(file: &Path) -> Result<Connection, LedgerError> {
         let sql =
             Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         sql.busy_timeout(READ_BUSY)?;
-        Ok(check(&sql, file)?.map(|()| sql))
+        let version = version(&sql, file)?;
+        if matches!(version, Ok(FIRST_VERSION)) {
+            sql.execute_batch(AS_SECOND)?;
+        }
+        Ok(version.map(|_| sql))
     };
     open().map_err(|source| LedgerError::Sql { file: file.to_owned(), source })?
 }
@@ -204,11 +243,11 @@ fn is_empty(sql: &Connection) -> rusqlite::Result<bool> {
     sql.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))
 }
 
-/// Whether it is a ledger that this version knows.
-fn check(sql: &Connection, file: &Path) -> rusqlite::Result<Result<(), LedgerError>> {
+/// The version of a ledger that we know.
+fn version(sql: &Connection, file: &Path) -> rusqlite::Result<Result<i64, LedgerError>> {
     let number = |name| sql.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     Ok(match (number("application_id")?, number("user_version")?) {
-        (APPLICATION, VERSION) => Ok(()),
+        (APPLICATION, found @ FIRST_VERSION..=VERSION) => Ok(found),
         (APPLICATION, found) => Err(LedgerError::Version { file: file.to_owned(), found }),
         _ => Err(LedgerError::Other { file: file.to_owned() }),
     })
@@ -219,7 +258,8 @@ fn put(sql: &mut Connection, rows: &Rows) -> rusqlite::Result<()> {
     let mut put = change.prepare_cached(PUT)?;
     for row in rows.values() {
         let Entry { id, kind, call, session, tenant, key, user, agent, model, door, at, status, usage, .. } = row;
-        let Entry { seconds, audio_ms, heard_ms, estimated, .. } = row;
+        let Entry { seconds, audio_ms, heard_ms, estimated, route, cost, .. } = row;
+        let part = |part: fn(&Cost) -> Usd| cost.as_ref().and_then(|cost| i64::try_from(part(cost).pico()).ok());
         put.execute(params![
             kind.name(),
             id,
@@ -245,6 +285,16 @@ fn put(sql: &mut Connection, rows: &Rows) -> rusqlite::Result<()> {
             number(*audio_ms),
             number(*heard_ms),
             estimated,
+            route,
+            number(usage.input_image_tokens),
+            number(usage.cached_text_tokens),
+            number(usage.cached_audio_tokens),
+            number(usage.cached_image_tokens),
+            part(Cost::total),
+            part(|cost| cost.text),
+            part(|cost| cost.audio),
+            part(|cost| cost.image),
+            part(|cost| cost.cached),
         ])?;
     }
     drop(put);

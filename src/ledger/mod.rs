@@ -13,7 +13,7 @@
 //! | [`file`](mod@file) | the SQLite file |
 //! | [`sums`] | what `voxrelay usage` asks it |
 //!
-//! It knows no call, door or tenant; it never decides what a reply costs.
+//! It knows no call, door or tenant; it never decides what a reply costs: rows come with their cost ([`crate::call::books`]).
 pub mod entry;
 pub mod file;
 pub mod spool;

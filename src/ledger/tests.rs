@@ -15,11 +15,14 @@ use super::{
     sums::{Ask, By, Report, Sum, report},
     *,
 };
-use crate::client::wire::Usage;
+use crate::{
+    admit::price::{Cost, Usd},
+    client::wire::Usage,
+};
 
 const GRACE: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(30);
-const ALL: Ask = Ask { since: None, until: None, tenant: None, by: By::Tenant };
+const ALL: Ask = Ask { since: None, until: None, tenant: None, by: By::Tenant, most: None, patience: None };
 
 /// Ids, output tokens and estimates of all rows in a file.
 fn rows(file: &Path) -> Vec<(String, u64, bool)> {
@@ -268,9 +271,11 @@ async fn sums_are_those_of_the_rows_that_are_asked_for() {
         calls: 1,
         replies: 2,
         estimated: 1,
+        input_tokens: 140,
         input_text_tokens: 40,
         input_audio_tokens: 100,
         cached_tokens: 20,
+        cached_percent: Some("14.2".to_owned()),
         output_text_tokens: 10,
         output_audio_tokens: 50,
         total_tokens: 200,
@@ -279,6 +284,8 @@ async fn sums_are_those_of_the_rows_that_are_asked_for() {
         transcriptions: 1,
         transcription_tokens: 100,
         transcription_seconds: 2.5,
+        unpriced: 3,
+        ..Sum::default()
     };
     assert_eq!(ask(ALL)[0], acme);
     let only = Report { sums: vec![acme.clone()], total: Some(Sum { names: Vec::new(), ..acme }) };
@@ -297,11 +304,12 @@ async fn sums_are_those_of_the_rows_that_are_asked_for() {
         (By::User, vec![day("acme/", 1), day("acme/ann", 1), day("other/", 1)]),
         (By::Agent, vec![day("default", 4)]),
         (By::Model, vec![day("gpt-realtime-2.1", 4), day("gpt-transcribe", 0)]),
+        (By::Route, vec![day("default/gpt-realtime-2.1", 4)]),
         (By::Call, vec![day("acme/call_1", 2), day("other/call_2", 1)]),
         (By::Day, vec![day("2026-11-21", 3), day("2026-11-22", 1)]),
     ] {
         assert_eq!(replies(Ask { by, ..ALL }), want, "{by:?}");
-        assert_eq!(want[0].0.split('/').count(), by.names().len());
+        assert_eq!(ask(Ask { by, ..ALL })[0].names.len(), by.names().len());
     }
     assert_eq!(replies(Ask { since: Some(at + 1), ..ALL }), [day("acme", 1)]);
     assert_eq!(replies(Ask { until: Some(at), ..ALL }), []);
@@ -314,4 +322,108 @@ async fn none_takes_everything_and_keeps_nothing() {
     let none = Ledger::none();
     none.book(reply("a", 1, false));
     assert_eq!((none.health(Instant::now()), none.flush(PATIENCE).await), (Health::Good, 0));
+}
+
+/// A file as the first version wrote it, with a row.
+fn first_version(file: &Path) {
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    let sql = Connection::open(file).unwrap();
+    sql.execute_batch(
+        "CREATE TABLE usage (
+            kind TEXT NOT NULL, id TEXT NOT NULL, at INTEGER NOT NULL, call TEXT NOT NULL, session TEXT NOT NULL,
+            tenant TEXT NOT NULL, key TEXT, user TEXT, agent TEXT NOT NULL, model TEXT NOT NULL, door TEXT NOT NULL,
+            status TEXT NOT NULL, total_tokens INTEGER NOT NULL, input_tokens INTEGER NOT NULL,
+            output_tokens INTEGER NOT NULL, input_text_tokens INTEGER NOT NULL, input_audio_tokens INTEGER NOT NULL,
+            cached_tokens INTEGER NOT NULL, output_text_tokens INTEGER NOT NULL, output_audio_tokens INTEGER NOT NULL,
+            seconds REAL, audio_ms INTEGER NOT NULL, heard_ms INTEGER NOT NULL, estimated INTEGER NOT NULL,
+            PRIMARY KEY (kind, id)
+        ) STRICT;
+        CREATE INDEX usage_at ON usage (at);
+        PRAGMA application_id = 0x76726C67; PRAGMA user_version = 1; PRAGMA journal_mode = WAL;",
+    )
+    .unwrap();
+    first_version_writes(&sql, "old");
+}
+
+/// A row as the first version writes it.
+fn first_version_writes(sql: &Connection, id: &str) {
+    let row = "INSERT INTO usage (kind, id, at, call, session, tenant, agent, model, door, status, total_tokens,
+            input_tokens, output_tokens, input_text_tokens, input_audio_tokens, cached_tokens, output_text_tokens,
+            output_audio_tokens, audio_ms, heard_ms, estimated)
+        VALUES ('reply', ?1, 1795219200000, 'call_0', 'sess_0', 'acme', 'default', 'gpt-realtime-2.1', 'thin', 'completed',
+            253, 132, 121, 119, 13, 64, 30, 91, 4550, 4550, 0)";
+    sql.execute(row, [id]).unwrap();
+}
+
+fn version_of(file: &Path) -> i64 {
+    Connection::open(file).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+}
+
+#[tokio::test]
+async fn a_file_of_the_first_version_is_read_as_it_is_and_grows_when_a_relay_opens_it() {
+    let (_dir, file) = folder();
+    first_version(&file);
+    let ask = Ask { by: By::Route, ..ALL };
+    let old = &report(&file, &ask).unwrap().sums[0];
+    assert_eq!((old.names[0].as_str(), old.replies, old.cached_tokens, old.unpriced), ("", 1, 64, 1));
+    assert_eq!((old.cost_usd, old.cached_percent.as_deref()), (Usd::default(), Some("48.4")));
+    assert_eq!(version_of(&file), 1, "whoever reads changes nothing");
+    // A relay of the first version has it open meanwhile.
+    let elder = Connection::open(&file).unwrap();
+    let ledger = Ledger::open(&file, GRACE).unwrap();
+    assert_eq!(version_of(&file), 2);
+    first_version_writes(&elder, "old, too");
+    let cost = Cost { text: Usd::from_pico(7), cached: Usd::from_pico(3), ..Cost::default() };
+    ledger.book(Entry { cost: Some(cost), ..reply("new", 1, false) });
+    assert_eq!(ledger.flush(PATIENCE).await, 0);
+    let sums = report(&file, &ask).unwrap().sums;
+    let found = sums.iter().map(|sum| (sum.names[0].as_str(), sum.replies, sum.unpriced, sum.cost_usd.pico()));
+    assert_eq!(found.collect::<Vec<_>>(), [("", 2, 2, 0), ("default/gpt-realtime-2.1", 1, 0, 10)]);
+    drop(Ledger::open(&file, GRACE).unwrap());
+    assert_eq!(version_of(&file), 2, "once is enough");
+}
+
+#[tokio::test]
+async fn sums_of_costs_are_exact_however_large_they_are() {
+    let (_dir, file) = folder();
+    let ledger = Ledger::open(&file, GRACE).unwrap();
+    // More together than a number of SQLite holds, and odd.
+    let most = Usd::from_pico(i128::from(i64::MAX));
+    for n in 0..3_i32 {
+        ledger.book(Entry {
+            cost: Some(Cost { audio: most, ..Cost::default() }),
+            ..reply(&format!("large {n}"), 1, false)
+        });
+    }
+    let small =
+        Cost { text: Usd::from_pico(1), image: Usd::from_pico(20), cached: Usd::from_pico(300), ..Cost::default() };
+    ledger.book(Entry { cost: Some(small), kind: Kind::Transcription, ..reply("small", 1, false) });
+    ledger.book(reply("unknown", 1, false));
+    assert_eq!(ledger.flush(PATIENCE).await, 0);
+    let sum = report(&file, &ALL).unwrap().total.unwrap();
+    let three = 3 * i128::from(i64::MAX);
+    let found = [sum.cost_usd, sum.cost_text_usd, sum.cost_audio_usd, sum.cost_image_usd, sum.cost_cached_usd];
+    assert_eq!(found.map(Usd::pico), [three + 321, 1, three, 20, 300]);
+    assert_eq!((sum.cost_transcription_usd.pico(), sum.unpriced), (321, 1));
+    assert_eq!(sum.cost_usd.to_string(), "27670116.110564327742");
+    // A better count brings its own cost, and an unknown one takes the known one away.
+    ledger.book(Entry { cost: Some(small), ..reply("unknown", 2, false) });
+    ledger.book(reply("large 0", 2, false));
+    assert_eq!(ledger.flush(PATIENCE).await, 0);
+    let sum = report(&file, &ALL).unwrap().total.unwrap();
+    assert_eq!((sum.cost_usd.pico(), sum.unpriced), (three / 3 * 2 + 642, 1));
+}
+
+#[tokio::test]
+async fn whoever_asks_has_an_end_of_patience_and_of_appetite() {
+    let (_dir, file) = folder();
+    let ledger = Ledger::open(&file, GRACE).unwrap();
+    (0..5_000).for_each(|n| ledger.book(Entry { agent: format!("agent {n:04}"), ..reply(&n.to_string(), 1, false) }));
+    assert_eq!(ledger.flush(PATIENCE).await, 0);
+    let some = report(&file, &Ask { by: By::Agent, most: Some(3), ..ALL }).unwrap();
+    assert_eq!((some.sums.len(), some.total.unwrap().replies), (3, 5_000));
+    let late = report(&file, &Ask { patience: Some(Instant::now()), ..ALL }).unwrap_err().to_string();
+    assert!(late.contains("interrupted"), "{late}");
+    let patient = Ask { patience: Some(Instant::now() + PATIENCE), ..ALL };
+    assert_eq!(report(&file, &patient).unwrap().total.unwrap().replies, 5_000);
 }

@@ -242,6 +242,16 @@ fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
     };
     let slot = shared.slots.clone().try_acquire_owned().map_err(|_| "all lines are taken")?;
     let license = shared.gate.admit(&id, &who, name).map_err(|denied| denied.to_string())?;
+    let writer = shared.agent(&agent).filter(|_| name == "thin");
+    let books = Books {
+        ledger: shared.ledger.clone(),
+        prices: shared.prices.clone(),
+        call: id.clone(),
+        agent: agent.clone(),
+        model: model.clone(),
+        writer: writer.and_then(|agent| agent.transcription.clone()),
+        door: name,
+    };
     let call = Call {
         core,
         door: Door::restored(door, shared.agent(&agent), shared.config.audio.gather),
@@ -250,7 +260,7 @@ fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
         upstream,
         client: Client::Away { outbox: Written::outbox(written.said, written.kept, written.waiting), ran, session },
         ticket: Some(shared.returns.restored(name, written.tokens)),
-        books: Books { ledger: shared.ledger.clone(), call: id.clone(), agent, model, door: name },
+        books,
         reconnect: shared.reconnect(),
         heir: shared.heir.clone(),
         goodbyes: shared.calls.clone(),

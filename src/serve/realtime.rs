@@ -392,7 +392,10 @@ fn admit(
         let policy = if set_up { policy.joined() } else { policy };
         let life = task.life(&who, id.clone());
         let (ledger, model) = (task.ledger.clone(), wanted.model.clone());
-        let books = Books { ledger, call: id.clone(), agent: name, model, door: "openai" };
+        let prices = task.prices.clone();
+        // The client chooses it, and its session says it.
+        let writer = None;
+        let books = Books { ledger, prices, call: id.clone(), agent: name, model, writer, door: "openai" };
         let (ticket, resume) = task.way_back("openai").filter(|_| comes_back && who.secret().is_none()).unzip();
         Call {
             core: Core::pass_through(

@@ -155,6 +155,7 @@ fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgra
         let config = &task.config;
         let plan = plan(config, &upstream, &query, name, &agent);
         let audio = plan.audio;
+        let writer = agent.transcription.clone();
         let setup = SessionSetup {
             input: plan.upstream_input,
             output: plan.upstream_output,
@@ -164,9 +165,11 @@ fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgra
         let (ticket, resume) = task.way_back("thin").unzip();
         let books = Books {
             ledger: task.ledger.clone(),
+            prices: task.prices.clone(),
             call: id.clone(),
             agent: plan.agent.clone(),
             model: model.clone(),
+            writer,
             door: "thin",
         };
         Call {

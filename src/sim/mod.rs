@@ -54,4 +54,4 @@ pub use config::{Shape, SimConfig};
 pub use faults::Faults;
 pub use limits::Limits;
 pub use server::Sim;
-pub use stats::SimStats;
+pub use stats::{SimStats, UsageStats};

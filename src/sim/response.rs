@@ -379,7 +379,7 @@ impl Session {
         if let Ok(Some(taken)) = &run.taken {
             self.settle_tokens(taken, total);
         }
-        self.world.stats.response_done(status, total);
+        self.world.stats.response_done(status, input, output);
         let delay = self.dice.delay(self.world.config.delays.rate_limits);
         self.at(self.now + delay, Act::RateLimits(total));
         if !run.aside {

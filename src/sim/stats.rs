@@ -7,10 +7,28 @@ use std::{
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::tokens::{InputUsage, Tokens};
 use crate::audio::Format;
 
 /// Most entries of a log: a soak test must not fill the memory.
 const MAX_LOG: usize = 100_000;
+
+/// Tokens of all `response.done`, by kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct UsageStats {
+    /// Text in; what was cached is part of it.
+    pub text: u64,
+    /// Audio in; what was cached is part of it.
+    pub audio: u64,
+    /// Text in that was cached.
+    pub cached_text: u64,
+    /// Audio in that was cached.
+    pub cached_audio: u64,
+    /// Text out.
+    pub output_text: u64,
+    /// Audio out.
+    pub output_audio: u64,
+}
 
 /// Counters since the start.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -59,6 +77,8 @@ pub struct SimStats {
     pub pongs: u64,
     /// Tokens of all `response.done`.
     pub tokens: u64,
+    /// The same by kind.
+    pub usage: UsageStats,
     /// Replies and sessions that the account's limits refused, by limit.
     pub limited: BTreeMap<String, u64>,
     /// Requests for a client secret, refused ones too.
@@ -166,10 +186,17 @@ impl Stats {
         }
     }
 
-    pub(super) fn response_done(&self, status: &str, tokens: u64) {
+    pub(super) fn response_done(&self, status: &str, input: InputUsage, output: Tokens) {
         let mut stats = self.lock();
         *stats.responses_by_status.entry(status.to_owned()).or_default() += 1;
-        stats.tokens += tokens;
+        stats.tokens += input.all.total() + output.total();
+        let usage = &mut stats.usage;
+        usage.text += input.all.text;
+        usage.audio += input.all.audio;
+        usage.cached_text += input.cached.text;
+        usage.cached_audio += input.cached.audio;
+        usage.output_text += output.text;
+        usage.output_audio += output.audio;
     }
 
     pub(super) fn limited(&self, limit: &str) {

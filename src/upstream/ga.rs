@@ -400,6 +400,13 @@ struct SessionAudio {
 struct SessionInput {
     format: Option<AudioFormat>,
     turn_detection: Option<Detection>,
+    transcription: Option<Transcription>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Transcription {
+    model: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -417,6 +424,10 @@ struct Detection {
 }
 
 impl Session {
+    fn writer(&self) -> Option<String> {
+        self.audio.input.transcription.as_ref()?.model.clone().filter(|model| !model.is_empty())
+    }
+
     /// Nothing where the format is none that we know.
     fn hearing(&self) -> Option<Hearing> {
         let input = &self.audio.input;
@@ -564,9 +575,13 @@ impl From<Incoming> for Event {
             "session.created" => {
                 let session = e.session.unwrap_or_default();
                 let hearing = session.hearing();
-                Self::SessionCreated { id: session.id, expires_at: session.expires_at, hearing }
+                let writer = session.writer();
+                Self::SessionCreated { id: session.id, expires_at: session.expires_at, hearing, writer }
             }
-            "session.updated" => Self::SessionUpdated { hearing: e.session.unwrap_or_default().hearing() },
+            "session.updated" => {
+                let session = e.session.unwrap_or_default();
+                Self::SessionUpdated { hearing: session.hearing(), writer: session.writer() }
+            }
             "input_audio_buffer.speech_started" => Self::SpeechStarted { at_ms: e.audio_start_ms },
             "input_audio_buffer.speech_stopped" => Self::SpeechStopped { at_ms: e.audio_end_ms },
             "input_audio_buffer.committed" => Self::Committed { item: e.item_id },
@@ -814,17 +829,18 @@ mod tests {
         for (text, want) in [
             (
                 r#"{"type":"session.created","event_id":"e","session":{"type":"realtime","id":"sess_1","expires_at":1758000000,"audio":{}}}"#,
-                Event::SessionCreated { id: s("sess_1"), expires_at: Some(1_758_000_000), hearing: None },
+                Event::SessionCreated { id: s("sess_1"), expires_at: Some(1_758_000_000), hearing: None, writer: None },
             ),
             (
-                r#"{"type":"session.updated","event_id":"e","session":{"id":"sess_1","audio":{"input":{"format":{"type":"audio/pcm","rate":24000},"turn_detection":{"type":"server_vad","silence_duration_ms":200}}}}}"#,
+                r#"{"type":"session.updated","event_id":"e","session":{"id":"sess_1","audio":{"input":{"format":{"type":"audio/pcm","rate":24000},"turn_detection":{"type":"server_vad","silence_duration_ms":200},"transcription":{"model":"gpt-transcribe"}}}}}"#,
                 Event::SessionUpdated {
                     hearing: Some(Hearing { input: Format::PCM_24K, silence: Some(Duration::from_millis(200)) }),
+                    writer: Some(s("gpt-transcribe")),
                 },
             ),
             (
-                r#"{"type":"session.updated","event_id":"e","session":{"audio":{"input":{"format":{"type":"audio/pcmu"},"turn_detection":null}}}}"#,
-                Event::SessionUpdated { hearing: Some(Hearing { input: Format::MULAW, silence: None }) },
+                r#"{"type":"session.updated","event_id":"e","session":{"audio":{"input":{"format":{"type":"audio/pcmu"},"turn_detection":null,"transcription":null}}}}"#,
+                Event::SessionUpdated { hearing: Some(Hearing { input: Format::MULAW, silence: None }), writer: None },
             ),
             (
                 r#"{"type":"response.created","event_id":"e","response":{"id":"resp_2","conversation_id":null}}"#,

@@ -168,11 +168,15 @@ pub enum Event {
         expires_at: Option<u64>,
         /// How it listens.
         hearing: Option<Hearing>,
+        /// The model that writes down what the caller says.
+        writer: Option<String>,
     },
     /// The set-up was taken.
     SessionUpdated {
         /// How it listens from now on.
         hearing: Option<Hearing>,
+        /// The model that writes down what the caller says.
+        writer: Option<String>,
     },
     /// The caller speaks.
     SpeechStarted {

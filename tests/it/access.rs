@@ -15,7 +15,7 @@ use voxrelay::{
 use crate::support::{Client, PATIENCE, Rig, answer, config, new_key, tenant, tenant_with, until};
 
 /// Every route that is not for everybody, with the method that does something.
-const ROUTES: [(&str, &str); 19] = [
+const ROUTES: [(&str, &str); 20] = [
     ("GET", "/v1/voice"),
     ("GET", "/v1/voice?resume=x&got=1"),
     ("GET", "/v1/realtime?model=gpt-realtime"),
@@ -29,6 +29,7 @@ const ROUTES: [(&str, &str); 19] = [
     ("DELETE", "/v1/calls/call_1"),
     ("POST", "/v1/calls/call_1/rotate"),
     ("GET", "/v1/limits"),
+    ("GET", "/v1/usage"),
     ("POST", "/v1/realtime/client_secrets"),
     ("POST", "/v1/realtime/calls"),
     ("POST", "/v1/realtime/calls/rtc_1/hangup"),
@@ -47,6 +48,7 @@ fn the_table_of_routes_is_whole() {
         include_str!("../../src/http/broker.rs"),
         include_str!("../../src/http/calls.rs"),
         include_str!("../../src/http/tokens.rs"),
+        include_str!("../../src/http/usage.rs"),
     ];
     let mut found = 0;
     for source in sources {
@@ -159,6 +161,7 @@ async fn a_key_is_good_for_its_scopes_and_a_token_for_calls() {
             (Scope::Admin, "GET", "/v1/calls"),
             (Scope::Admin, "DELETE", "/v1/calls/call_1"),
             (Scope::Admin, "POST", "/v1/calls/call_1/rotate"),
+            (Scope::Admin, "GET", "/v1/usage"),
         ] {
             let got = rig.ask(method, path, key).await;
             assert_eq!(
@@ -177,6 +180,7 @@ async fn a_key_is_good_for_its_scopes_and_a_token_for_calls() {
         ("POST", "/v1/tokens"),
         ("GET", "/v1/calls"),
         ("GET", "/v1/limits"),
+        ("GET", "/v1/usage"),
         ("POST", "/v1/realtime/client_secrets"),
         ("POST", "/v1/realtime/calls"),
     ] {

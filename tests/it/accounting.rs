@@ -30,6 +30,7 @@ fn entry(id: &str) -> Entry {
         user: Some("ann".to_owned()),
         agent: "default".to_owned(),
         model: "gpt-realtime-2.1".to_owned(),
+        route: "default/gpt-realtime-2.1".to_owned(),
         door: "thin".into(),
         at: 1_795_219_200_000,
         status: "completed".to_owned(),
@@ -38,6 +39,7 @@ fn entry(id: &str) -> Entry {
         audio_ms: 90_000,
         heard_ms: 60_000,
         estimated: false,
+        cost: None,
     }
 }
 
@@ -194,9 +196,12 @@ async fn usage_sums_up_what_a_running_relay_writes() {
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let lines: Vec<Vec<String>> = stdout.lines().map(words).collect();
     assert_eq!((code, stderr.as_str()), (0, ""));
-    assert_eq!(lines[1], ["acme", "1", "2", "0", "0", "0", "0", "0", "3.0", "2.0", "~1"], "{stdout}");
-    assert_eq!((&lines[3][..3], lines.len()), (&words("total 1 3")[..], 6), "{stdout}");
-    assert!(stdout.contains("estimates"), "{stdout}");
+    let line = ["acme", "1", "2", "0", "0", "0", "0.0", "0", "0", "3.0", "2.0", "~1", "?"];
+    assert_eq!(lines[1], line, "{stdout}");
+    assert_eq!((&lines[3][..3], lines.len()), (&words("total 1 3")[..], 7), "{stdout}");
+    assert!(stdout.contains("estimates") && stdout.contains("the cost of 3 of 3 replies"), "{stdout}");
+    let (_, stdout, _) = usage(&["--by", "route", "--cost"]);
+    assert!(stdout.contains("default/gpt-realtime-2.1") && stdout.contains("cached USD"), "{stdout}");
     let (_, stdout, _) = usage(&["--json", "--by", "user", "--tenant", "acme", "--until", "2026-11-22"]);
     let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!((json[0]["user"].as_str(), json[0]["estimated"].as_u64()), (Some(""), Some(1)));

@@ -18,6 +18,8 @@ mod doors;
 #[cfg(test)]
 mod handover;
 #[cfg(test)]
+mod money;
+#[cfg(test)]
 mod network;
 #[cfg(test)]
 mod openai;

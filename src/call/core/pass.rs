@@ -363,6 +363,7 @@ impl Core {
         self.service_seen = now;
         self.stall = super::Stall::None;
         self.pass().complained = matches!(event, Event::Error(_));
+        self.note_writer(&event);
         if self.pass().stage != Stage::Open {
             return self.heard_early(now, event, text);
         }
@@ -372,7 +373,7 @@ impl Core {
         let text = self.pass().in_clients_words(&event, text);
         match event {
             Event::AudioPasses => first = self.audio_passes(now),
-            Event::SessionUpdated { hearing: Some(hearing) } => self.listens(hearing),
+            Event::SessionUpdated { hearing: Some(hearing), .. } => self.listens(hearing),
             Event::SpeechStarted { at_ms } => {
                 self.turn.speech_started(at_ms);
             }
@@ -498,7 +499,7 @@ impl Core {
                     }
                 }
             }
-            (Event::SessionUpdated { hearing }, Stage::Opening(mut waiting)) => {
+            (Event::SessionUpdated { hearing, .. }, Stage::Opening(mut waiting)) => {
                 hearing.into_iter().for_each(|hearing| self.listens(hearing));
                 self.pass().keep.session(&text);
                 if let Some(created) = waiting.first_mut() {

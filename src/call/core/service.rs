@@ -35,6 +35,7 @@ impl Core {
     pub(super) fn hear_service(&mut self, now: At, event: Event) {
         (self.service_seen, self.given_alive) = (now, self.given);
         self.stall = Stall::None;
+        self.note_writer(&event);
         self.book(&event);
         match event {
             Event::SpeechStarted { at_ms } => {
@@ -118,6 +119,15 @@ impl Core {
         }
     }
 
+    /// The session says who writes down what the caller says: whoever does has prices of its own.
+    pub(super) fn note_writer(&mut self, event: &Event) {
+        if let Event::SessionCreated { writer: Some(writer), .. } | Event::SessionUpdated { writer: Some(writer), .. } =
+            event
+        {
+            self.writer = Some(writer.clone());
+        }
+    }
+
     /// What the service has counted.
     pub(super) fn book(&mut self, event: &Event) {
         match event {
@@ -127,9 +137,10 @@ impl Core {
             Event::ReplyDone { response, .. } => self.uncounted.retain(|open| open != response),
             _ => {}
         }
-        let Some(booked) = Booked::counted(event) else { return };
-        if booked.kind == Kind::Reply {
-            self.last_usage = Some(booked.usage);
+        let Some(mut booked) = Booked::counted(event) else { return };
+        match booked.kind {
+            Kind::Reply => self.last_usage = Some(booked.usage),
+            Kind::Transcription => booked.writer.clone_from(&self.writer),
         }
         let audio_ms = self.playout.audio_ms(&booked.id);
         self.out.push_back(Output::Book(Booked { audio_ms, ..booked }));

@@ -201,7 +201,7 @@ pub(super) fn upstream(bytes: &[u8]) {
     if !only_glanced_at {
         assert_eq!(glance, event);
     }
-    if let Event::SessionCreated { hearing: Some(hearing), .. } | Event::SessionUpdated { hearing: Some(hearing) } =
+    if let Event::SessionCreated { hearing: Some(hearing), .. } | Event::SessionUpdated { hearing: Some(hearing), .. } =
         &event
     {
         let _ = hearing.input.duration(4_800);

@@ -112,7 +112,7 @@ impl Core {
     /// What the new session says to what it is told.
     pub(super) fn heard_reopening(&mut self, now: At, event: Event, updates: u8) {
         match event {
-            Event::SessionUpdated { hearing } if updates <= 1 => {
+            Event::SessionUpdated { hearing, .. } if updates <= 1 => {
                 hearing.into_iter().for_each(|hearing| self.listens(hearing));
                 self.reopened(now);
             }
