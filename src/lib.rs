@@ -24,16 +24,16 @@
 //! | [`desktop`] | microphone and loudspeaker of this computer on a call: talk |
 //! | [`config`] | one struct per section, every default in one place |
 //! | [`serve`] | listen, doors, one task per call, drain |
-//! | [`admit`] | who may come in: keys, tenants, call tokens, limits, running calls, what outlives a process |
+//! | [`admit`] | who may come in: keys, tenants, call tokens, limits, running calls, what outlives a process; what a reply costs |
 //! | [`net`] | one accept loop and one WebSocket for every door and both legs |
 //! | [`client`] | them → us: the thin door, its wire types and its public page; OpenAI's own protocol |
 //! | [`audio`] | samples, pure: codecs, resampling, lanes, chunks in, paced frames out, recordings |
 //! | [`call`] | decisions: the core, its parts, and the driver |
 //! | [`upstream`] | us → model: one file per dialect, the opening of sessions, client secrets, limits |
 //! | [`beta`] | the protocol's former shape and its present one, each said in the other; used at both edges |
-//! | [`http`] | what is asked for over plain HTTP: the page, tokens, client secrets and SDP, the end of calls |
+//! | [`http`] | what is asked for over plain HTTP: the page, tokens, client secrets and SDP, the end of calls, usage |
 //! | [`sim`] | the simulated model service, its habits and its faults |
-//! | [`ledger`] | what was used and by whom: one row per reply, never two, in a file that outlives the process |
+//! | [`ledger`] | what was used, by whom, and what it cost: one row per reply, never two, in a file that outlives the process |
 //! | [`chaos`] | a TCP proxy between any two parties that makes the network bad, scripted and seeded |
 //! | [`scripted`] | what both have in common: tables of faults, seeded dice |
 //! | [`wall`] | the clock on the wall, for what others count in it |

@@ -135,12 +135,13 @@ impl Row {
         text += cost_of(usage.output_text_tokens, self.text.out)?;
         audio += cost_of(usage.output_audio_tokens, self.audio.out)?;
         // Tokens of which the kind is not said are of the dearest one.
-        let unnamed: [(u64, u64, fn(Rates) -> Option<u64>); 2] =
-            [(usage.input_tokens, input, |rates| rates.fresh), (usage.output_tokens, output, |rates| rates.out)];
-        for (all, named, rate) in unnamed {
-            let dearest = kinds.into_iter().filter_map(rate).max();
+        let dearest = |rate: fn(Rates) -> Option<u64>| (kinds.into_iter().filter_map(rate).max(), rate(self.audio));
+        for (all, named, (dearest, of_audio)) in [
+            (usage.input_tokens, input, dearest(|rates| rates.fresh)),
+            (usage.output_tokens, output, dearest(|rates| rates.out)),
+        ] {
             let more = cost_of(all.saturating_sub(named), dearest)?;
-            if dearest == rate(self.audio) { audio += more } else { text += more }
+            if dearest == of_audio { audio += more } else { text += more }
         }
         let usd = |pico: u128| i128::try_from(pico).ok().map(Usd::from_pico);
         Some(Cost { text: usd(text)?, audio: usd(audio)?, image: usd(image)?, cached: usd(from_cache)? })

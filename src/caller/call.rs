@@ -160,7 +160,7 @@ enum Link {
 /// What the link came to.
 enum Found {
     Frame(Received),
-    Dialled(Dialled),
+    Dialled(Box<Dialled>),
 }
 
 impl fmt::Debug for Call {
@@ -333,7 +333,7 @@ impl Call {
             }
             let event = match self.poll_link(cx) {
                 Poll::Ready(Found::Frame(frame)) => self.take(now, frame),
-                Poll::Ready(Found::Dialled(dialled)) => self.dialled(now, dialled),
+                Poll::Ready(Found::Dialled(dialled)) => self.dialled(now, *dialled),
                 Poll::Pending => {
                     let at = self.resume.deadline();
                     if self.alarm.deadline() != at {
@@ -360,7 +360,7 @@ impl Call {
                     return found.map(Found::Frame);
                 }
             },
-            Link::Dialling(dialling) => dialling.as_mut().poll(cx).map(Found::Dialled),
+            Link::Dialling(dialling) => dialling.as_mut().poll(cx).map(|dialled| Found::Dialled(Box::new(dialled))),
             Link::Down => Poll::Pending,
         }
     }

@@ -37,7 +37,7 @@ enum Command {
     Sim(sim::SimArgs),
     /// Add, show, rotate and revoke tenants: who may call, and with which keys
     Tenant(tenant::TenantArgs),
-    /// Show what was used: replies, tokens and minutes, by tenant, key, user, agent, model, call or day
+    /// Show what was used and what it cost: replies, tokens, minutes and USD, by tenant, key, user, agent, model, route, call or day
     Usage(usage::UsageArgs),
     /// Print the effective configuration, or what is wrong with it
     Check(check::CheckArgs),

@@ -264,7 +264,7 @@ total          1        3      48.4    0.0009     0.0062      0.0000  ≥0.0072 
 
 ? ≥ the cost of 2 of 3 replies and transcripts is not known: their models had no price, or they are older than prices";
         assert_eq!(table(By::Route, &COSTS, &[example.clone(), unknown, partly], &both).join("\n"), want);
-        let line = table(By::Route, &TOKENS, &[example.clone()], &example).pop().unwrap();
+        let line = table(By::Route, &TOKENS, std::slice::from_ref(&example), &example).pop().unwrap();
         assert!(line.ends_with("  0.0072"), "{line}");
         // For programs: every digit.
         let record = example.record(By::Route);
