@@ -61,7 +61,8 @@ tools() {
 
 # The lines that count are kept, to stand at the end too.
 tests() {
-  cargo test --locked 2>&1 | tee "$scratch/tests"
+  # Many of them wait for promised times on real sockets: more at once than there are cores keep those busy.
+  RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}" cargo test --locked 2>&1 | tee "$scratch/tests"
 }
 
 # Microphone and loudspeaker: the feature that needs a sound library, on real streams. The script brings what it needs.

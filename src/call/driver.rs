@@ -804,14 +804,18 @@ impl Driver {
         let written = self.written().and_then(|written| written.write());
         let taken = match written {
             Some(call) => self.heir.take(call).await,
-            None => false,
+            None => Some(false),
         };
-        if !taken {
+        if taken != Some(true) {
             tracing::warn!("the call could not be handed over");
             self.goes_over = false;
             socket.into_iter().for_each(|socket| self.client.rejoin(socket));
-            if self.drain.has_changed().is_ok() && self.drain.borrow().is_none() {
+            let leaves = *self.drain.borrow();
+            // The next one may be there already.
+            let stays = leaves.is_none() || taken.is_none() && self.heir.is_there();
+            if stays && self.drain.has_changed().is_ok() {
                 self.drain(None);
+                leaves.into_iter().for_each(|until| self.drain(Some(until)));
                 return Passed::Stays;
             }
             self.core.handle(self.now(), Input::Heir(false));

@@ -149,15 +149,15 @@ impl Heir {
         self.0.load().as_ref().is_some_and(|way| !way.is_closed())
     }
 
-    /// Gives it a call. Whether it has taken it.
-    pub async fn take(&self, call: Vec<u8>) -> bool {
-        let Some(way) = self.0.load_full() else { return false };
+    /// Gives it a call. Whether it has taken it; `None`: it is gone.
+    pub async fn take(&self, call: Vec<u8>) -> Option<bool> {
+        let way = self.0.load_full()?;
         let (taken, answer) = oneshot::channel();
         let given = async {
             way.send(Handing { call, taken }).await.ok()?;
             answer.await.ok()
         };
-        time::timeout(TAKEN_WITHIN, given).await.ok().flatten().unwrap_or(false)
+        time::timeout(TAKEN_WITHIN, given).await.unwrap_or(Some(false))
     }
 }
 
@@ -247,7 +247,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_call_that_nobody_takes_is_not_taken() {
         let heir = Heir::default();
-        assert!(!heir.is_there() && !heir.take(Vec::new()).await);
+        assert!(!heir.is_there() && heir.take(Vec::new()).await.is_none());
         let (way, mut calls) = mpsc::channel(1);
         heir.appears(way);
         let answers = async move {
@@ -259,9 +259,9 @@ mod tests {
         };
         let given = async { [heir.take(vec![1]).await, heir.take(vec![2]).await, heir.take(vec![3]).await] };
         tokio::select! {
-            given = given => assert_eq!(given, [true, false, false]),
+            given = given => assert_eq!(given, [Some(true), Some(false), None]),
             () = answers => {}
         }
-        assert!(!heir.is_there() && !heir.take(vec![4]).await, "it is gone again");
+        assert!(!heir.is_there() && heir.take(vec![4]).await.is_none(), "it is gone again");
     }
 }

@@ -473,13 +473,14 @@ async fn an_address_that_floods_is_turned_away_and_others_are_not() {
     let from = |key: &str, address: &str| {
         answer(rig.request("GET", "/v1/voice", key).header("x-forwarded-for", address.to_owned()))
     };
-    let mut passed = 0;
+    let (mut passed, began) = (0, Instant::now());
     for n in 0..40 {
         // What the client itself writes in front does not count, and wrong credentials count as well.
         let got = from(if n % 2 == 0 { &key } else { "wrong" }, &format!("198.51.100.{n}, 192.0.2.1, 10.0.0.9")).await;
         passed += u32::from(got.status != 429);
     }
-    assert_eq!(passed, 20);
+    let more = u32::try_from(began.elapsed().as_secs() / 3).unwrap(); // one in three seconds comes back
+    assert!((20..=20 + more).contains(&passed), "{passed}, in {:?}", began.elapsed());
     assert_eq!(from(&key, "192.0.2.2").await.status, 200);
     for (address, status) in
         [("192.0.2.7", 200), ("203.0.113.1", 403), ("nonsense", 403), ("192.0.2.7, 203.0.113.1", 403)]
