@@ -298,8 +298,9 @@ pub struct Server {
     over: CancellationToken,
     /// This process was told to leave, whoever else serves.
     leaving: CancellationToken,
-    /// Another process serves.
-    followed: watch::Sender<bool>,
+    /// How often another process has begun to serve in place of this one, or was gone again: odd while one does. (Not a flag: one that
+    /// comes back before anybody has looked would be the one before.)
+    followed: watch::Sender<u64>,
     reload: Reload,
     tasks: JoinSet<()>,
 }
@@ -374,7 +375,7 @@ impl Server {
             });
         }
         let entrance = Entrance { socket, tls, router, max_connections };
-        let followed = watch::Sender::new(false);
+        let followed = watch::Sender::new(0);
         let leaving = CancellationToken::new();
         let mut server = Self { addr, shared, drain, entrance, stops, over, leaving, followed, reload, tasks };
         server.accept(listener);
@@ -419,7 +420,7 @@ impl Server {
     /// Waits until another process serves in place of this one.
     pub async fn followed(&self) {
         // The sender is ours.
-        let _ = self.followed.subscribe().wait_for(|followed| *followed).await;
+        let _ = self.followed.subscribe().wait_for(|changes| is_followed(*changes)).await;
     }
 
     /// Reads agents, tenants and signing keys anew, now; the log says what came of it.
@@ -447,7 +448,8 @@ impl Server {
     /// again, with the calls that it still has.
     pub async fn leave(&mut self, hurry: impl Future<Output = ()>) -> bool {
         let mut followed = self.followed.subscribe();
-        let alone = async { drop(followed.wait_for(|followed| !*followed).await) };
+        let began = *followed.borrow_and_update();
+        let alone = async { drop(followed.wait_for(|changes| *changes != began || !is_followed(*changes)).await) };
         // Whoever was connected when another process came would be refused without need.
         if self.empty(LATE_REQUESTS, hurry, alone).await {
             return true;
@@ -510,6 +512,11 @@ impl Server {
         }
         self.tasks.abort_all();
     }
+}
+
+/// See [`Server`]'s `followed`.
+fn is_followed(changes: u64) -> bool {
+    changes % 2 == 1
 }
 
 fn open_ledger(config: &LedgerConfig) -> Result<Ledger, LedgerError> {

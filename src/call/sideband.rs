@@ -167,7 +167,7 @@ async fn listen(
         match heard {
             Heard::Joined(session) => match *session {
                 Ok(session) => {
-                    writer = writer_of(&ga::decode(&session.created)).or(writer);
+                    writer = ga::decode(&session.created).writer().map(str::to_owned).or(writer);
                     (joined, socket) = (true, Some(session.socket));
                     joins += 1; // one that ends at once is not joined again at once
                     watch.listens(began.elapsed());
@@ -183,7 +183,7 @@ async fn listen(
                 joins = 1;
                 watch.heard = began.elapsed();
                 limits::heard(upstream.board(), who.tenant_id(), &event);
-                writer = writer_of(&event).or(writer);
+                writer = event.writer().map(str::to_owned).or(writer);
                 if let Some(booked) = Booked::counted(&event) {
                     books.book(&who, "", Booked { writer: writer.clone(), ..booked });
                 }
@@ -197,14 +197,6 @@ async fn listen(
                 socket = None; // whether the call goes on, the next join shows
             }
         }
-    }
-}
-
-/// The model that writes down what the caller says, where the session says so.
-fn writer_of(event: &Event) -> Option<String> {
-    match event {
-        Event::SessionCreated { writer, .. } | Event::SessionUpdated { writer, .. } => writer.clone(),
-        _ => None,
     }
 }
 

@@ -9,10 +9,7 @@ use tokio::time::{self, Instant};
 
 use super::{Usage, serve, tell};
 use crate::{
-    admit::{
-        Principal,
-        price::{PriceList, doubts},
-    },
+    admit::Principal,
     config::{Config, TlsConfig, UpstreamConfig},
     net::{
         tls::{Files, Tls},
@@ -25,7 +22,6 @@ use crate::{
         limits::{self, Hit},
         open::{Session, Upstream},
     },
-    wall::unix_now,
 };
 
 /// What comes after a reply's end comes within this (43 ms were seen at the service).
@@ -63,11 +59,8 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     if let Some(TlsConfig { cert, key }) = config.server.tls.clone() {
         Tls::load(Files { cert, key }).map_err(|error| Usage(error.to_string()))?;
     }
-    let prices = PriceList::load(config.prices.file.as_deref()).map_err(|error| Usage(error.to_string()))?;
-    if !config.is_simulated() {
-        for doubt in doubts(&config, &prices, unix_now()) {
-            tell(io::stderr(), &format!("prices: {doubt}"));
-        }
+    for doubt in serve::price_doubts(&config)? {
+        tell(io::stderr(), &format!("prices: {doubt}"));
     }
     let named = args.upstream.as_deref().is_some_and(|name| !name.is_empty());
     if !named && config.upstream.url.is_none() && config.upstream.api_key.is_none() {

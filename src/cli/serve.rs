@@ -102,6 +102,15 @@ pub fn load(file: Option<&std::path::Path>) -> Result<Config, Usage> {
     Config::load(file, |name| std::env::var(name).ok()).map_err(|e| Usage(e.to_string()))
 }
 
+/// What an operator should know of the prices; nothing, where only the simulator answers.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn price_doubts(config: &Config) -> Result<Vec<String>, Usage> {
+    let prices = PriceList::load(config.prices.file.as_deref()).map_err(|error| Usage(error.to_string()))?;
+    Ok(if config.is_simulated() { Vec::new() } else { doubts(config, &prices, unix_now()) })
+}
+
 /// Serves until SIGTERM or SIGINT, or until another process does, then drains; a second signal ends it at once.
 ///
 /// # Errors
@@ -109,12 +118,7 @@ pub fn load(file: Option<&std::path::Path>) -> Result<Config, Usage> {
 pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = args.load()?;
     logs::install(&config.log)?;
-    if !config.is_simulated() {
-        let prices = PriceList::load(config.prices.file.as_deref()).map_err(|error| Usage(error.to_string()))?;
-        for doubt in doubts(&config, &prices, unix_now()) {
-            tracing::warn!("{doubt}");
-        }
-    }
+    price_doubts(&config)?.iter().for_each(|doubt| tracing::warn!("{doubt}"));
     let drain_s = config.server.drain_s;
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -119,7 +119,7 @@ impl Fact {
             Self::ServiceSilent => {
                 gauge!("voxrelay_services_open").increment(1);
                 counter!("voxrelay_breaker_opened_total").increment(1);
-                tracing::warn!("the service has failed 5 times in a row: it is tried once a second until it answers");
+                tracing::warn!("the service has failed too often in a row: it is tried once a second until it answers");
             }
             Self::ServiceAnswers => {
                 gauge!("voxrelay_services_open").decrement(1);

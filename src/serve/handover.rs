@@ -231,32 +231,33 @@ fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
     let Written { id, ran, core, door, agent, model, who, session, .. } = written;
     let who = shared.gate.knows(who, unix_now()).ok_or("its credential is not good here")?;
     let upstream = shared.upstream(&who).cloned().ok_or("its tenant's service is not configured")?;
-    let (name, intent) = match &door {
+    let intent = match &door {
         WrittenDoor::Thin { audio, input, .. } => {
             if *input != upstream_input(audio.input, upstream.config().input_rate) {
                 return Err("its service takes audio of another rate here".to_owned());
             }
-            ("thin", Intent::Realtime)
+            Intent::Realtime
         }
-        WrittenDoor::OpenAi { intent, .. } => ("openai", *intent),
+        WrittenDoor::OpenAi { intent, .. } => *intent,
     };
+    let door = Door::restored(door, shared.agent(&agent), shared.config.audio.gather);
+    let name = door.name();
     let slot = shared.slots.clone().try_acquire_owned().map_err(|_| "all lines are taken")?;
     let license = shared.gate.admit(&id, &who, name).map_err(|denied| denied.to_string())?;
-    let writer = shared.agent(&agent).filter(|_| name == "thin");
     let books = Books {
         ledger: shared.ledger.clone(),
         prices: shared.prices.clone(),
         call: id.clone(),
-        agent: agent.clone(),
+        agent,
         model: model.clone(),
-        writer: writer.and_then(|agent| agent.transcription.clone()),
+        writer: door.setup().and_then(|setup| setup.agent.transcription.clone()),
         door: name,
     };
     let call = Call {
         core,
-        door: Door::restored(door, shared.agent(&agent), shared.config.audio.gather),
+        door,
         license,
-        wanted: Wanted::new(model.clone(), intent),
+        wanted: Wanted::new(model, intent),
         upstream,
         client: Client::Away { outbox: Written::outbox(written.said, written.kept, written.waiting), ran, session },
         ticket: Some(shared.returns.restored(name, written.tokens)),
@@ -335,7 +336,7 @@ pub(super) struct Offer {
     /// Told when it serves.
     pub(super) heir: Heir,
     /// Likewise; and that it does no more.
-    pub(super) followed: watch::Sender<bool>,
+    pub(super) followed: watch::Sender<u64>,
     /// Calls are told so by this one.
     pub(super) drain: watch::Sender<Option<Instant>>,
     /// This process leaves in any case.
@@ -352,7 +353,7 @@ impl Offer {
             let stream = successor(listener, self.socket.clone()).await;
             let (way, mut calls) = mpsc::channel(4);
             self.heir.appears(way);
-            self.followed.send_replace(true);
+            self.followed.send_modify(|changes| *changes += 1);
             tracing::info!("another process serves from now on: this one leaves");
             let (reader, writer) = stream.into_split();
             let mut waiting = VecDeque::new();
@@ -368,7 +369,7 @@ impl Offer {
             // Before calls that were on their way hear that they were not taken: they stay.
             self.drain.send_replace(None);
             drop((waiting, calls));
-            self.followed.send_replace(false);
+            self.followed.send_modify(|changes| *changes += 1);
         }
     }
 

@@ -294,6 +294,16 @@ pub enum Event {
     Unknown,
 }
 
+impl Event {
+    /// The model that writes down what the caller says, where the session says so: whoever does has prices of its own.
+    pub fn writer(&self) -> Option<&str> {
+        match self {
+            Self::SessionCreated { writer, .. } | Self::SessionUpdated { writer, .. } => writer.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 /// What writing down the caller's words has used, as the service counts it (realtime-protocol section 4.4).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Written {

@@ -481,6 +481,15 @@ enum Dies {
     WithACall,
 }
 
+/// Whether a relay says at once that it is ready.
+fn is_ready(addr: SocketAddr) -> bool {
+    let mut tcp = std::net::TcpStream::connect(addr).unwrap();
+    tcp.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    tcp.write_all(format!("GET /readyz HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = [0; 12];
+    tcp.read_exact(&mut answer).is_ok() && &answer == b"HTTP/1.1 200"
+}
+
 /// A process that follows as far as that, and is gone; how long the call is that it had, if it had one.
 fn follow_and_die(site: &Site, when: Dies) -> Option<usize> {
     let mut peer = UnixStream::connect(site.socket()).unwrap();
@@ -500,6 +509,8 @@ fn follow_and_die(site: &Site, when: Dies) -> Option<usize> {
     }
     say(b"serving\n", b"yours\n");
     if when == Dies::Serving {
+        // The one before has noticed: it lets nobody in any more, or says that it is not ready.
+        while is_ready(site.addr) {}
         return None;
     }
     let mut length = [0; 4];

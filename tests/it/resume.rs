@@ -424,9 +424,8 @@ async fn c10_a_client_that_does_not_come_back_ends_its_call() {
     assert_eq!(Line::refused(&way, None).await.1, 4410);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn n3_ten_seconds_without_a_network_lose_nothing_and_close_nobody() {
-    let rig = Rig::with(|_| {}, keeping(), "").await;
+/// A call behind a network that is cut in the middle of an utterance, and all that is said: half of it has arrived.
+async fn cut_off(rig: &Rig) -> (Proxy, Line, Vec<u8>) {
     let network = Proxy::start("127.0.0.1:0".parse().unwrap(), rig.relay.addr(), Script::default()).await.unwrap();
     let mut line = Line::at(network.addr(), "turns=manual", None).await;
     let all = numbered(0, 24_000);
@@ -434,6 +433,13 @@ async fn n3_ten_seconds_without_a_network_lose_nothing_and_close_nobody() {
     line.until("ack").await;
     network.cut();
     line.speak(&all[24_000..]).await;
+    (network, line, all)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn n3_ten_seconds_without_a_network_lose_nothing_and_close_nobody() {
+    let rig = Rig::with(|_| {}, keeping(), "").await;
+    let (network, mut line, all) = cut_off(&rig).await;
     line.say(&json!({"type": "commit"})).await;
     time::sleep(Duration::from_secs(10)).await;
     assert_eq!(recorded(&rig)[0].len(), 24_000, "nothing passes");
@@ -447,13 +453,7 @@ async fn n3_ten_seconds_without_a_network_lose_nothing_and_close_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn n3_forty_seconds_without_a_network_are_a_drop_and_the_call_is_resumed() {
     let rig = Rig::with(|c| c.call.resume_window_s = 60, keeping(), "").await;
-    let network = Proxy::start("127.0.0.1:0".parse().unwrap(), rig.relay.addr(), Script::default()).await.unwrap();
-    let mut line = Line::at(network.addr(), "turns=manual", None).await;
-    let all = numbered(0, 24_000);
-    line.speak(&all[..24_000]).await;
-    line.until("ack").await;
-    network.cut();
-    line.speak(&all[24_000..]).await;
+    let (network, mut line, all) = cut_off(&rig).await;
     time::sleep(Duration::from_secs(40)).await;
     // The client has noticed, too, and has another network.
     line.base = format!("ws://{}/v1/voice", rig.relay.addr());

@@ -363,7 +363,6 @@ impl Core {
         self.service_seen = now;
         self.stall = super::Stall::None;
         self.pass().complained = matches!(event, Event::Error(_));
-        self.note_writer(&event);
         if self.pass().stage != Stage::Open {
             return self.heard_early(now, event, text);
         }

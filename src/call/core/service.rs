@@ -35,7 +35,6 @@ impl Core {
     pub(super) fn hear_service(&mut self, now: At, event: Event) {
         (self.service_seen, self.given_alive) = (now, self.given);
         self.stall = Stall::None;
-        self.note_writer(&event);
         self.book(&event);
         match event {
             Event::SpeechStarted { at_ms } => {
@@ -119,17 +118,11 @@ impl Core {
         }
     }
 
-    /// The session says who writes down what the caller says: whoever does has prices of its own.
-    pub(super) fn note_writer(&mut self, event: &Event) {
-        if let Event::SessionCreated { writer: Some(writer), .. } | Event::SessionUpdated { writer: Some(writer), .. } =
-            event
-        {
-            self.writer = Some(writer.clone());
-        }
-    }
-
     /// What the service has counted.
     pub(super) fn book(&mut self, event: &Event) {
+        if let Some(writer) = event.writer() {
+            self.writer = Some(writer.to_owned());
+        }
         match event {
             Event::ReplyCreated { response, .. } if !self.uncounted.contains(response) => {
                 self.uncounted.push(response.clone());

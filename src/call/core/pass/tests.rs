@@ -33,10 +33,16 @@ struct Rig {
 
 impl Rig {
     fn new(agent: &AgentConfig) -> Self {
-        Self::of(agent, false)
+        Self::of(agent, false, None)
     }
 
-    fn of(agent: &AgentConfig, only_writes: bool) -> Self {
+    /// A call whose client can come back, and has not been told how.
+    fn kept() -> Self {
+        let resume = Resume { token: "token".into(), window: 30 * SECOND };
+        Self::of(&AgentConfig::default(), false, Some(resume))
+    }
+
+    fn of(agent: &AgentConfig, only_writes: bool, resume: Option<Resume>) -> Self {
         let life =
             Life { call: "call_1".into(), max: 3_600 * SECOND, idle: None, stall: 10 * SECOND, credential: None };
         let core = Core::pass_through(
@@ -44,7 +50,7 @@ impl Rig {
             Policy::new(agent, "real-model", PolicyConfig::default()),
             only_writes,
             true,
-            None,
+            resume,
         );
         Self {
             core,
@@ -477,7 +483,7 @@ fn fixed_instructions_and_voices_have_no_other_door() {
 
 #[test]
 fn a_session_that_only_writes_answers_nothing() {
-    let mut rig = Rig::of(&AgentConfig::default(), true);
+    let mut rig = Rig::of(&AgentConfig::default(), true, None);
     rig.up();
     let _ = rig.told();
     for text in [r#"{"type":"response.create"}"#, r#"{"type":"session.update","session":{"type":"realtime"}}"#] {
@@ -734,19 +740,9 @@ fn audio_that_was_too_long_is_no_gap_once_it_is_a_turn() {
     assert!(rig.told().iter().all(|text| !text.contains("audio_gap")));
 }
 
-/// A call whose client can come back, and has been told how.
-fn kept() -> Rig {
-    let mut rig = Rig::new(&AgentConfig::default());
-    let life = Life { call: "call_1".into(), max: 3_600 * SECOND, idle: None, stall: 10 * SECOND, credential: None };
-    let policy = Policy::new(&AgentConfig::default(), "real-model", PolicyConfig::default());
-    let resume = Some(Resume { token: "token".into(), window: 30 * SECOND });
-    rig.core = Core::pass_through(life, policy, false, true, resume);
-    rig
-}
-
 #[test]
 fn a_call_that_can_be_come_back_to_goes_over_between_turns() {
-    let mut rig = kept();
+    let mut rig = Rig::kept();
     rig.up();
     rig.say(r#"{"type":"response.create"}"#);
     rig.hear(r#"{"type":"response.created","event_id":"e","response":{"id":"resp_1"}}"#);
@@ -765,9 +761,7 @@ fn a_call_that_can_be_come_back_to_goes_over_between_turns() {
     rig.input(Input::SessionUp(None));
     let said = rig.forwarded();
     assert!(said.iter().all(|text| text.starts_with(r#"{"type":"session.update""#)) && said.len() == 2, "{said:?}");
-    for _ in 0..2 {
-        rig.hear(r#"{"type":"session.updated","event_id":"e","session":{"type":"realtime"}}"#);
-    }
+    taken(&mut rig);
     rig.input(Input::ClientBack { late: At::ZERO, credential: None });
     rig.say(r#"{"type":"response.create","event_id":"again"}"#);
     assert_eq!((rig.forwarded().len(), rig.told().len()), (1, 0), "the client hears nothing of it");
@@ -775,7 +769,7 @@ fn a_call_that_can_be_come_back_to_goes_over_between_turns() {
 
 #[test]
 fn a_call_whose_client_does_not_know_the_way_ends_with_its_process() {
-    for (mut rig, up) in [(Rig::new(&AgentConfig::default()), true), (kept(), false)] {
+    for (mut rig, up) in [(Rig::new(&AgentConfig::default()), true), (Rig::kept(), false)] {
         if up {
             rig.up();
         }
@@ -788,7 +782,7 @@ fn a_call_whose_client_does_not_know_the_way_ends_with_its_process() {
 
 #[test]
 fn a_reply_that_is_stopped_for_a_client_that_is_away_goes_by_to_its_end() {
-    let mut rig = kept();
+    let mut rig = Rig::kept();
     rig.up();
     rig.say(r#"{"type":"response.create"}"#);
     rig.hear(r#"{"type":"response.created","event_id":"e","response":{"id":"resp_1"}}"#);
@@ -868,6 +862,13 @@ fn a_clip_is_told_as_it_was_until_it_is_written_down() {
     }
 }
 
+/// The session that follows takes both of its settings.
+fn taken(rig: &mut Rig) {
+    for _ in 0..2 {
+        rig.hear(r#"{"type":"session.updated","event_id":"e","session":{"type":"realtime"}}"#);
+    }
+}
+
 /// Writes the call down as it is written for another process, and goes on with it there.
 fn over_there(rig: &mut Rig) {
     let mut bytes = Vec::new();
@@ -878,7 +879,7 @@ fn over_there(rig: &mut Rig) {
 
 #[test]
 fn what_was_asked_for_and_had_not_begun_is_asked_for_again_in_the_next_process() {
-    let mut rig = kept();
+    let mut rig = Rig::kept();
     rig.up();
     rig.say(r#"{"type":"response.create"}"#);
     rig.input(Input::ClientGone(End::ClientLost));
@@ -889,15 +890,13 @@ fn what_was_asked_for_and_had_not_begun_is_asked_for_again_in_the_next_process()
     over_there(&mut rig);
     let _ = rig.forwarded();
     rig.input(Input::SessionUp(None));
-    for _ in 0..2 {
-        rig.hear(r#"{"type":"session.updated","event_id":"e","session":{"type":"realtime"}}"#);
-    }
+    taken(&mut rig);
     assert_eq!(rig.forwarded().last().unwrap(), r#"{"type":"response.create"}"#);
 }
 
 #[test]
 fn who_learns_the_way_only_while_the_process_goes_may_still_go_over() {
-    let mut rig = kept();
+    let mut rig = Rig::kept();
     rig.input(Input::Heir(true));
     rig.input(Input::Drain(30 * SECOND));
     rig.up();
@@ -908,7 +907,7 @@ fn who_learns_the_way_only_while_the_process_goes_may_still_go_over() {
 #[test]
 fn who_comes_back_to_a_call_whose_session_could_not_be_had_gets_another_one() {
     for elsewhere in [false, true] {
-        let mut rig = kept();
+        let mut rig = Rig::kept();
         rig.up();
         rig.input(Input::ServiceGone(End::upstream(&UpstreamError::Broken("reset".into())), true));
         rig.input(Input::ServiceGone(End::upstream(&UpstreamError::Broken("refused".into())), true));
@@ -920,9 +919,7 @@ fn who_comes_back_to_a_call_whose_session_could_not_be_had_gets_another_one() {
         assert_eq!(rig.dials, 2);
         rig.say(r#"{"type":"response.create"}"#);
         rig.input(Input::SessionUp(None));
-        for _ in 0..2 {
-            rig.hear(r#"{"type":"session.updated","event_id":"e","session":{"type":"realtime"}}"#);
-        }
+        taken(&mut rig);
         assert_eq!(rig.forwarded().last().unwrap(), r#"{"type":"response.create"}"#);
     }
 }
@@ -951,9 +948,7 @@ fn items_of_a_client_are_confirmed_by_what_they_are() {
     }
     let told: Vec<Value> = retold(&mut rig).iter().map(|item| item["content"][0]["text"].clone()).collect();
     assert_eq!(told, ["one", "two", "four"]);
-    for _ in 0..2 {
-        rig.hear(r#"{"type":"session.updated","event_id":"e","session":{"type":"realtime"}}"#);
-    }
+    taken(&mut rig);
     assert!(rig.forwarded().is_empty(), "nothing is left that was not confirmed");
 }
 
