@@ -9,12 +9,14 @@
 //! | [`tenant`] | who pays: found by the hash of a key |
 //! | [`token`] | short-lived call tokens, signed by us |
 //! | [`gate`] | the checks of a request's head, in order |
+//! | [`governor`] | how much may be sent to the service now, and who is next |
 //! | [`pace`] | connects a minute, by address and by tenant |
 //! | [`roster`] | calls that run, so that they can be counted and cut |
 //! | [`store`] | what outlives a process (SQLite) |
 //! | [`sources`] | file and store together, read again as they change |
 //! | [`price`] | what a reply costs, by a list of prices |
 pub mod gate;
+pub mod governor;
 pub mod key;
 pub mod pace;
 pub mod price;
