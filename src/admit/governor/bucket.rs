@@ -3,9 +3,9 @@
 //! A minute is enforced in parts of it (`burst`), because services do: whoever sends a minute's worth at once is refused.
 //! A day's worth may be used at once, but never twice in any 24 hours.
 //!
-//! A tenth of what comes into a bucket goes into its lane first, from which only interactive requests take; when the lane is
-//! full, all goes to the rest. So batch can have the whole rate, and a bucket that a giant of its class has emptied still has
-//! a tenth of the rate for who waits on the line.
+//! A tenth of what comes into a bucket goes into its lane, from which only interactive requests take; when the lane is full,
+//! all goes to the rest. Batch takes only what is over a lane's worth, so that somebody on the line always finds that much.
+//! So batch can have the whole rate, and a bucket that a giant has emptied still has a tenth of it for who waits on the line.
 use std::{collections::VecDeque, time::Duration};
 
 use super::aimd::Aimd;
@@ -18,9 +18,11 @@ const LANE: f64 = 0.1;
 pub(super) enum Purse {
     /// Everything: an interactive request.
     All,
-    /// All but the lane: a batch request.
+    /// What is over when the lane's worth is left for others: a batch request.
+    Rest,
+    /// All but the lane, however empty that is: a batch request that has waited too long.
     Main,
-    /// The lane only: an interactive request while a batch request that has waited too long has its turn.
+    /// The lane only: an interactive request while such a one has its turn.
     Lane,
 }
 
@@ -94,6 +96,7 @@ impl Bucket {
         match purse {
             Purse::All if main < 0.0 => lane,
             Purse::All => main + lane,
+            Purse::Rest => main + lane - self.lane_cap,
             Purse::Main => main,
             Purse::Lane => lane,
         }
@@ -117,6 +120,7 @@ impl Bucket {
         let worth = match purse {
             Purse::All if indebted(main) => by_lane().min(by_all()),
             Purse::All => by_all(),
+            Purse::Rest => (main_need + self.lane_cap - main - lane) / self.per_second,
             Purse::Main => by_main(),
             Purse::Lane => by_lane(),
         };
@@ -128,7 +132,7 @@ impl Bucket {
     /// Takes it. What does not fit stays as a debt.
     pub(super) fn take(&mut self, purse: Purse, need: f64) {
         match purse {
-            Purse::Main => self.main -= need,
+            Purse::Rest | Purse::Main => self.main -= need,
             Purse::Lane => self.lane -= need,
             Purse::All if indebted(self.main) => self.lane -= need,
             Purse::All => {
@@ -188,7 +192,8 @@ impl Window {
 
     /// The largest request that can ever go.
     pub(super) fn most(&self, purse: Purse) -> u64 {
-        let kept = if purse == Purse::Main && self.most >= 10 { self.most / 10 } else { 0 };
+        let batch = matches!(purse, Purse::Rest | Purse::Main);
+        let kept = if batch && self.most >= 10 { self.most / 10 } else { 0 };
         self.most - kept
     }
 
@@ -240,5 +245,81 @@ impl Window {
             let back = amount.min(*used);
             (*used, self.used) = (*used - back, self.used - back);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn s(seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds)
+    }
+
+    /// 1,000 a second, 6,000 at once, 600 of them in the lane.
+    fn bucket() -> (Bucket, Aimd) {
+        (Bucket::new(s(0.0), 60_000, 100, s(6.0)), Aimd::new(s(0.0)))
+    }
+
+    #[test]
+    fn purses() {
+        // Taken by batch, then by interactive; who asks for how much; seconds to wait.
+        for (name, batch, interactive, purse, need, want) in [
+            ("full", 0.0, 0.0, Purse::All, 6_000.0, 0.0),
+            ("a giant when it is full", 0.0, 0.0, Purse::All, 50_000.0, 0.0),
+            ("a giant of batch too", 0.0, 0.0, Purse::Rest, 50_000.0, 0.0),
+            ("batch leaves the lane", 5_400.0, 0.0, Purse::Rest, 100.0, 0.1),
+            ("interactive has it", 5_400.0, 0.0, Purse::All, 600.0, 0.0),
+            ("and waits for more", 5_400.0, 0.0, Purse::All, 700.0, 0.1),
+            ("batch lets the lane fill first", 5_400.0, 600.0, Purse::Rest, 100.0, 0.7),
+            ("but not when it has waited too long", 5_400.0, 600.0, Purse::Main, 90.0, 0.1),
+            ("all at once then", 5_400.0, 600.0, Purse::Main, 5_400.0, 6.0),
+            ("meanwhile a tenth for interactive", 5_400.0, 600.0, Purse::Lane, 60.0, 0.6),
+            ("who may have all", 5_400.0, 600.0, Purse::All, 60.0, 0.06),
+            ("after a giant the lane is there", 50_000.0, 0.0, Purse::All, 600.0, 0.0),
+            ("with a tenth of the rate", 50_000.0, 600.0, Purse::All, 60.0, 0.6),
+        ] {
+            let (mut bucket, aimd) = bucket();
+            bucket.take(Purse::Rest, batch);
+            bucket.take(Purse::All, interactive);
+            let wait = bucket.wait(s(0.0), &aimd, purse, need).unwrap_or_default().as_secs_f64();
+            assert!((wait - want).abs() < 1e-6, "{name}: {wait}");
+            let at = s(wait + 1e-9);
+            assert!(bucket.wait(at, &aimd, purse, need).is_none_or(|wait| wait < s(0.000_1)), "{name}: not then");
+        }
+    }
+
+    #[test]
+    fn small_limits_let_one_go() {
+        for (limit, wait) in [(1, 66.667), (2, 33.334), (10, 6.667), (30, 2.223)] {
+            let (mut bucket, aimd) = (Bucket::new(s(0.0), limit, 90, s(6.0)), Aimd::new(s(0.0)));
+            while bucket.wait(s(0.0), &aimd, Purse::All, 1.0).is_none() {
+                bucket.take(Purse::All, 1.0);
+            }
+            let next = bucket.wait(s(0.0), &aimd, Purse::All, 1.0).unwrap();
+            assert!(next <= s(wait), "{limit}: {next:?}");
+            assert!(bucket.most() >= 1);
+        }
+        assert_eq!(Bucket::new(s(0.0), 0, 90, s(6.0)).most(), 0);
+        assert_eq!(Bucket::new(s(0.0), u64::MAX, 100, s(6.0)).most(), u64::MAX);
+    }
+
+    #[test]
+    fn a_day_comes_back_part_by_part() {
+        let h = |hours: u64| Duration::from_secs(hours * 3_600);
+        let mut window = Window::new(1_000, 90);
+        window.take(h(8), 500);
+        window.take(h(12), 400);
+        assert_eq!((window.have(h(12), Purse::All), window.have(h(12), Purse::Rest)), (0, 0));
+        let back = |hours: u64| h(hours) + Duration::from_secs(PART);
+        assert_eq!(window.wait(h(12), Purse::All, 1), Some(back(32) - h(12)));
+        assert_eq!(window.wait(h(12), Purse::All, 501), Some(back(36) - h(12)));
+        assert_eq!((window.wait(back(32), Purse::All, 500), window.wait(back(32), Purse::Rest, 410)), (None, None));
+        assert_eq!(window.have(back(32), Purse::All), 500);
+        window.give(h(12), 100);
+        assert_eq!(window.have(h(13), Purse::All), 100);
+        window.take(back(33), 600);
+        window.give(h(8), 500);
+        assert_eq!(window.have(back(33), Purse::All), 0, "what has come back is not given back again");
     }
 }

@@ -117,7 +117,7 @@ impl Meter {
     /// What a batch request leaves of the service's view: the lane.
     fn kept(&self, now: Duration, aimd: &Aimd, purse: Purse) -> f64 {
         match &self.own {
-            Own::Minute(bucket) if purse == Purse::Main => bucket.levels(now, aimd).1.max(0.0),
+            Own::Minute(bucket) if matches!(purse, Purse::Rest | Purse::Main) => bucket.levels(now, aimd).1.max(0.0),
             _ => 0.0,
         }
     }

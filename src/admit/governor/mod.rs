@@ -33,6 +33,11 @@ mod retry;
 mod show;
 mod view;
 
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;
+
 pub use self::{
     pool::{Ask, Asked, Heard, Pool, Reservation},
     queue::Ticket,

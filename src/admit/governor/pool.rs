@@ -149,12 +149,13 @@ impl Pool {
         let (purse, free) = match ask.class {
             Class::Interactive if self.batch_is_due(now) => (Purse::Lane, self.interactive.len() == 0),
             Class::Interactive => (Purse::All, self.interactive.len() == 0),
-            Class::Batch => (Purse::Main, self.interactive.len() + self.batch.len() == 0),
+            Class::Batch => (Purse::Rest, self.interactive.len() + self.batch.len() == 0),
         };
         let short = self.short(now, purse, ask.tokens);
         if short.is_none() && free {
             return Asked::Admitted(self.grant(now, ask.tenant, ask.weight, ask.class, purse, ask.tokens));
         }
+        let short = if purse == Purse::Lane { self.short(now, Purse::All, ask.tokens) } else { short };
         let reason = self.behind(now, ask.class, short, ask.tokens);
         if reason.wait.is_none() || ask.until <= now {
             self.refuse(&reason);
@@ -469,7 +470,7 @@ impl Pool {
 fn purse_of(class: Class) -> Purse {
     match class {
         Class::Interactive => Purse::All,
-        Class::Batch => Purse::Main,
+        Class::Batch => Purse::Rest,
     }
 }
 

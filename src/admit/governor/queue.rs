@@ -150,3 +150,74 @@ impl Queue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who goes, of (tenant, weight, tokens) in this order.
+    fn order(jobs: &[(&str, u32, u64)]) -> Vec<(String, u64)> {
+        let mut queue = Queue::default();
+        for (n, (tenant, weight, tokens)) in (0..).zip(jobs) {
+            queue.push(tenant, *weight, Ticket(n), Job { tokens: *tokens, asked: Duration::ZERO });
+        }
+        let next = |queue: &mut Queue| {
+            let (tenant, ticket, _) = queue.head().map(|(tenant, ticket, job)| (tenant.to_owned(), ticket, job))?;
+            assert_eq!(queue.pop().map(|(popped, _)| popped), Some(ticket));
+            Some((tenant, ticket.0))
+        };
+        let order = std::iter::from_fn(|| next(&mut queue)).collect();
+        assert_eq!((queue.len(), queue.tokens(), queue.turns.len(), queue.tenants.len()), (0, 0, 0, 0));
+        order
+    }
+
+    fn tenants(order: &[(String, u64)]) -> String {
+        order.iter().map(|(tenant, _)| tenant.as_str()).collect()
+    }
+
+    #[test]
+    fn turns() {
+        let (a, b) = (("a", 1, 1_000), ("b", 1, 1_000));
+        let heavy = ("b", 2, 1_000);
+        let giant = ("b", 1, 3_000);
+        for (name, jobs, want) in [
+            ("one", vec![a, a, a], "aaa"),
+            ("in turn", vec![a, a, a, b, b, b], "ababab"),
+            ("by weight", vec![a, a, heavy, heavy, heavy, heavy], "abbabb"),
+            ("by cost", vec![a, a, a, a, a, a, giant, giant], "aaabaaab"),
+            ("weight 0 is 1", vec![("a", 0, 1_000), ("a", 0, 1_000), b, b], "abab"),
+            ("nothing costs nothing", vec![("a", 1, 0), ("a", 1, 0), ("b", 1, 0), ("b", 1, 0)], "abab"),
+        ] {
+            assert_eq!(tenants(&order(&jobs)), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn whoever_leaves_passes_the_turn_on() {
+        let mut queue = Queue::default();
+        let job = || Job { tokens: 500, asked: Duration::ZERO };
+        for (tenant, n) in [("a", 1), ("b", 2), ("c", 3), ("c", 4)] {
+            queue.push(tenant, 1, Ticket(n), job());
+        }
+        assert!(queue.remove("a", Ticket(1)).is_some() && queue.remove("a", Ticket(1)).is_none());
+        assert!(queue.remove("c", Ticket(3)).is_some());
+        assert_eq!(queue.pop().map(|(ticket, _)| ticket), Some(Ticket(2)));
+        assert_eq!(queue.pop().map(|(ticket, _)| ticket), Some(Ticket(4)));
+        assert!(queue.pop().is_none() && queue.head().is_none());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn each_tenant_is_served_in_the_order_it_came(
+            jobs in proptest::collection::vec((0..4usize, 0..4u32, 0..5_000u64), 0..60)
+        ) {
+            let jobs: Vec<_> = jobs.into_iter().map(|(tenant, weight, tokens)| (["a", "b", "c", "d"][tenant], weight, tokens)).collect();
+            let order = order(&jobs);
+            proptest::prop_assert_eq!(order.len(), jobs.len());
+            for tenant in ["a", "b", "c", "d"] {
+                let row: Vec<u64> = order.iter().filter(|(of, _)| of == tenant).map(|(_, n)| *n).collect();
+                proptest::prop_assert!(row.is_sorted(), "{:?}", row);
+            }
+        }
+    }
+}
