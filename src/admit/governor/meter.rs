@@ -213,6 +213,6 @@ impl Meter {
 
 /// Whole tokens, none if there is a debt.
 #[expect(clippy::cast_possible_truncation, reason = "a cast of a float saturates")]
-fn whole(amount: f64) -> u64 {
+pub(super) fn whole(amount: f64) -> u64 {
     (amount + 1e-6).max(0.0) as u64
 }

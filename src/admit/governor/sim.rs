@@ -8,7 +8,7 @@ use std::{
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use super::{Ask, Asked, Class, Dimension, Heard, Limits, Pool, Reservation, Ticket, View, show::jain};
+use super::{Ask, Asked, Class, Dimension, Heard, Limits, Pool, Reservation, Ticket, View, meter::whole, show::jain};
 
 fn s(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds)
@@ -80,8 +80,8 @@ impl Service {
     fn says(&self) -> Vec<Heard> {
         let of = |bucket: &Bucket| Heard::Bucket {
             dimension: bucket.dimension,
-            limit: Some(bucket.limit as u64),
-            remaining: Some((bucket.limit - bucket.cap + bucket.level).max(0.0) as u64),
+            limit: Some(whole(bucket.limit)),
+            remaining: Some(whole(bucket.limit - bucket.cap + bucket.level)),
             reset: None,
         };
         self.buckets.iter().filter(|bucket| !bucket.daily()).map(of).collect()
