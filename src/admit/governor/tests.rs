@@ -188,6 +188,38 @@ fn what_the_service_says_counts_if_it_is_less() {
 }
 
 #[test]
+fn what_the_service_says_follows_what_we_do() {
+    let said = |remaining| Heard::Bucket {
+        dimension: Dimension::Tokens,
+        limit: None,
+        remaining: Some(remaining),
+        reset: None,
+    };
+    let left = |pool: &Pool| shown(pool, 0, Dimension::Tokens).available.unwrap();
+    for (name, before, after, used, want) in [
+        ("reserved since", 2_000, None, None, 800),
+        ("settled", 2_000, None, Some(200), 1_800),
+        ("released", 2_000, None, Some(0), 2_000),
+        ("a reply that does not know of it yet", 2_000, Some(2_000), None, 800),
+        ("settled after one that does", 2_000, Some(500), Some(200), 1_500),
+        ("released after one that cannot know of it", 2_000, Some(500), Some(0), 500),
+    ] {
+        let mut pool = pool();
+        pool.heard(ms(0), said(before));
+        let reservation = admitted(pool.ask(ms(0), ask(Class::Interactive, 1_200)));
+        if let Some(after) = after {
+            pool.heard(Duration::from_nanos(1), said(after));
+        }
+        match used {
+            Some(0) => pool.release(ms(0), reservation),
+            Some(used) => pool.settle(ms(0), reservation, used),
+            None => assert_eq!(reservation.at(), ms(0)),
+        }
+        assert_eq!(left(&pool), want, "{name}");
+    }
+}
+
+#[test]
 fn a_refusal_of_the_service_holds_everybody_back() {
     let limited = |dimension, wait| Heard::Limited { dimension, wait };
     let (tokens, huge) = (Some(Dimension::Tokens), Some(Duration::MAX));

@@ -106,6 +106,8 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
+    /// Name, replies, second to look at, limit and what is left then.
+    type Case<'a> = (&'a str, &'a [Said], u64, Option<u64>, Option<f64>);
     type Said = (u64, Option<u64>, Option<u64>, Option<u64>);
 
     /// What is left at a second after replies of (second, limit, remaining, reset), of a limit of 600 that is configured.
@@ -120,7 +122,7 @@ mod tests {
     #[test]
     fn what_is_said_ages_and_nonsense_does_no_harm() {
         let huge = Some(u64::MAX);
-        let table: &[(&str, &[Said], u64, Option<u64>, Option<f64>)] = &[
+        let table: &[Case] = &[
             ("nothing", &[], 0, None, None),
             ("nothing in it", &[(0, None, None, None)], 0, None, None),
             ("a limit alone is learned", &[(0, Some(300), None, None)], 0, Some(300), None),
