@@ -4,6 +4,7 @@
 //! defaults here. The commented example is `assets/voxrelay.toml`.
 mod access;
 mod ledger;
+mod turns;
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,7 @@ pub use self::access::{
     is_origin, is_tenant_id,
 };
 pub use self::ledger::{LedgerConfig, PricesConfig};
+pub use self::turns::{Govern, LimitsConfig, TurnsConfig};
 use crate::audio::Codec;
 
 /// The whole file. An empty one is valid.
@@ -39,6 +41,8 @@ pub struct Config {
     pub audio: AudioConfig,
     /// What a call may do.
     pub call: CallConfig,
+    /// What an account's limits mean for calls.
+    pub turns: TurnsConfig,
     /// What is logged.
     pub log: LogConfig,
     /// Call tokens, and what people are called upstream.
@@ -204,6 +208,9 @@ pub struct UpstreamConfig {
     pub attempts: u32,
     /// Largest event taken from the service, bytes.
     pub max_message_bytes: usize,
+    /// What the account may use of a model: the first that fits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<LimitsConfig>,
 }
 
 impl Default for UpstreamConfig {
@@ -225,6 +232,7 @@ impl Default for UpstreamConfig {
             session_timeout_ms: 10_000,
             attempts: 3,
             max_message_bytes: 16 << 20,
+            limits: Vec::new(),
         }
     }
 }
@@ -741,7 +749,7 @@ impl Config {
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Values { problems }) }
     }
 
-    fn ranges(&self) -> [(&'static str, u64, u64, u64, &'static str); 16] {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64, &'static str); 17] {
         let (server, audio, call) = (&self.server, &self.audio, &self.call);
         [
             ("server.max_calls", server.max_calls as u64, 1, 1_000_000, "calls"),
@@ -759,6 +767,7 @@ impl Config {
             ("call.max_backlog_s", call.max_backlog_s, 1, 3_600, "seconds"),
             ("call.resume_window_s", call.resume_window_s, 0, 3_600, "seconds"),
             ("call.reconnect_s", call.reconnect_s, 1, 600, "seconds"),
+            ("turns.wait_ms", self.turns.wait_ms, 0, 60_000, "ms"),
             ("call.history_tokens", call.history_tokens as u64, 500, 1_000_000, "tokens"),
         ]
     }
@@ -777,6 +786,9 @@ impl UpstreamConfig {
             if !(least..=most).contains(&found) {
                 problem(&key(field), found.to_string(), &format!("{least} to {most} {unit}"));
             }
+        }
+        for (n, limits) in self.limits.iter().enumerate() {
+            limits.check(&format!("{section}.limits[{n}]"), self.limits.get(..n).unwrap_or_default(), problem);
         }
         if let Some(url) = &self.url
             && let Err(allowed) = Endpoint::parse(url, self.plaintext)
@@ -817,6 +829,12 @@ impl UpstreamConfig {
 }
 
 impl AgentConfig {
+    /// Tokens that each conversation with it begins with, at four characters each: instructions and tools.
+    pub fn base_tokens(&self) -> u64 {
+        let tools = self.tools.iter().map(|tool| tool.description.len() + tool.parameters.to_string().len());
+        (self.instructions.len() + tools.sum::<usize>()).div_ceil(4) as u64
+    }
+
     fn check(&self, name: &str, problem: &mut impl FnMut(&str, String, &str)) {
         let key = |field: &str| format!("agents.{name}.{field}");
         if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))

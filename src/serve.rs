@@ -235,6 +235,11 @@ impl Shared {
         Duration::from_secs(self.config.call.reconnect_s)
     }
 
+    /// How long a turn may wait for the account's limits.
+    fn turn_patience(&self) -> Duration {
+        Duration::from_millis(self.config.turns.wait_ms)
+    }
+
     /// The limits of a call.
     pub(crate) fn life(&self, who: &Principal, call: String) -> Life {
         let (usual, secs) = (&self.config.call, Duration::from_secs);
@@ -373,6 +378,9 @@ impl Server {
                     metrics.run_upkeep();
                 }
             });
+        }
+        for upstream in shared.upstreams.values().chain([&shared.upstream]) {
+            tasks.spawn(upstream.quota().clone().run());
         }
         let entrance = Entrance { socket, tls, router, max_connections };
         let followed = watch::Sender::new(0);

@@ -12,6 +12,7 @@
 //! | [`governor`] | how much may be sent to the service now, and who is next |
 //! | [`pace`] | connects a minute, by address and by tenant |
 //! | [`roster`] | calls that run, so that they can be counted and cut |
+//! | [`quota`] | an account's pools, shared by all its calls |
 //! | [`store`] | what outlives a process (SQLite) |
 //! | [`sources`] | file and store together, read again as they change |
 //! | [`price`] | what a reply costs, by a list of prices |
@@ -21,6 +22,7 @@ pub mod key;
 pub mod pace;
 pub mod price;
 pub mod principal;
+pub mod quota;
 pub mod roster;
 pub mod sources;
 pub mod store;

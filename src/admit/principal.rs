@@ -122,6 +122,11 @@ impl Principal {
         self.0.tenant.as_ref().map_or(LOCAL, |tenant| &tenant.id)
     }
 
+    /// Their part of an account's limits, against others.
+    pub fn weight(&self) -> u32 {
+        self.0.tenant.as_ref().map_or(1, |tenant| tenant.config.weight)
+    }
+
     /// Who pays.
     pub fn tenant(&self) -> Option<&Arc<Tenant>> {
         self.0.tenant.as_ref()

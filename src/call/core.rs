@@ -8,6 +8,7 @@ mod away;
 mod client;
 mod clock;
 pub mod continuity;
+mod govern;
 mod heir;
 mod pass;
 mod service;
@@ -19,7 +20,8 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use self::{away::Away, continuity::Sessions, pass::Pass};
+pub use self::govern::TurnAct;
+use self::{away::Away, continuity::Sessions, govern::Governing, pass::Pass};
 use super::{
     At,
     books::Booked,
@@ -33,6 +35,7 @@ use super::{
     slot::{Slot, Want},
     tools::Tools,
     turn::Turn,
+    turnstile::Word,
 };
 use crate::{
     audio::Format,
@@ -40,6 +43,7 @@ use crate::{
         openai::{self, Said},
         wire::{AudioFormats, ClientMsg, ErrorBody, Limits, ReplyStatus, ServerMsg, Usage},
     },
+    config::Govern,
     observe::fact::Fact,
     upstream::{Command, Event, History},
 };
@@ -94,6 +98,12 @@ pub struct Plan {
     pub transcribed: bool,
     /// Tokens of the conversation that a new session is told.
     pub history_tokens: usize,
+    /// Whether replies are asked for only when the account's quota allows it.
+    pub govern: Govern,
+    /// Tokens that a conversation begins with: instructions and tools.
+    pub base_tokens: u64,
+    /// Longest reply, tokens.
+    pub reply_tokens: u64,
 }
 
 /// How a client may come back.
@@ -126,6 +136,9 @@ impl Plan {
             max_message_bytes: 0,
             transcribed: false,
             history_tokens: 0,
+            govern: Govern::Always,
+            base_tokens: 0,
+            reply_tokens: 4_096,
         }
     }
 }
@@ -198,6 +211,15 @@ pub enum Input<'a> {
     Stay,
     /// Another process takes calls over from this one, or will not.
     Heir(bool),
+    /// What the account says to a reply that shall be asked for.
+    Turn {
+        /// Names the wish.
+        number: u64,
+        /// What it says.
+        word: Word,
+    },
+    /// Whether little is left of what the account may use.
+    Scarce(bool),
     /// Time passed.
     Tick,
 }
@@ -263,6 +285,8 @@ pub enum Output {
     LeaveService,
     /// A reply was counted.
     Book(Booked),
+    /// Tell the account.
+    Turn(TurnAct),
     /// Ping the client.
     PingClient,
     /// Ping the service.
@@ -287,6 +311,7 @@ impl std::fmt::Debug for Credential {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum About {
     Configure,
+    Answers,
     Retell,
     Commit,
     Text,
@@ -345,6 +370,7 @@ pub struct Core {
     #[serde(default)]
     writer: Option<String>,
     uncounted: Vec<String>,
+    governing: Governing,
     commands: u64,
     sent: VecDeque<(u64, About)>,
     errors: u64,
@@ -442,6 +468,7 @@ impl Core {
             last_usage: None,
             writer: None,
             uncounted: Vec::new(),
+            governing: Governing::default(),
             commands: 0,
             sent: VecDeque::new(),
             errors: 0,
@@ -508,6 +535,8 @@ impl Core {
                 self.drain_at = None;
             }
             Input::Heir(there) => self.has_heir(there),
+            Input::Turn { number, word } => self.turn_word(number, word),
+            Input::Scarce(scarce) => self.scarce(scarce),
             Input::Tick => {}
         }
         if self.held_bytes() + self.early_bytes > EARLY_MAX && !self.up {
@@ -519,6 +548,7 @@ impl Core {
         if self.ring.end() > kept {
             self.forget_audio(); // with what is new, and not with each message
         }
+        self.change_who_answers();
         self.ask_for_reply(now);
         self.keep_output();
         if self.is_connected() {
@@ -633,6 +663,7 @@ impl Core {
 
     /// Tells the service, if there is a session.
     fn ask(&mut self, command: Command) {
+        self.unread(written(&command));
         if !self.up {
             self.early_bytes += written(&command);
             return; // the next session is told the conversation as it is then
@@ -667,8 +698,15 @@ impl Core {
         if !self.up {
             return;
         }
+        if !self.slot.has_wish() {
+            return self.wants_none();
+        }
+        if self.slot.busy() || !self.may_ask() {
+            return;
+        }
         if let Some(Want { instructions }) = self.slot.next(self.commands) {
             self.service_seen = now; // it owes us an answer from here on, however long it was silent before
+            self.turn_asked();
             self.ask(Command::CreateReply { instructions });
         }
     }
@@ -809,6 +847,7 @@ fn about(command: &Command) -> Option<About> {
     Some(match command {
         Command::Append(_) => return None,
         Command::Configure { .. } => About::Configure,
+        Command::Answers { .. } => About::Answers,
         Command::Retell { .. } => About::Retell,
         Command::Commit => About::Commit,
         Command::ClearInput => About::ClearInput,

@@ -28,6 +28,7 @@ use super::{
     rate::Rerate,
     returns::{self, Arrival, Ticket},
     service_leg::{Came, ServiceLeg, Up},
+    turnstile::{Says, Turnstile},
     written::{Heir, Written},
 };
 use crate::{
@@ -105,6 +106,8 @@ pub struct Call {
     pub books: Books,
     /// How long a session that was lost is tried to be had anew.
     pub reconnect: Duration,
+    /// How long a turn may wait for the account's limits.
+    pub turn_patience: Duration,
     /// The process that follows this one, if there is one.
     pub heir: Heir,
     /// Where goodbyes to sockets that the call has left go on.
@@ -184,6 +187,7 @@ struct Driver {
     rerate: Option<Rerate>,
     ticket: Option<Ticket>,
     books: Books,
+    turnstile: Turnstile,
     goodbyes: TaskTracker,
     drain: watch::Receiver<Option<Instant>>,
     /// The core was told that this server goes away.
@@ -218,6 +222,7 @@ enum Wake {
     Ready,
     Service(Came),
     Arrived(Box<Arrival>),
+    Turn(Says),
     Recalled,
     /// Until then; `None`: the server stays, after all.
     Drain(Option<Instant>),
@@ -228,11 +233,15 @@ enum Wake {
 
 impl Driver {
     fn new(call: Call, began: Instant) -> Self {
-        let Call { id, mut core, door, license, wanted, upstream, client, ticket, books, reconnect, .. } = call;
+        let Call {
+            id, mut core, door, license, wanted, upstream, client, ticket, books, reconnect, turn_patience, ..
+        } = call;
         let Call { heir, goodbyes, drain, stop, .. } = call;
         let rerate = Rerate::to(upstream.config().input_rate).filter(|_| door.setup().is_none());
         let board = upstream.board().clone();
         let whose = (wanted, license.who().clone(), id.clone());
+        let tenant = (license.who().tenant_id(), license.who().weight());
+        let turnstile = Turnstile::new(upstream.quota().clone(), &books.model, tenant, turn_patience);
         let mut service = ServiceLeg::new(whose, upstream, reconnect, goodbyes.clone());
         let (client, session) = match client {
             Client::Here(socket) => (ClientLeg::new(*socket, ticket.is_some()), String::new()),
@@ -254,6 +263,7 @@ impl Driver {
             rerate,
             ticket,
             books,
+            turnstile,
             goodbyes,
             drain,
             leaving: false,
@@ -292,6 +302,7 @@ impl Driver {
             match self.wait(timer.as_mut()).await {
                 Wake::Timer | Wake::Ready => {}
                 Wake::Service(came) => self.service_came(came),
+                Wake::Turn(says) => self.turn_says(says),
                 Wake::Arrived(arrival) => self.arrived(*arrival),
                 Wake::Recalled => self.recalled(),
                 Wake::Drain(until) => self.drain(until),
@@ -312,7 +323,7 @@ impl Driver {
     /// Stop, then a due timer, then work: a flood must hide neither.
     async fn wait(&mut self, timer: Pin<&mut time::Sleep>) -> Wake {
         let gated = self.read_at.is_some();
-        let Self { client, service, ticket, drain, leaving, stop, unread, license, cut, .. } = self;
+        let Self { client, service, ticket, drain, leaving, stop, unread, license, cut, turnstile, .. } = self;
         let ticket = ticket.as_ref();
         let client_ready = future::poll_fn(|cx| {
             if !gated && client.poll_readable(cx).is_ready() {
@@ -351,6 +362,7 @@ impl Driver {
             until = draining => Wake::Drain(until),
             () = recalled => Wake::Recalled,
             () = timer => Wake::Timer,
+            says = turnstile.says() => Wake::Turn(says),
             came = service_ready => Wake::Service(came),
             arrival = arrived => Wake::Arrived(arrival),
             () = client_ready => Wake::Ready,
@@ -414,12 +426,13 @@ impl Driver {
 
     fn service_text(&mut self, text: Bytes) {
         let now = self.now();
-        let Self { service, core, door, board, license, .. } = self;
+        let Self { service, core, door, board, license, turnstile, .. } = self;
         let Some(up) = service.running() else { return };
         let passes = door.setup().is_none();
         up.shape.incoming(text, |text| {
             let event = if passes { ga::glance(&text) } else { ga::decode(&text) };
             limits::heard(board, license.who().tenant_id(), &event);
+            turnstile.heard(&event);
             core.handle(now, if passes { Input::Heard(event, text) } else { Input::Service(event) });
         });
     }
@@ -568,6 +581,11 @@ impl Driver {
                 }
                 Output::LeaveService => self.service.leave_all(),
                 Output::Book(booked) => self.book(booked),
+                Output::Turn(act) => {
+                    if let Some(says) = self.turnstile.act(act) {
+                        self.turn_says(says);
+                    }
+                }
                 Output::PingClient => self.client.outbox().ping(),
                 Output::PingService => {
                     if let Some(up) = self.service.running() {
@@ -582,6 +600,14 @@ impl Driver {
             }
         }
         None
+    }
+
+    fn turn_says(&mut self, says: Says) {
+        let input = match says {
+            Says::Word(number, word) => Input::Turn { number, word },
+            Says::Scarce(scarce) => Input::Scarce(scarce),
+        };
+        self.core.handle(self.now(), input);
     }
 
     /// The client's socket may be given more audio.
@@ -718,11 +744,13 @@ impl Driver {
         Fact::SessionUp { after: self.dialled_at.elapsed() }.record();
         tracing::debug!(session = session.id, expires_at = session.expires_at, "session");
         self.session.clone_from(&session.id);
-        self.service.runs(session.id, session.socket, session.shape);
-        self.core.handle(self.now(), Input::SessionUp(lives(session.expires_at, unix_now())));
+        let (lives, created) = (lives(session.expires_at, unix_now()), session.created.clone());
+        self.service.runs(session);
+        let scarce = self.turnstile.is_scarce();
+        self.turn_says(Says::Scarce(scarce));
+        self.core.handle(self.now(), Input::SessionUp(lives));
         if self.door.setup().is_none() {
-            let created = ga::glance(&session.created);
-            self.core.handle(self.now(), Input::Heard(created, session.created));
+            self.core.handle(self.now(), Input::Heard(ga::glance(&created), created));
         }
     }
 
@@ -836,7 +864,7 @@ impl Driver {
         };
         let service = async {
             if let Some(up) = service {
-                up.socket.close(1000, "", GOODBYE).await;
+                up.goodbye().await;
             }
         };
         tokio::join!(client, service);
@@ -881,6 +909,7 @@ impl Driver {
         {
             self.refuse(arrival.socket);
         }
+        self.turnstile.forget();
         // What was for the loudspeaker is not worth waiting for.
         self.client.outbox().drop_binary();
         let mut socket = self.client.take();
@@ -898,12 +927,17 @@ impl Driver {
                     // What is not counted by then stays an estimate.
                     let _ = time::timeout(GOODBYE, last_counts(&mut up, &mut owed)).await;
                 }
-                up.socket.close(1000, "", GOODBYE).await;
+                up.goodbye().await;
             }
             owed
         };
         let ((), owed) = tokio::join!(client, service);
-        owed.into_iter().for_each(|booked| self.book(booked));
+        for booked in owed {
+            if !booked.estimated {
+                self.turnstile.over(&booked.id, Some(booked.usage.total_tokens));
+            }
+            self.book(booked);
+        }
     }
 }
 

@@ -25,6 +25,7 @@ pub mod sideband;
 pub mod slot;
 pub mod tools;
 pub mod turn;
+pub mod turnstile;
 pub mod written;
 
 use std::time::Duration;

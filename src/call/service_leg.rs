@@ -11,7 +11,7 @@ use std::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    admit::Principal,
+    admit::{Principal, quota::SessionSeat},
     net::ws::{Frame, Socket},
     upstream::{
         Intent, Shape, UpstreamError, Wanted,
@@ -33,6 +33,22 @@ pub struct Up {
     pub socket: Socket,
     /// How its messages are written.
     pub shape: Shape,
+    /// Its place among those that the account may have.
+    pub seat: Option<SessionSeat>,
+}
+
+impl Up {
+    /// Leaves it; its place is free when it is gone.
+    pub async fn goodbye(self: Box<Self>) {
+        self.socket.close(1000, "", GOODBYE).await;
+    }
+}
+
+impl From<Session> for Up {
+    fn from(session: Session) -> Self {
+        let Session { id, socket, shape, seat, .. } = session;
+        Self { id, socket, shape, seat }
+    }
 }
 
 enum State {
@@ -119,8 +135,8 @@ impl ServiceLeg {
     }
 
     /// The session that was opened runs.
-    pub fn runs(&mut self, id: String, socket: Socket, shape: Shape) {
-        self.running = State::Up(Box::new(Up { id, socket, shape }));
+    pub fn runs(&mut self, session: Session) {
+        self.running = State::Up(Box::new(session.into()));
     }
 
     /// The running session's id.
@@ -142,7 +158,7 @@ impl ServiceLeg {
         self.running = match std::mem::replace(&mut self.next, State::Gone) {
             State::Opening(opening) => State::Opening(opening),
             State::Up(up) => {
-                self.goodbyes.spawn(up.socket.close(1000, "", GOODBYE));
+                self.goodbyes.spawn(up.goodbye());
                 State::Opening(self.another())
             }
             State::Gone => State::Opening(self.another()),
@@ -153,7 +169,7 @@ impl ServiceLeg {
     pub fn dial_next(&mut self) {
         let another = State::Opening(self.another());
         if let State::Up(up) = std::mem::replace(&mut self.next, another) {
-            self.goodbyes.spawn(up.socket.close(1000, "", GOODBYE));
+            self.goodbyes.spawn(up.goodbye());
         }
     }
 
@@ -165,21 +181,21 @@ impl ServiceLeg {
 
     fn leave(&mut self) {
         if let State::Up(up) = std::mem::replace(&mut self.running, State::Gone) {
-            self.goodbyes.spawn(up.socket.close(1000, "", GOODBYE));
+            self.goodbyes.spawn(up.goodbye());
         }
     }
 
     /// Leaves every session.
     pub fn leave_all(&mut self) {
         if let Some(up) = self.end() {
-            self.goodbyes.spawn(up.socket.close(1000, "", GOODBYE));
+            self.goodbyes.spawn(up.goodbye());
         }
     }
 
     /// Gives up the session that waits, and hands out the running one for its goodbye.
     pub fn end(&mut self) -> Option<Box<Up>> {
         if let State::Up(up) = std::mem::replace(&mut self.next, State::Gone) {
-            self.goodbyes.spawn(up.socket.close(1000, "", GOODBYE));
+            self.goodbyes.spawn(up.goodbye());
         }
         match std::mem::replace(&mut self.running, State::Gone) {
             State::Up(up) => Some(up),
@@ -206,8 +222,9 @@ impl ServiceLeg {
             State::Opening(opening) => {
                 let Poll::Ready(done) = opening.as_mut().poll(cx) else { return Poll::Pending };
                 Poll::Ready(Came::Next(match done {
-                    Ok(Session { id, socket, shape, expires_at, .. }) => {
-                        self.next = State::Up(Box::new(Up { id, socket, shape }));
+                    Ok(session) => {
+                        let expires_at = session.expires_at;
+                        self.next = State::Up(Box::new(session.into()));
                         Ok(expires_at)
                     }
                     Err(error) => {

@@ -94,17 +94,33 @@ impl Slot {
         self.waiting.push_front(Waiting { want, covered: false });
     }
 
+    /// Somebody wants a reply, and nobody speaks.
+    pub fn has_wish(&self) -> bool {
+        self.vad_until.is_none() && !self.waiting.is_empty()
+    }
+
+    /// The reply that begins now is the one that we asked for: the service begins none by itself while the caller speaks.
+    pub fn is_ours(&self) -> bool {
+        self.state == State::Requested && (self.vad_until == Some(At::MAX) || self.vad_until.is_none())
+    }
+
     /// The request that may go out now, as command `number`.
     pub fn next(&mut self, number: u64) -> Option<Want> {
         if self.state != State::Free || self.vad_until.is_some() {
             return None;
         }
+        let want = self.drop_next()?;
+        self.state = State::Requested;
+        self.request = Some(Request { number, want: want.clone(), called_off: false });
+        Some(want)
+    }
+
+    /// The request that would go out next is given up, with all that it would have answered.
+    pub fn drop_next(&mut self) -> Option<Want> {
         let want = self.waiting.pop_front()?.want;
         if want.instructions.is_none() {
             self.waiting.retain(|w| w.want.instructions.is_some());
         }
-        self.state = State::Requested;
-        self.request = Some(Request { number, want: want.clone(), called_off: false });
         Some(want)
     }
 
@@ -140,9 +156,7 @@ impl Slot {
     /// A reply began.
     pub fn created(&mut self, response: &str) -> Began {
         let speaking = self.vad_until == Some(At::MAX);
-        let requested = self.state == State::Requested;
-        // The service begins none by itself while the caller speaks.
-        let ours = requested && (speaking || self.vad_until.is_none());
+        let ours = self.is_ours();
         let want = self.request.as_ref().filter(|_| ours).map(|request| request.want.clone()).unwrap_or_default();
         self.state = State::Active(Some(response.to_owned()), want);
         if ours {
@@ -166,16 +180,17 @@ impl Slot {
     }
 
     /// Our command `number` was refused. `busy`: another reply runs; ours waits for its end.
-    /// Returns whether it was a request for a reply.
-    pub fn refused(&mut self, number: u64, busy: bool) -> bool {
-        let Some(request) = self.request.take_if(|r| r.number == number) else { return false };
-        if busy && !request.called_off {
+    /// If it was a request for a reply: whether it will be made again.
+    pub fn refused(&mut self, number: u64, busy: bool) -> Option<bool> {
+        let request = self.request.take_if(|r| r.number == number)?;
+        let again = busy && !request.called_off;
+        if again {
             self.want_first(request.want);
         }
         if self.state == State::Requested {
             self.state = if busy { State::Active(None, Want::default()) } else { State::Free };
         }
-        true
+        Some(again)
     }
 
     /// The caller has moved on from a reply that has not begun, or that we know nothing of. Returns whether the service
@@ -243,12 +258,14 @@ impl Slot {
         self.vad_until.filter(|at| *at != At::MAX)
     }
 
-    /// Stops expecting a reply that does not come.
-    pub fn tick(&mut self, now: At) {
-        if self.vad_until.is_some_and(|at| now >= at) {
+    /// Stops expecting a reply that does not come; whether it does so now.
+    pub fn tick(&mut self, now: At) -> bool {
+        let over = self.vad_until.is_some_and(|at| now >= at);
+        if over {
             self.vad_until = None;
             self.waiting.iter_mut().for_each(|w| w.covered = false);
         }
+        over
     }
 }
 
@@ -297,12 +314,12 @@ mod tests {
         let mut slot = Slot::default();
         slot.want(plain());
         slot.next(7);
-        assert!(!slot.refused(6, true), "another command");
-        assert!(slot.refused(7, true));
+        assert_eq!(slot.refused(6, true), None, "another command");
+        assert_eq!(slot.refused(7, true), Some(true));
         assert_eq!(slot.next(8), None);
         slot.done("resp_vad");
         assert_eq!(slot.next(8), Some(plain()));
-        assert!(slot.refused(8, false));
+        assert_eq!(slot.refused(8, false), Some(false));
         assert!(slot.idle());
     }
 

@@ -73,6 +73,8 @@ pub struct TenantConfig {
     pub upstream: Option<String>,
     /// Calls at once; 0: no limit of its own.
     pub max_calls: usize,
+    /// Its part of an account's limits, against other tenants of the account.
+    pub weight: u32,
     /// Requests at any door in a minute; 0: no limit of its own.
     pub connects_per_minute: u32,
     /// Longest call, seconds; none: `call.max_s`.
@@ -100,6 +102,7 @@ impl Default for TenantConfig {
             formats: Vec::new(),
             upstream: None,
             max_calls: 0,
+            weight: 1,
             connects_per_minute: 0,
             max_call_s: None,
             idle_s: None,
@@ -338,6 +341,9 @@ impl TenantConfig {
         }
         if let Some(upstream) = self.upstream.as_ref().filter(|name| !upstreams(name)) {
             problem(&key("upstream"), format!("`{upstream}`"), "the name of one of [upstreams]");
+        }
+        if !(1..=1_000).contains(&self.weight) {
+            problem(&key("weight"), self.weight.to_string(), "1 to 1000");
         }
         if let Some(found) = self.max_call_s.filter(|s| !(1..=604_800).contains(s)) {
             problem(&key("max_call_s"), found.to_string(), "1 to 604800 seconds");

@@ -16,6 +16,7 @@ use crate::{
     admit::{Denied, Principal},
     config::{Net, Scope},
     serve::{Shared, refusal::Refusal},
+    upstream::open::Upstream,
 };
 
 pub(crate) fn routes() -> Router<Arc<Shared>> {
@@ -72,6 +73,15 @@ async fn limits(State(shared): State<Arc<Shared>>, request: Request) -> Response
     answer(admin(&shared, request).await.map(|who| report(&shared, &who)))
 }
 
+/// The account's pools. Who else waits there is nobody's business.
+fn quota(upstream: &Upstream, tenant: &str) -> Value {
+    let mut pools = upstream.quota().view();
+    for pool in pools.values_mut() {
+        pool.waiting.retain(|waiting| waiting.tenant == tenant);
+    }
+    json!(pools)
+}
+
 fn report(shared: &Shared, who: &Principal) -> Value {
     let config = who.tenant().map(|tenant| &tenant.config);
     let some = |n: u64| (n > 0).then_some(n);
@@ -80,6 +90,7 @@ fn report(shared: &Shared, who: &Principal) -> Value {
         let hits = upstream.board().hits(who.tenant_id());
         let advice = hits.first().map(|hit| hit.limit.advice());
         json!({"buckets": upstream.board().buckets(), "hits": hits, "advice": advice,
+            "quota": quota(upstream, who.tenant_id()),
             "breaker": upstream.breaker().shown(Instant::now())})
     });
     json!({

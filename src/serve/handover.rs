@@ -44,7 +44,7 @@ use crate::{
 };
 
 /// The form of what is said here, calls above all: another number wherever a build cannot read what the one before wrote.
-const FORM: u32 = 2;
+const FORM: u32 = 3;
 const HELLO: &str = "voxrelay handover";
 const SERVING: &str = "serving";
 const YOURS: &str = "yours";
@@ -263,6 +263,7 @@ fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
         ticket: Some(shared.returns.restored(name, written.tokens)),
         books,
         reconnect: shared.reconnect(),
+        turn_patience: shared.turn_patience(),
         heir: shared.heir.clone(),
         goodbyes: shared.calls.clone(),
         drain: shared.drain.clone(),

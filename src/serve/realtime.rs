@@ -414,6 +414,7 @@ fn admit(
             ticket,
             books,
             reconnect: task.reconnect(),
+            turn_patience: task.turn_patience(),
             heir: task.heir.clone(),
             goodbyes: task.calls.clone(),
             drain: task.drain.clone(),

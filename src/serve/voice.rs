@@ -28,6 +28,9 @@ use crate::{
     upstream::{SessionSetup, Wanted, open::Upstream},
 };
 
+/// Tokens of a reply, where neither the agent nor the service says less (realtime-protocol section 5).
+const LONGEST_REPLY: u64 = 4_096;
+
 /// Somebody whose call would be taken.
 struct Knock {
     who: Principal,
@@ -183,6 +186,7 @@ fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgra
             ticket,
             books,
             reconnect: task.reconnect(),
+            turn_patience: task.turn_patience(),
             heir: task.heir.clone(),
             goodbyes: task.calls.clone(),
             drain: task.drain.clone(),
@@ -211,5 +215,8 @@ fn plan(config: &Config, upstream: &Upstream, query: &Query, name: String, agent
         max_message_bytes: config.server.max_message_bytes,
         transcribed: agent.transcription.is_some(),
         history_tokens: config.call.history_tokens,
+        govern: config.turns.govern,
+        base_tokens: agent.base_tokens(),
+        reply_tokens: agent.max_output_tokens.map_or(LONGEST_REPLY, u64::from),
     }
 }

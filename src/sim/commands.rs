@@ -226,6 +226,7 @@ impl Session {
     }
 
     fn response_create(&mut self, f: &Fields<'_>, event_id: Option<&str>) -> Result<(), Refusal> {
+        self.world.stats.lock().responses_asked += 1;
         if self.settings.only_writes {
             // The live service's code for it is not known.
             let message = "The event 'response.create' is not supported in transcription sessions.";

@@ -55,6 +55,8 @@ pub struct SimStats {
     pub commits: u64,
     /// Responses created.
     pub responses: u64,
+    /// `response.create` events; other responses answer turns that were found.
+    pub responses_asked: u64,
     /// Responses by their final status.
     pub responses_by_status: BTreeMap<String, u64>,
     /// Cancels that found a response.

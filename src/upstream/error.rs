@@ -4,6 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 use axum::http::StatusCode;
 
 use super::{ServiceError, limits::QUOTA};
+use crate::admit::governor::Reason;
 
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,9 @@ pub enum UpstreamError {
         /// From now.
         retry_after: Duration,
     },
+    /// It was not tried: the account has as many sessions as it may have, or has opened as many as it may in a minute.
+    #[error("the account's limit is reached ({0})")]
+    Limited(Reason),
     /// The connection ended, or was no WebSocket.
     #[error("the connection to the service broke: {0}")]
     Broken(String),
@@ -113,6 +117,7 @@ impl UpstreamError {
                 let (code, close) = if *limited { ("rate_limited", 4429) } else { ("upstream_unavailable", 4503) };
                 Verdict { retry_after: Some(*retry_after), ..of(code, close, true) }
             }
+            Self::Limited(reason) => Verdict { retry_after: reason.wait, ..of("rate_limited", 4429, true) },
             Self::Http { status, code, retry_after, .. } => {
                 let known = code.as_deref().and_then(by_code);
                 let verdict = known.unwrap_or_else(|| match status.as_u16() {

@@ -66,7 +66,14 @@ pub fn encode(command: &Command, setup: &SessionSetup, number: u64) -> Bytes {
     }
     let mut event = match command {
         Command::Append(_) => Value::Null,
-        Command::Configure { listens } => json!({"type": "session.update", "session": session(setup, *listens)}),
+        Command::Configure { listens, answers } => {
+            json!({"type": "session.update", "session": session(setup, *listens, *answers)})
+        }
+        Command::Answers { answers } => {
+            let detection = turn_detection(&setup.agent.turn_detection, *answers);
+            let session = json!({"type": "realtime", "audio": {"input": {"turn_detection": detection}}});
+            json!({"type": "session.update", "session": session})
+        }
         Command::Retell { id, after, item } => retell(id.as_deref(), after.as_deref(), item),
         Command::Commit => json!({"type": "input_audio_buffer.commit"}),
         Command::ClearInput => json!({"type": "input_audio_buffer.clear"}),
@@ -155,12 +162,12 @@ fn retell(id: Option<&str>, after: Option<&str>, item: &History) -> Value {
     event
 }
 
-/// `listens`: the service may find turns, where that was agreed.
-fn session(setup: &SessionSetup, listens: bool) -> Value {
+/// `listens`: the service may find turns, where that was agreed; `answers`: and answers them by itself.
+fn session(setup: &SessionSetup, listens: bool, answers: bool) -> Value {
     let agent = &setup.agent;
     let mut input = json!({
         "format": format(setup.input),
-        "turn_detection": if setup.auto_turns && listens { turn_detection(&agent.turn_detection) } else { Value::Null },
+        "turn_detection": if setup.auto_turns && listens { turn_detection(&agent.turn_detection, answers) } else { Value::Null },
     });
     let mut output = json!({"format": format(setup.output), "voice": agent.voice});
     if let Some(model) = &agent.transcription {
@@ -206,11 +213,11 @@ pub fn tools(agent: &AgentConfig) -> Value {
         .collect()
 }
 
-fn turn_detection(detection: &TurnDetection) -> Value {
+fn turn_detection(detection: &TurnDetection, answers: bool) -> Value {
     match detection {
         TurnDetection::ServerVad { threshold, prefix_padding_ms, silence_duration_ms } => json!({
             "type": "server_vad", "threshold": threshold, "prefix_padding_ms": prefix_padding_ms,
-            "silence_duration_ms": silence_duration_ms, "create_response": true, "interrupt_response": true}),
+            "silence_duration_ms": silence_duration_ms, "create_response": answers, "interrupt_response": true}),
         TurnDetection::SemanticVad { eagerness } => {
             let eagerness = match eagerness {
                 Eagerness::Auto => "auto",
@@ -218,7 +225,7 @@ fn turn_detection(detection: &TurnDetection) -> Value {
                 Eagerness::Medium => "medium",
                 Eagerness::High => "high",
             };
-            json!({"type": "semantic_vad", "eagerness": eagerness, "create_response": true, "interrupt_response": true})
+            json!({"type": "semantic_vad", "eagerness": eagerness, "create_response": answers, "interrupt_response": true})
         }
     }
 }
@@ -765,7 +772,9 @@ mod tests {
     #[test]
     fn a_session_is_set_up_as_the_agent_says() {
         let session = |setup: &SessionSetup| {
-            serde_json::from_slice::<Value>(&encode(&Command::Configure { listens: true }, setup, 0)).unwrap()["session"].take()
+            serde_json::from_slice::<Value>(&encode(&Command::Configure { listens: true, answers: true }, setup, 0))
+                .unwrap()["session"]
+                .take()
         };
         let default = session(&setup(true));
         let want: Value = serde_json::from_str(

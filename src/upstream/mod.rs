@@ -49,6 +49,13 @@ pub enum Command {
     Configure {
         /// The service may find turns by itself, where that was agreed; else it takes what is committed.
         listens: bool,
+        /// The service answers turns that it finds by itself.
+        answers: bool,
+    },
+    /// Change only who answers the turns that the service finds.
+    Answers {
+        /// The service, by itself.
+        answers: bool,
     },
     /// Something that was said in an earlier session.
     Retell {

@@ -41,7 +41,10 @@ use super::{
     secrets::{Lent, Mint, Order, Secrets},
 };
 use crate::{
-    admit::Principal,
+    admit::{
+        Principal,
+        quota::{Quota, SessionSeat},
+    },
     config::{Credentials, Dialect, Endpoint, Secret, UpstreamConfig},
     net::{
         io::Io,
@@ -82,6 +85,7 @@ pub struct Account {
     models: Models,
     redials: Redials,
     breaker: Breaker,
+    quota: Arc<Quota>,
     goodbyes: TaskTracker,
 }
 
@@ -104,6 +108,8 @@ pub struct Session {
     pub expires_at: Option<u64>,
     /// Its first message, `session.created`, in the GA shape.
     pub created: Bytes,
+    /// Its place among those that the account may have; none for another's call that was joined.
+    pub seat: Option<SessionSeat>,
 }
 
 impl Upstream {
@@ -125,8 +131,10 @@ impl Upstream {
         let rest = Rest::new(config.clone(), &endpoint, tls.clone(), board.clone())?;
         let (tls, models) = (TlsConnector::from(Arc::new(tls)), Models::default());
         let (redials, breaker) = (Redials::default(), Breaker::default());
+        let quota = Quota::new(config.limits.clone());
         let goodbyes = TaskTracker::new();
-        let account = Arc::new(Account { config, endpoint, tls, rest, board, models, redials, breaker, goodbyes });
+        let account =
+            Arc::new(Account { config, endpoint, tls, rest, board, models, redials, breaker, quota, goodbyes });
         Ok(Self { secrets: Secrets::new(account.clone()), account })
     }
 
@@ -150,6 +158,11 @@ impl Upstream {
         &self.account.breaker
     }
 
+    /// What the account may use.
+    pub fn quota(&self) -> &Arc<Quota> {
+        &self.account.quota
+    }
+
     /// The section that this was made from.
     pub fn config(&self) -> &UpstreamConfig {
         &self.account.config
@@ -166,12 +179,13 @@ impl Upstream {
         self.breaker().first_try();
         let (mut tried, mut last) = (0, None);
         loop {
+            let seat = self.seat(wanted, end).await?;
             if let Err((limited, paused)) = self.admitted(end).await {
                 // What was found out says more than that others have found the same.
                 return Err(last.filter(|_| !limited).unwrap_or(paused));
             }
             let error = match self.attempt(wanted, who, &order).await {
-                Ok(session) => return Ok(session),
+                Ok(session) => return Ok(Session { seat, ..session }),
                 Err(error) => error,
             };
             let verdict = error.verdict();
@@ -191,6 +205,23 @@ impl Upstream {
             tracing::info!(%error, tried, "upstream session failed, trying again");
             last = Some(error);
             time::sleep(pause).await;
+        }
+    }
+
+    /// A place among the sessions that the account may have and open, until `end` at most.
+    async fn seat(&self, wanted: &Wanted, end: Instant) -> Result<Option<SessionSeat>, UpstreamError> {
+        if wanted.joins.is_some() {
+            return Ok(None);
+        }
+        loop {
+            let reason = match self.quota().connect(&wanted.model) {
+                Ok(seat) => return Ok(Some(seat)),
+                Err(reason) => reason,
+            };
+            match reason.wait.map(|wait| Instant::now() + wait).filter(|at| *at <= end) {
+                Some(at) => time::sleep_until(at).await,
+                None => return Err(UpstreamError::Limited(reason)),
+            }
         }
     }
 
@@ -236,10 +267,11 @@ impl Upstream {
                 return Err(last.unwrap_or(UpstreamError::Paused { limited: true, retry_after: held }));
             }
             time::sleep(held).await;
+            let seat = self.seat(wanted, end).await?;
             let error = match self.attempt(wanted, who, &order).await {
                 Ok(session) => {
                     self.account.redials.worked();
-                    return Ok(session);
+                    return Ok(Session { seat, ..session });
                 }
                 Err(error) => error,
             };
@@ -476,7 +508,7 @@ impl Account {
                         _ => {}
                     });
                     if let Some((id, expires_at, created)) = up {
-                        return Ok(Session { socket, shape, id, expires_at, created });
+                        return Ok(Session { socket, shape, id, expires_at, created, seat: None });
                     }
                 }
                 Frame::Closed { code, reason } => {

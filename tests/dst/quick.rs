@@ -17,7 +17,7 @@ use voxrelay::{
         thin,
         wire::{AudioFormats, ClientMsg, ServerMsg},
     },
-    config::AgentConfig,
+    config::{AgentConfig, Govern},
     net::outbox::Outbox,
     upstream::{Command, SessionSetup, UpstreamError, ga},
 };
@@ -187,6 +187,9 @@ impl Call {
             max_message_bytes: 262_144,
             transcribed: way.transcribed,
             history_tokens: 4_000,
+            govern: Govern::Never,
+            base_tokens: 0,
+            reply_tokens: 0,
         };
         let life = Life {
             call: "call_1".into(),
@@ -458,7 +461,8 @@ impl Call {
             Output::PingService => self.core.handle(self.now, Input::ServicePong),
             Output::End(End::Asked) => self.over = true,
             Output::End(end) => panic!("turn {} of {:?}: {end}", self.turns, self.way),
-            _ => assert!(matches!(output, Output::Fact(_) | Output::AudioTail | Output::HangUp { .. }), "{output:?}"),
+            Output::Turn(_) | Output::Fact(_) | Output::AudioTail | Output::HangUp { .. } => {}
+            _ => panic!("{output:?}"),
         }
     }
 }

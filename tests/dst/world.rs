@@ -26,7 +26,7 @@ use bytes::Bytes;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::time::Instant;
 use voxrelay::{
-    call::{core::Input, end::End},
+    call::{core::Input, end::End, turnstile::Word},
     client::wire::ClientMsg,
     net::outbox::Kind as Frame,
     sim::{Faults, SimConfig, SimStats, session::World as Service},
@@ -112,6 +112,10 @@ enum Ev {
     Act,
     Keepalive,
     Renewed,
+    /// The account has room for a reply.
+    Granted(u64),
+    /// There is little left of it, or much.
+    Scarce(bool),
     Tool(String),
     Hang,
     /// To a session.
@@ -315,6 +319,8 @@ impl World {
             Ev::Act => self.client_acts(call),
             Ev::Keepalive => self.keepalive(call),
             Ev::Renewed => self.input(call, Input::Renewed(self.config.credential)),
+            Ev::Granted(number) => self.input(call, Input::Turn { number, word: Word::Granted }),
+            Ev::Scarce(scarce) => self.input(call, Input::Scarce(scarce)),
             Ev::Tool(call_id) => {
                 self.client_says(call, Up::Text(ClientMsg::ToolResult { call_id, output: "42".into() }));
             }

@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use tokio::time::{self, Instant};
 use voxrelay::{
-    config::{Config, Credentials},
+    config::{Config, Credentials, Govern},
     sim::SimConfig,
 };
 
@@ -187,6 +187,7 @@ async fn a_tenant_sees_which_limit_it_has_hit() {
     let (mut key, mut other) = (String::new(), String::new());
     let change = |c: &mut Config| {
         ephemeral(c);
+        c.turns.govern = Govern::Never; // the next one shall be asked for all the same
         key = tenant(c, "acme", |t| t.max_calls = 7);
         other = tenant(c, "other", |_| {});
     };

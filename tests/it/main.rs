@@ -26,6 +26,8 @@ mod openai;
 #[cfg(test)]
 mod path;
 #[cfg(test)]
+mod quota;
+#[cfg(test)]
 mod resume;
 #[cfg(test)]
 mod shapes;

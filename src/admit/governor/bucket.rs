@@ -70,7 +70,8 @@ impl Bucket {
         Duration::try_from_secs_f64(amount / self.per_second).unwrap_or_default()
     }
 
-    fn cap(&self) -> f64 {
+    /// What is in it when it is full.
+    pub(super) fn cap(&self) -> f64 {
         self.main_cap + self.lane_cap
     }
 

@@ -114,6 +114,16 @@ impl Meter {
         }
     }
 
+    /// What there is at once when nothing is taken.
+    pub(super) fn full(&self) -> u64 {
+        match &self.own {
+            Own::Unlimited => u64::MAX,
+            Own::Minute(bucket) => whole(bucket.cap()),
+            Own::Day(window) => window.most(Purse::All),
+            Own::Count(limit) => *limit,
+        }
+    }
+
     /// What a batch request leaves of the service's view: the lane.
     fn kept(&self, now: Duration, aimd: &Aimd, purse: Purse) -> f64 {
         match &self.own {

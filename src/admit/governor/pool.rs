@@ -20,6 +20,11 @@ use super::{
 const AGED: Duration = Duration::from_secs(60);
 /// ...goes after so many interactive ones.
 const INTERACTIVE_PER_AGED: u32 = 10;
+/// There is little left when so many requests of the usual size would not pass...
+const SCARCE: u64 = 2;
+/// ...and enough again when so many would, for so long.
+const AMPLE: u64 = 3;
+const AMPLE_FOR: Duration = Duration::from_secs(5);
 /// How long the service wants us to wait, if it does not say.
 const LIMITED: Duration = Duration::from_secs(1);
 /// What it may say.
@@ -123,6 +128,10 @@ pub struct Pool {
     untils: BTreeSet<(Duration, Ticket)>,
     tickets: u64,
     granted: BTreeMap<String, Granted>,
+    /// The size of a request that is large among the last ones, tokens.
+    usual: u64,
+    /// There was little left until then, and for a while after it.
+    scarce_until: Option<Duration>,
 }
 
 impl Pool {
@@ -140,12 +149,15 @@ impl Pool {
             untils: BTreeSet::new(),
             tickets: 0,
             granted: BTreeMap::new(),
+            usual: 0,
+            scarce_until: None,
         }
     }
 
     /// Whether a request may go. What is admitted is to be settled or released.
     pub fn ask(&mut self, now: Duration, ask: Ask<'_>) -> Asked {
         let now = self.pass(now);
+        self.size(ask.tokens);
         let (purse, free) = match ask.class {
             Class::Interactive if self.batch_is_due(now) => (Purse::Lane, self.interactive.len() == 0),
             Class::Interactive => (Purse::All, self.interactive.len() == 0),
@@ -168,6 +180,41 @@ impl Pool {
         self.places.insert(ticket, Place { class: ask.class, tenant: ask.tenant.to_owned(), until: ask.until });
         self.untils.insert((ask.until, ticket));
         Asked::Waits(ticket, reason)
+    }
+
+    /// A request that has gone already, whatever is left: it is counted like one that was admitted.
+    pub fn charge(&mut self, now: Duration, tenant: &str, weight: u32, class: Class, tokens: u64) -> Reservation {
+        let now = self.pass(now);
+        self.size(tokens);
+        self.grant(now, tenant, weight, class, purse_of(class), tokens)
+    }
+
+    /// Whether so little is left that whoever asks for nothing should begin to ask. It begins when somebody waits, when the service
+    /// has refused, or when a few requests of the usual size, but no more than half of what there ever is at once, would not pass;
+    /// and it ends some time after there is more than that again.
+    pub fn is_scarce(&mut self, now: Duration) -> bool {
+        let now = self.pass(now);
+        let few = if self.scarce_until.is_some() { AMPLE } else { SCARCE };
+        let little = |meter: &Meter| {
+            let wanted = need_of(meter.dimension, few, self.usual.saturating_mul(few));
+            meter.have(now, &self.aimd, Purse::All) < wanted.min(meter.full() / 4 * few)
+        };
+        if !self.places.is_empty() || self.aimd.factor(now) < 1.0 || self.meters.iter().take(4).any(little) {
+            self.scarce_until = Some(now + AMPLE_FOR);
+        } else if self.scarce_until.is_some_and(|until| until <= now) {
+            self.scarce_until = None;
+        }
+        self.scarce_until.is_some()
+    }
+
+    /// Whether nobody has anything of it.
+    pub fn is_idle(&self) -> bool {
+        self.places.is_empty() && self.meters.iter().all(|meter| meter.reserved == 0)
+    }
+
+    /// Large requests are remembered for a while.
+    fn size(&mut self, tokens: u64) {
+        self.usual = tokens.max(self.usual - self.usual / 16);
     }
 
     /// Who may go now, and who has waited too long. Every ticket is named once.

@@ -98,8 +98,8 @@ impl Core {
 
     fn interrupt(&mut self, now: At, reply: Option<&str>, played_ms: Option<u64>) {
         let Some(current) = self.playout.current(reply).map(str::to_owned) else {
-            if reply.is_none() && self.slot.busy() {
-                self.take_turn(now); // asked for, not begun
+            if reply.is_none() && (self.slot.busy() || self.slot.has_wish()) {
+                self.take_turn(now); // asked for, or about to be
             }
             return;
         };

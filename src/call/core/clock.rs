@@ -84,7 +84,9 @@ impl Core {
             return self.leave(now, end);
         }
         self.turn.tick(now, self.is_connected());
-        self.slot.tick(now);
+        if self.slot.tick(now) {
+            self.nobody_answered(now);
+        }
         self.tick_sessions(now, may_change);
         if self.stalls_at().is_some_and(|at| now >= at) {
             self.stalled(now);
@@ -191,6 +193,7 @@ impl Core {
                     let reason = Some("stalled".to_owned());
                     self.playout.generated(response, Generated { status: ReplyStatus::Failed, reason }, None);
                 }
+                self.turn_given_up();
                 self.ask(Command::CancelReply { response });
                 self.slot.free();
                 self.refuse("reply_failed", "the service stopped in the middle of its answer".to_owned(), None, true);

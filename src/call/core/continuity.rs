@@ -248,6 +248,7 @@ impl Core {
         if let Some((from, to)) = self.turn.heard_out() {
             self.keep_turn(None, from, to); // it was about to be committed, and is answered by us
         }
+        self.turns_lost();
         let lost = self.slot.lost();
         let mut again = lost.want.clone().filter(|_| lost.response.is_none());
         for reply in self.playout.lost() {
@@ -294,7 +295,7 @@ impl Core {
         let steps = self.mirror.retell(self.ring.begin());
         let turns = self.plan.auto_turns && steps.iter().any(|step| matches!(step, Retell::Turn { .. }));
         // While turns of before are spoken again, the service shall not find others in them.
-        self.ask(Command::Configure { listens: !turns });
+        self.configure(!turns);
         if let Some(greeting) = self.plan.greeting.clone().filter(|_| first) {
             let instructions = format!("Greet the caller. Say exactly this, and nothing else: {greeting}");
             self.slot.want_first(Want { instructions: Some(instructions) });
@@ -312,7 +313,7 @@ impl Core {
             }
         }
         if turns {
-            self.ask(Command::Configure { listens: true });
+            self.configure(true);
         }
         let open = self.turn.open();
         let unheard = if self.turn.speaking() || !self.plan.auto_turns {
@@ -362,6 +363,7 @@ impl Core {
     /// The caller's turn; what it goes by.
     pub(super) fn keep_turn(&mut self, id: Option<&str>, from: u64, to: u64) -> String {
         let length = self.turn.length_ms(from, to);
+        self.unheard(length);
         let Self { mirror, ring, .. } = self;
         mirror.spoken(id, (from, to), length, || ring.slice(from, to).flatten().collect())
     }

@@ -41,6 +41,7 @@ impl Core {
             let since = self.client_seen.min(now);
             self.away = Some(Away { since, until: now + self.resume_window.unwrap_or_default() });
         }
+        self.turns_anew();
         if self.up {
             self.let_go(now);
             self.notice("upstream_reconnecting", "the call moved to another process of the relay");

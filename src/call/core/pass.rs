@@ -384,9 +384,13 @@ impl Core {
                 self.pass().keep.turn(&item, to);
             }
             Event::WordsPass => self.words_pass(&text),
-            Event::ReplyCreated { aside: true, .. } if self.pass().asides > 0 => self.pass().asides -= 1,
+            Event::ReplyCreated { aside: true, response } if self.pass().asides > 0 => {
+                self.turn_began(&response, false);
+                self.pass().asides -= 1;
+            }
             // Some services say of no reply which conversation it belongs to.
             Event::ReplyCreated { response, .. } => {
+                self.turn_began(&response, false);
                 self.slot.created(&response);
                 let turn = self.turn.take_marks();
                 let times = Times { turn, started: Some(now), ..Times::default() };
@@ -398,6 +402,7 @@ impl Core {
             Event::ReplyDone { response, ended, usage, .. } => {
                 self.used(usage);
                 self.reply_passed(&response, ended);
+                self.turn_over(&response, ended, usage);
             }
             Event::Error(error) if !self.error_passes(&error) => return,
             Event::Unknown => self.note(Fact::UnknownEvent),

@@ -73,6 +73,7 @@ impl Core {
             Event::ReplyDone { response, ended, reason, retry_after, usage, .. } => {
                 self.used(usage);
                 self.slot.done(&response);
+                self.turn_over(&response, ended, usage);
                 if self.tools.reply_done(&response, ended == Ended::Completed) {
                     self.slot.want(Want { instructions: None });
                 }
@@ -85,8 +86,8 @@ impl Core {
                 self.playout.generated(&response, Generated { status, reason }, usage);
             }
             Event::Error(error) => self.service_error(now, error),
+            Event::SessionUpdated { .. } => self.configured(),
             Event::SessionCreated { .. }
-            | Event::SessionUpdated { .. }
             | Event::AudioPasses
             | Event::WordsPass
             | Event::InputCleared
@@ -109,6 +110,7 @@ impl Core {
         }
         let (from, to) = self.turn.found(now);
         self.keep_turn(Some(item), from, to);
+        self.turn_found();
     }
 
     /// All that the caller said in a turn, as far as it can be had.
@@ -132,7 +134,10 @@ impl Core {
         }
         let Some(mut booked) = Booked::counted(event) else { return };
         match booked.kind {
-            Kind::Reply => self.last_usage = Some(booked.usage),
+            Kind::Reply => {
+                self.last_usage = Some(booked.usage);
+                self.counted();
+            }
             Kind::Transcription => booked.writer.clone_from(&self.writer),
         }
         let audio_ms = self.playout.audio_ms(&booked.id);
@@ -143,6 +148,7 @@ impl Core {
         if self.playout.by_response(response).is_some() {
             return; // said twice
         }
+        self.turn_began(response, self.slot.is_ours());
         let began = self.slot.created(response);
         self.mirror.replies(response);
         let turn = if began == Began::Wanted { self.turn.take_marks() } else { Marks::default() };
@@ -206,8 +212,10 @@ impl Core {
         {
             self.mirror.remove(&id);
         }
-        if number.is_some_and(|n| self.slot.refused(n, code == "conversation_already_has_active_response")) {
-            if code == "conversation_already_has_active_response" {
+        let busy = code == "conversation_already_has_active_response";
+        if let Some(again) = number.and_then(|n| self.slot.refused(n, busy)) {
+            self.not_asked(again);
+            if busy {
                 self.note(Fact::SwallowedError);
             } else {
                 self.reply_failed(Some(&code), error.retry_after);
@@ -229,6 +237,11 @@ impl Core {
             }
             // What a session is told of the ones before is worth no call: it knows a little less.
             (Some(About::Delete | About::Cancel | About::ClearInput | About::Retell), _) => {
+                self.note(Fact::SwallowedError);
+            }
+            // Then it answers by itself, as before.
+            (Some(About::Answers), _) => {
+                self.answers_as_before();
                 self.note(Fact::SwallowedError);
             }
             (Some(About::Configure), _) => {

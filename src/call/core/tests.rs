@@ -8,6 +8,7 @@ use crate::{
     audio::Format,
     call::{At, end::End},
     client::wire::{AudioFormats, ClientMsg, ReplyStatus, ServerMsg},
+    config::Govern,
     upstream::{Command, Ended, Event, History, ServiceError, UpstreamError, event_id},
 };
 
@@ -36,6 +37,9 @@ pub(super) fn plan() -> Plan {
         max_message_bytes: 262_144,
         transcribed: true,
         history_tokens: 16_000,
+        govern: Govern::Never,
+        base_tokens: 0,
+        reply_tokens: 0,
     }
 }
 
@@ -168,7 +172,7 @@ impl Rig {
         found.unwrap()
     }
 
-    fn error(&mut self, number: u64, code: &str, message: &str) {
+    pub(super) fn error(&mut self, number: u64, code: &str, message: &str) {
         let mut id = String::new();
         event_id::write(number, &mut id);
         let error =
@@ -197,6 +201,7 @@ fn word(output: &Output) -> Option<String> {
             ServerMsg::Pong { t } => format!("pong {t}"),
             ServerMsg::Resumed { .. } => "resumed".into(),
         },
+        Output::Turn(_) => return None,
         Output::Audio { .. } => "frame".into(),
         Output::AudioTail => "tail".into(),
         Output::DropAudio => "drop audio".into(),
@@ -204,6 +209,7 @@ fn word(output: &Output) -> Option<String> {
         Output::Service { command, .. } => match command {
             Command::Append(_) => return None,
             Command::Configure { .. } => return None,
+            Command::Answers { answers } => format!("Answers {answers}"),
             Command::Retell { item, after, .. } => {
                 let place = after.as_ref().map(|id| format!(" after {id}")).unwrap_or_default();
                 match item {

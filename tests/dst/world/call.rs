@@ -5,7 +5,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use voxrelay::{
     call::core::{Core, Life, Plan, Resume},
     client::wire::AudioFormats,
-    config::{AgentConfig, ToolConfig},
+    config::{AgentConfig, Govern, ToolConfig},
     net::outbox::Outbox,
     upstream::SessionSetup,
 };
@@ -44,6 +44,15 @@ pub(super) struct Call {
     pub(super) stays_away: bool,
     pub(super) rng: StdRng,
     pub(super) spins: u32,
+    pub(super) held: Held,
+}
+
+/// What the account has granted.
+#[derive(Default)]
+pub(super) struct Held {
+    pub(super) number: u64,
+    pub(super) asked: bool,
+    pub(super) running: Vec<String>,
 }
 
 fn plan(auto: bool, transcribed: bool, rng: &mut StdRng) -> Plan {
@@ -64,6 +73,9 @@ fn plan(auto: bool, transcribed: bool, rng: &mut StdRng) -> Plan {
         max_message_bytes: 262_144,
         transcribed,
         history_tokens: 4_000,
+        govern: [Govern::Never, Govern::NearLimit, Govern::Always][rng.random_range(0..3)],
+        base_tokens: 10,
+        reply_tokens: 0,
     }
 }
 
@@ -114,6 +126,7 @@ impl Call {
             stays_away: false,
             rng,
             spins: 0,
+            held: Held::default(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The relay's side of a call: the real core is told things, and what it wants done is done. As `call::driver` does it.
 use voxrelay::{
     call::{
-        core::{Input, Output},
+        core::{Input, Output, TurnAct},
         end::End,
     },
     client::{thin, wire::ServerMsg},
@@ -112,7 +112,37 @@ impl World {
             }
             Output::AudioTail | Output::DropInput | Output::HandOver | Output::Fact(_) => {}
             Output::Forward(_) | Output::Greet(_) | Output::Relay { .. } | Output::End(_) => {}
+            Output::Turn(act) => self.turn(call, act),
             Output::Renew(_) => self.later(call, 50 * MS, Ev::Renewed),
+        }
+    }
+
+    /// The account: it grants some wishes at once and some later, and has little now and then.
+    fn turn(&mut self, call: usize, act: TurnAct) {
+        let held = &mut self.calls[call].held;
+        match act {
+            TurnAct::Ask { number, tokens } => {
+                assert!(number > held.number, "a wish has a number of its own");
+                held.number = number;
+                let wait = u32::try_from(tokens % 7).unwrap() * 60 * MS;
+                self.later(call, wait, Ev::Granted(number));
+            }
+            TurnAct::Forget => {}
+            TurnAct::Again => assert!(std::mem::take(&mut held.asked), "it was asked for"),
+            TurnAct::Asked { .. } => {
+                assert!(!std::mem::replace(&mut held.asked, true), "one at a time");
+            }
+            TurnAct::Never { .. } => held.asked = false,
+            TurnAct::Began { response, asked, .. } => {
+                assert!(!asked || std::mem::take(&mut held.asked), "it was asked for");
+                held.running.push(response);
+            }
+            TurnAct::Over { response, used } => {
+                held.running.retain(|running| *running != response);
+                let scarce = used.unwrap_or_default() % 3 == 0;
+                self.later(call, 10 * MS, Ev::Scarce(scarce));
+            }
+            TurnAct::Lost => (held.asked, held.running) = (false, Vec::new()),
         }
     }
 
@@ -137,8 +167,10 @@ impl World {
             Command::Commit => "commit",
             Command::CreateReply { .. } => "create reply",
             Command::CancelReply { .. } => "cancel",
-            Command::Configure { listens: true } => "listen",
-            Command::Configure { listens: false } => "do not listen",
+            Command::Configure { listens: true, .. } => "listen",
+            Command::Configure { listens: false, .. } => "do not listen",
+            Command::Answers { answers: true } => "answer",
+            Command::Answers { answers: false } => "do not answer",
             Command::Retell { .. } => "retell",
             Command::UserText { .. } => "text",
             Command::ToolOutput { .. } => "tool output",

@@ -330,6 +330,9 @@ fn plan(says: impl Fn(&str) -> bool) -> Plan {
         max_message_bytes: 262_144,
         transcribed: !says("unwritten"),
         history_tokens: 1_000,
+        govern: voxrelay::config::Govern::Always,
+        base_tokens: 0,
+        reply_tokens: 0,
     }
 }
 

@@ -189,7 +189,7 @@ fn a_turn_that_was_not_answered_is_spoken_again_and_answered_by_request() {
     let listens: Vec<bool> = rig.log[since..]
         .iter()
         .filter_map(|(_, output)| match output {
-            Output::Service { command: Command::Configure { listens }, .. } => Some(*listens),
+            Output::Service { command: Command::Configure { listens, .. }, .. } => Some(*listens),
             _ => None,
         })
         .collect();

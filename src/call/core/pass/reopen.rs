@@ -27,6 +27,7 @@ impl Core {
         self.up = false;
         self.stall = super::super::Stall::None;
         self.service_seen = now;
+        self.turns_lost();
         let lost = self.slot.lost();
         let pass = self.pass();
         pass.stage = Stage::Dialling;

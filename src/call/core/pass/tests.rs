@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     call::{
         At,
-        core::{Core, Input, Life, Output, Resume},
+        core::{Core, Input, Life, Output, Resume, TurnAct},
         end::End,
         policy::Policy,
     },
@@ -28,6 +28,7 @@ struct Rig {
     pings: usize,
     goes_over: bool,
     dials: usize,
+    turns: Vec<TurnAct>,
     end: Option<End>,
 }
 
@@ -60,6 +61,7 @@ impl Rig {
             pings: 0,
             goes_over: false,
             dials: 0,
+            turns: vec![],
             end: None,
         }
     }
@@ -93,6 +95,7 @@ impl Rig {
                 Output::Greet(_) | Output::HangUp { .. } => {}
                 Output::Dial => self.dials += 1,
                 Output::LeaveService | Output::Book(_) => {}
+                Output::Turn(act) => self.turns.push(act),
                 other => panic!("the owner's business: {other:?}"),
             }
         }
@@ -249,6 +252,19 @@ fn one_reply_at_a_time_and_others_beside_it() {
     rig.hear(r#"{"type":"response.done","event_id":"e","response":{"id":"resp_1","status":"completed"}}"#);
     rig.say(r#"{"type":"response.create"}"#);
     assert_eq!(rig.forwarded().len(), 1);
+    // Both are counted, each by its own end.
+    let ids = |rig: &Rig, begun: bool| -> Vec<String> {
+        let id = |act: &TurnAct| match act {
+            TurnAct::Began { response, asked: false, .. } if begun => Some(response.clone()),
+            TurnAct::Over { response, .. } if !begun => Some(response.clone()),
+            _ => None,
+        };
+        rig.turns.iter().filter_map(id).collect()
+    };
+    assert_eq!(
+        (ids(&rig, true), ids(&rig, false)),
+        (vec!["resp_1".into(), "resp_2".into()], vec!["resp_2".into(), "resp_1".into()])
+    );
 }
 
 #[test]

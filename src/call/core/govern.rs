@@ -1,0 +1,544 @@
+//! When a reply may be asked for: the account's quota is asked first, and the caller told what becomes of it.
+//!
+//! Where the service finds the turns it also answers them by itself, past any quota; near the limit the relay takes that over
+//! (`create_response: false`) and asks for each reply when it is granted. The change comes between turns: what the service has
+//! confirmed by then decides who answers a turn.
+use std::{collections::VecDeque, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{Core, Output};
+use crate::{
+    admit::governor::Reason,
+    call::{At, ms, slot::Want, turnstile::Word},
+    client::wire::{ErrorBody, ServerMsg, Usage},
+    config::Govern,
+    upstream::{Command, Ended},
+};
+
+/// What an account is told of a call's replies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TurnAct {
+    /// One shall be asked for, which uses so many tokens at most.
+    Ask {
+        /// Names the wish; the one before it is forgotten.
+        number: u64,
+        /// Tokens.
+        tokens: u64,
+    },
+    /// It is not wanted any more.
+    Forget,
+    /// The service was asked.
+    Asked {
+        /// As for [`Self::Ask`]; more, if more was said meanwhile.
+        tokens: u64,
+    },
+    /// It has another reply to end first, and will be asked again.
+    Again,
+    /// What it was asked for will not come.
+    Never {
+        /// What that has used, tokens; `None`: nobody knows.
+        used: Option<u64>,
+    },
+    /// A reply has begun.
+    Began {
+        /// The service's id.
+        response: String,
+        /// It is the one that we asked for.
+        asked: bool,
+        /// As for [`Self::Ask`].
+        tokens: u64,
+    },
+    /// It is over.
+    Over {
+        /// The service's id.
+        response: String,
+        /// As for [`Self::Never`].
+        used: Option<u64>,
+    },
+    /// The session is lost, with all that ran or was asked for.
+    Lost,
+}
+
+/// How far a wish is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+enum Gate {
+    #[default]
+    Closed,
+    Asking,
+    Open,
+}
+
+/// What is known of the account, and of who answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Governing {
+    gate: Gate,
+    /// Of the last wish.
+    number: u64,
+    /// Little is left.
+    scarce: bool,
+    /// The service answers turns by itself.
+    answers: bool,
+    /// What it was told of that and has not confirmed.
+    told: VecDeque<bool>,
+    /// It will not have that changed.
+    stays: bool,
+    /// Tokens that no reply has read, and those that the replies since the last count have.
+    unread: u64,
+    reading: u64,
+}
+
+impl Default for Governing {
+    fn default() -> Self {
+        let (gate, told) = (Gate::Closed, VecDeque::new());
+        Self { gate, number: 0, scarce: false, answers: true, told, stays: false, unread: 0, reading: 0 }
+    }
+}
+
+/// Characters of a token, more or less.
+const CHARS_PER_TOKEN: usize = 4;
+/// The caller's audio that is a token, ms (realtime-protocol section 5).
+const MS_PER_TOKEN: u64 = 100;
+/// A service that says nothing to a change of who answers, and answers no turn within so long, has taken it.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
+impl Core {
+    /// Whether the reply that is wanted may be asked for now; if nobody has asked that, it is asked.
+    pub(super) fn may_ask(&mut self) -> bool {
+        if self.plan.govern == Govern::Never {
+            return true;
+        }
+        match self.governing.gate {
+            Gate::Open => {
+                self.governing.gate = Gate::Closed;
+                true
+            }
+            Gate::Asking => false,
+            Gate::Closed => {
+                self.governing.gate = Gate::Asking;
+                self.governing.number += 1;
+                let (number, tokens) = (self.governing.number, self.projected());
+                self.turn_act(TurnAct::Ask { number, tokens });
+                false
+            }
+        }
+    }
+
+    /// Nobody wants a reply now.
+    pub(super) fn wants_none(&mut self) {
+        if std::mem::take(&mut self.governing.gate) != Gate::Closed {
+            self.turn_act(TurnAct::Forget);
+        }
+    }
+
+    /// The service has not taken our request; it will be made again, or not.
+    pub(super) fn not_asked(&mut self, again: bool) {
+        if !again {
+            return self.turn_act(TurnAct::Never { used: Some(0) });
+        }
+        self.wants_none();
+        if self.plan.govern != Govern::Never {
+            self.governing.gate = Gate::Open;
+        }
+        self.turn_act(TurnAct::Again);
+    }
+
+    /// What the account says to a wish.
+    pub(super) fn turn_word(&mut self, number: u64, word: Word) {
+        if self.governing.gate != Gate::Asking || self.governing.number != number {
+            return; // it was forgotten meanwhile
+        }
+        match word {
+            Word::Granted => self.governing.gate = Gate::Open,
+            Word::Waits(reason) => self.throttled(&reason),
+            Word::Refused(reason) => {
+                self.governing.gate = Gate::Closed;
+                self.slot.drop_next();
+                let (message, retryable) = match reason.wait {
+                    Some(_) => (format!("no answer now: the account's limit is reached ({reason})"), true),
+                    None => (format!("no answer: it is larger than the account's limit ({reason})"), false),
+                };
+                let error = self.error("rate_limited", message, retryable);
+                let retry_after_ms = reason.wait.map(ms);
+                self.say(ServerMsg::Error { error: ErrorBody { retry_after_ms, ..error } });
+            }
+        }
+    }
+
+    fn throttled(&mut self, reason: &Reason) {
+        let wait = reason.wait.map(ms);
+        let more = [("wait_ms", json!(wait)), ("reason", json!(reason.to_string()))];
+        let more = more.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let message = format!("the answer waits for the account's limits ({reason})");
+        self.say(ServerMsg::Notice { code: "throttled".to_owned(), message, more });
+    }
+
+    /// Tokens that a reply uses at most: the conversation so far, what has come since, and the longest answer.
+    fn projected(&self) -> u64 {
+        let before = self.last_usage.map_or(self.plan.base_tokens, |usage| usage.input_tokens + usage.output_tokens);
+        before + self.governing.unread + self.governing.reading + self.plan.reply_tokens
+    }
+
+    /// The client has written so many characters more.
+    pub(super) fn unread(&mut self, chars: usize) {
+        self.governing.unread += chars.div_ceil(CHARS_PER_TOKEN) as u64;
+    }
+
+    /// It has said a turn of so many ms.
+    pub(super) fn unheard(&mut self, length_ms: u64) {
+        self.governing.unread += length_ms.div_ceil(MS_PER_TOKEN);
+    }
+
+    /// The service has counted a reply, and all that it has read.
+    pub(super) fn counted(&mut self) {
+        self.governing.reading = 0;
+    }
+
+    /// A reply begins, and reads everything so far. `asked`: it is the one that we asked for.
+    pub(super) fn turn_began(&mut self, response: &str, asked: bool) {
+        let tokens = self.projected();
+        self.governing.reading += std::mem::take(&mut self.governing.unread);
+        self.turn_act(TurnAct::Began { response: response.to_owned(), asked, tokens });
+    }
+
+    /// The request that may be made now goes out.
+    pub(super) fn turn_asked(&mut self) {
+        let tokens = self.projected();
+        self.turn_act(TurnAct::Asked { tokens });
+    }
+
+    /// A reply is over. One that failed without a count has used nothing.
+    pub(super) fn turn_over(&mut self, response: &str, ended: Ended, usage: Option<Usage>) {
+        let nothing = (ended == Ended::Failed).then_some(0);
+        let used = usage.map(|usage| usage.total_tokens).or(nothing);
+        self.turn_act(TurnAct::Over { response: response.to_owned(), used });
+        if !self.slot.busy() {
+            // What we asked for was this one, although it looked like the service's own.
+            self.turn_act(TurnAct::Never { used: Some(0) });
+        }
+    }
+
+    /// The reply that runs, or was asked for, is given up.
+    pub(super) fn turn_given_up(&mut self) {
+        let act = match self.slot.active() {
+            Some(response) => TurnAct::Over { response: response.to_owned(), used: None },
+            None => TurnAct::Never { used: None },
+        };
+        self.turn_act(act);
+    }
+
+    fn turn_act(&mut self, act: TurnAct) {
+        self.out.push_back(Output::Turn(act));
+    }
+
+    /// The session is lost. A wish that has not been granted, or not been used, keeps its place.
+    pub(super) fn turns_lost(&mut self) {
+        self.governing.told.clear();
+        (self.governing.answers, self.governing.stays) = (true, false);
+        self.turn_act(TurnAct::Lost);
+    }
+
+    /// Another process goes on: the account knows nothing of what was asked of the one before.
+    pub(super) fn turns_anew(&mut self) {
+        self.governing.gate = Gate::Closed;
+    }
+
+    /// Little is left, or no longer.
+    pub(super) fn scarce(&mut self, scarce: bool) {
+        self.governing.scarce = scarce;
+    }
+
+    fn wants_answers(&self) -> bool {
+        match self.plan.govern {
+            Govern::Never => true,
+            Govern::NearLimit => !self.governing.scarce,
+            Govern::Always => false,
+        }
+    }
+
+    /// Sets the session up. `listens`: the service may find turns.
+    pub(super) fn configure(&mut self, listens: bool) {
+        let answers = self.wants_answers();
+        self.governing.told.push_back(answers);
+        self.ask(Command::Configure { listens, answers });
+    }
+
+    /// The service has taken a configuration.
+    pub(super) fn configured(&mut self) {
+        if let Some(answers) = self.governing.told.pop_front() {
+            self.governing.answers = answers;
+        }
+    }
+
+    /// It has not taken a change: it goes on as before.
+    pub(super) fn answers_as_before(&mut self) {
+        self.governing.told.pop_front();
+        self.governing.stays = true;
+    }
+
+    /// Changes who answers, between turns.
+    pub(super) fn change_who_answers(&mut self) {
+        let Governing { told, answers, stays, .. } = &self.governing;
+        let (now, wanted) = (told.back().copied().unwrap_or(*answers), self.wants_answers());
+        let quiet = self.slot.idle() && !self.turn.speaking() && !self.turn.has_speech();
+        if self.up && self.plan.auto_turns && now != wanted && !stays && quiet {
+            self.governing.told.push_back(wanted);
+            self.ask(Command::Answers { answers: wanted });
+        }
+    }
+
+    /// The service has found a turn: whoever answers it.
+    pub(super) fn turn_found(&mut self) {
+        if !self.governing.answers {
+            self.slot.never_spoke();
+            self.slot.want(Want::default());
+        }
+    }
+
+    /// The service has not answered a turn that it has found, if it has found one: either there was nothing to answer, or it has
+    /// been told not to and does not say so.
+    pub(super) fn nobody_answered(&mut self, now: At) {
+        let found = now.saturating_sub(self.sessions.turn_at) < ANSWERS_WITHIN;
+        if found && self.governing.told.back() == Some(&false) {
+            self.governing.told.clear();
+            self.governing.answers = false;
+            self.slot.want(Want::default());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            Input, Plan,
+            tests::{MS, Rig, SECOND, plan},
+        },
+        *,
+    };
+    use crate::{
+        admit::governor::Dimension,
+        client::wire::{ClientMsg, Usage},
+        upstream::{Ended, Event},
+    };
+
+    fn governed(govern: Govern, auto_turns: bool) -> Rig {
+        Rig::new(Plan { govern, auto_turns, base_tokens: 50, reply_tokens: 100, ..plan() })
+    }
+
+    fn acts(rig: &Rig) -> Vec<TurnAct> {
+        let act = |output: &Output| if let Output::Turn(act) = output { Some(act.clone()) } else { None };
+        rig.log.iter().filter_map(|(_, output)| act(output)).collect()
+    }
+
+    fn asks(rig: &Rig) -> usize {
+        let ask = |output: &Output| matches!(output, Output::Service { command: Command::CreateReply { .. }, .. });
+        rig.log.iter().filter(|(_, output)| ask(output)).count()
+    }
+
+    /// What the account says to the last wish.
+    fn word(rig: &mut Rig, word: Word) {
+        let number = rig.core.governing.number;
+        rig.input(Input::Turn { number, word });
+    }
+
+    fn reason(wait: Option<u64>) -> Reason {
+        let wait = wait.map(Duration::from_millis);
+        Reason { dimension: Dimension::Tokens, need: 1_830, have: 240, wait, ahead: 0 }
+    }
+
+    fn done(rig: &mut Rig, response: &str, ended: Ended, usage: Option<Usage>) {
+        let (reason, retry_after, limit) = (None, None, None);
+        rig.event(Event::ReplyDone { response: response.into(), ended, reason, retry_after, limit, usage });
+    }
+
+    /// The service refuses what it was last asked.
+    fn refuse_last(rig: &mut Rig, code: &str) {
+        let number = |output: &Output| if let Output::Service { number, .. } = output { Some(*number) } else { None };
+        let number = rig.log.iter().rev().find_map(|(_, output)| number(output)).unwrap();
+        rig.error(number, code, "no");
+    }
+
+    fn began(response: &str, asked: bool, tokens: u64) -> TurnAct {
+        TurnAct::Began { response: response.into(), asked, tokens }
+    }
+
+    fn over(response: &str, used: Option<u64>) -> TurnAct {
+        TurnAct::Over { response: response.into(), used }
+    }
+
+    #[test]
+    fn a_reply_is_asked_for_when_it_is_granted_and_settled_by_what_it_used() {
+        let mut rig = governed(Govern::NearLimit, false);
+        rig.message(ClientMsg::Text { text: "x".repeat(40) });
+        let tokens = 50 + 10 + 100;
+        assert_eq!((acts(&rig), asks(&rig)), (vec![TurnAct::Ask { number: 1, tokens }], 0));
+        word(&mut rig, Word::Waits(reason(Some(700))));
+        assert!(rig.said().contains(&"notice throttled".to_owned()));
+        rig.pass(SECOND);
+        assert_eq!((acts(&rig).len(), asks(&rig)), (1, 0), "it is asked once");
+        word(&mut rig, Word::Granted);
+        assert_eq!(asks(&rig), 1);
+        rig.created("resp_1");
+        let usage = Usage { total_tokens: 90, input_tokens: 60, output_tokens: 30, ..Usage::default() };
+        done(&mut rig, "resp_1", Ended::Completed, Some(usage));
+        let want = [TurnAct::Asked { tokens }, began("resp_1", true, tokens), over("resp_1", Some(90))];
+        assert_eq!(acts(&rig)[1..4], want);
+        // The next one reads the first, and a second of what the caller said since; not the silence before it.
+        rig.speak(SECOND);
+        rig.message(ClientMsg::Discard);
+        rig.speak(SECOND);
+        rig.message(ClientMsg::Commit);
+        assert_eq!(acts(&rig).last(), Some(&TurnAct::Ask { number: 2, tokens: 90 + 10 + 100 }));
+        // A word to the first is none to the second.
+        rig.input(Input::Turn { number: 1, word: Word::Granted });
+        assert_eq!(asks(&rig), 1);
+    }
+
+    #[test]
+    fn what_is_refused_is_told_and_what_is_not_wanted_any_more_is_forgotten() {
+        for (wait, retryable) in [(Some(5_000), true), (None, false)] {
+            let mut rig = governed(Govern::Always, false);
+            rig.message(ClientMsg::Text { text: "hello".into() });
+            word(&mut rig, Word::Refused(reason(wait)));
+            let told = rig.log.iter().find_map(|(_, output)| match output {
+                Output::Send(ServerMsg::Error { error }) => {
+                    Some((error.code.clone(), error.retryable, error.retry_after_ms))
+                }
+                _ => None,
+            });
+            assert_eq!(told, Some(("rate_limited".to_owned(), retryable, wait)));
+            rig.pass(10 * SECOND);
+            assert_eq!((acts(&rig).len(), asks(&rig)), (1, 0), "the caller asks again, or not");
+        }
+        let mut rig = governed(Govern::Always, false);
+        rig.message(ClientMsg::Text { text: "hello?".into() });
+        rig.message(ClientMsg::Interrupt { reply: None, played_ms: None });
+        assert_eq!(acts(&rig).last(), Some(&TurnAct::Forget), "the caller does not wait for it");
+        word(&mut rig, Word::Granted);
+        assert_eq!(asks(&rig), 0);
+        rig.speak(100 * MS);
+        rig.message(ClientMsg::Commit);
+        word(&mut rig, Word::Granted);
+        assert_eq!(asks(&rig), 1);
+    }
+
+    #[test]
+    fn of_two_wishes_the_refused_one_is_dropped_and_the_other_is_asked_for() {
+        let mut rig = governed(Govern::Always, false);
+        rig.core.slot.want(Want { instructions: Some("say hello".into()) });
+        rig.message(ClientMsg::Ping { t: serde_json::Value::Null });
+        rig.core.slot.want(Want::default());
+        word(&mut rig, Word::Refused(reason(Some(1_000))));
+        assert!(matches!(acts(&rig).last(), Some(TurnAct::Ask { number: 2, .. })));
+        word(&mut rig, Word::Granted);
+        assert!(rig.said().contains(&"CreateReply".to_owned()), "the plain one");
+    }
+
+    #[test]
+    fn a_request_that_met_another_reply_keeps_what_was_granted() {
+        let mut rig = governed(Govern::Always, false);
+        rig.message(ClientMsg::Text { text: "hello".into() });
+        word(&mut rig, Word::Granted);
+        refuse_last(&mut rig, "conversation_already_has_active_response");
+        assert_eq!(acts(&rig).last(), Some(&TurnAct::Again));
+        rig.created("resp_other");
+        assert!(matches!(acts(&rig).last(), Some(TurnAct::Began { asked: false, .. })));
+        rig.done("resp_other", Ended::Completed);
+        assert_eq!(asks(&rig), 2, "without another word");
+        assert!(matches!(acts(&rig).last(), Some(TurnAct::Asked { .. })));
+        // Refused for another reason it has used nothing.
+        refuse_last(&mut rig, "server_error");
+        assert_eq!(acts(&rig).last(), Some(&TurnAct::Never { used: Some(0) }));
+    }
+
+    #[test]
+    fn what_runs_in_a_lost_session_is_settled_and_what_waits_keeps_its_place() {
+        let mut rig = governed(Govern::Always, false);
+        rig.message(ClientMsg::Text { text: "hello".into() });
+        rig.input(Input::ServiceGone(crate::call::end::End::Internal, true));
+        rig.input(Input::SessionUp(None));
+        assert_eq!(acts(&rig)[1..], [TurnAct::Lost]);
+        word(&mut rig, Word::Granted);
+        assert_eq!(asks(&rig), 1);
+    }
+
+    #[test]
+    fn near_the_limit_turns_that_the_service_finds_are_asked_for_and_never_answered_twice() {
+        let mut rig = governed(Govern::NearLimit, true);
+        let updated = || Event::SessionUpdated { hearing: None, writer: None };
+        rig.event(updated());
+        rig.said();
+        // While somebody speaks nothing changes.
+        rig.speak(100 * MS);
+        rig.event(Event::SpeechStarted { at_ms: 0 });
+        rig.input(Input::Scarce(true));
+        rig.pass(SECOND);
+        rig.event(Event::SpeechStopped { at_ms: 100 });
+        rig.event(Event::Committed { item: "item_1".into() });
+        assert_eq!(asks(&rig), 0, "the service answers this one");
+        rig.created("resp_1");
+        assert!(!rig.said().contains(&"Answers false".to_owned()));
+        rig.done("resp_1", Ended::Completed);
+        rig.pass(SECOND);
+        assert!(rig.said().contains(&"Answers false".to_owned()));
+        // A turn that is found before the service has taken it is the service's, one after it is ours.
+        rig.event(updated());
+        rig.speak(100 * MS);
+        rig.event(Event::SpeechStarted { at_ms: 1_000 });
+        rig.event(Event::SpeechStopped { at_ms: 1_100 });
+        rig.event(Event::Committed { item: "item_2".into() });
+        word(&mut rig, Word::Granted);
+        assert_eq!(asks(&rig), 1);
+        rig.created("resp_2");
+        rig.input(Input::Scarce(false));
+        rig.done("resp_2", Ended::Completed);
+        rig.pass(SECOND);
+        assert!(rig.said().contains(&"Answers true".to_owned()));
+        assert_eq!(asks(&rig), 1);
+    }
+
+    /// Speech of a caller that the service finds.
+    fn found(rig: &mut Rig, item: &str) {
+        rig.speak(100 * MS);
+        rig.event(Event::SpeechStarted { at_ms: 1_000 });
+        rig.event(Event::SpeechStopped { at_ms: 1_100 });
+        rig.event(Event::Committed { item: item.into() });
+    }
+
+    #[test]
+    fn a_service_that_will_not_change_who_answers_goes_on_as_before_and_one_that_says_nothing_is_found_out() {
+        let mut rig = governed(Govern::NearLimit, true);
+        rig.event(Event::SessionUpdated { hearing: None, writer: None });
+        rig.input(Input::Scarce(true));
+        refuse_last(&mut rig, "invalid_value");
+        rig.pass(20 * SECOND);
+        let said = rig.said();
+        assert_eq!(said.iter().filter(|word| *word == "Answers false").count(), 1, "it is not asked again: {said:?}");
+        assert!(!said.iter().any(|word| word.starts_with("end")), "{said:?}");
+        found(&mut rig, "item_1");
+        rig.pass(10 * SECOND);
+        assert_eq!(asks(&rig), 0, "the service answers");
+        // Never confirmed: who answers is seen when nobody does.
+        let mut rig = governed(Govern::Always, true);
+        found(&mut rig, "item_1");
+        rig.pass(2 * SECOND);
+        assert_eq!(acts(&rig), []);
+        rig.pass(2 * SECOND);
+        word(&mut rig, Word::Granted);
+        assert_eq!(asks(&rig), 1);
+    }
+
+    #[test]
+    fn a_reply_that_is_given_up_is_settled_as_if_it_had_used_all() {
+        let mut rig = governed(Govern::Always, false);
+        rig.message(ClientMsg::Text { text: "hello".into() });
+        word(&mut rig, Word::Granted);
+        rig.created("resp_1");
+        rig.pass(10 * SECOND);
+        rig.input(Input::ServicePong);
+        rig.pass(11 * SECOND);
+        assert_eq!(acts(&rig).last(), Some(&over("resp_1", None)));
+    }
+}
