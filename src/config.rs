@@ -25,6 +25,9 @@ pub use self::ledger::{LedgerConfig, PricesConfig};
 pub use self::turns::{Govern, LimitsConfig, TurnsConfig};
 use crate::audio::Codec;
 
+/// What the account of `[upstream]` is called in routes and metrics.
+pub const USUAL_UPSTREAM: &str = "default";
+
 /// The whole file. An empty one is valid.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -59,7 +59,7 @@ use crate::{
         returns::{self, Arrival, Returns, Ticket},
         written::Heir,
     },
-    config::{AgentConfig, Config, LedgerConfig, TlsConfig, UpstreamConfig},
+    config::{AgentConfig, Config, LedgerConfig, TlsConfig, USUAL_UPSTREAM, UpstreamConfig},
     http::{broker, calls, cors, pages, tokens, usage},
     ledger::{Health, Ledger, LedgerError},
     net::{
@@ -580,6 +580,8 @@ async fn agents(State(shared): State<Arc<Shared>>, request: Request) -> Response
 }
 
 async fn metrics_page(State(shared): State<Arc<Shared>>) -> Response<Body> {
+    shared.upstream.quota().measure(USUAL_UPSTREAM);
+    shared.upstreams.iter().for_each(|(name, upstream)| upstream.quota().measure(name));
     match &shared.metrics {
         Some(metrics) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render()).into_response(),
         None => (StatusCode::NOT_FOUND, "no metrics are collected in this process\n").into_response(),

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use metrics::gauge;
 use tokio::{
     sync::{Notify, oneshot, watch},
     time::{self, Instant},
@@ -192,6 +193,11 @@ impl Quota {
         })
     }
 
+    /// Somebody has come too often to no avail.
+    pub fn gave_up(self: &Arc<Self>, model: &str, reason: &Reason) {
+        self.with(model, |_, _, account| account.pool.gave_up(reason));
+    }
+
     /// Takes what the service says of a model's limits.
     pub fn heard(self: &Arc<Self>, model: &str, heard: Heard) {
         self.with(model, |now, _, account| account.pool.heard(now, heard));
@@ -207,6 +213,32 @@ impl Quota {
         let now = self.began.elapsed();
         let accounts = self.accounts();
         accounts.by_model.iter().map(|(model, account)| (model.to_string(), account.pool.view(now))).collect()
+    }
+
+    /// Brings the metrics up to now.
+    pub fn measure(&self, account: &str) {
+        // What clients call a model may be anything; of those that have answered there are few.
+        for (model, view) in self.view().into_iter().filter(|(_, view)| view.granted > 0) {
+            let (account, model) = (account.to_owned(), model.clone());
+            for shown in &view.dimensions {
+                let labels = [
+                    ("account", account.clone()),
+                    ("model", model.clone()),
+                    ("limit", shown.dimension.name().to_owned()),
+                ];
+                if let Some(available) = shown.available {
+                    gauge!("voxrelay_quota_left", &labels).set(available as f64);
+                }
+                gauge!("voxrelay_quota_reserved", &labels).set(shown.reserved as f64);
+            }
+            for class in [Class::Interactive, Class::Batch] {
+                let waiting: usize = view.waiting.iter().filter(|who| who.class == class).map(|who| who.waiting).sum();
+                let labels =
+                    [("account", account.clone()), ("model", model.clone()), ("class", class.name().to_owned())];
+                gauge!("voxrelay_quota_waiting", &labels).set(waiting as f64);
+            }
+            gauge!("voxrelay_quota_fairness", "account" => account, "model" => model).set(view.fairness);
+        }
     }
 
     /// Wakes whoever's turn has come; for ever.
@@ -259,6 +291,16 @@ impl From<&LimitsConfig> for Limits {
 pub struct SessionSeat {
     quota: Arc<Quota>,
     name: Name,
+}
+
+impl SessionSeat {
+    /// Whether another session of this model may be opened in the place of this one.
+    ///
+    /// # Errors
+    /// As for [`Quota::connect`].
+    pub fn again(&self) -> Result<(), Reason> {
+        self.quota.with(&self.name, |now, _, account| account.pool.reconnect(now))
+    }
 }
 
 impl Drop for SessionSeat {

@@ -10,13 +10,11 @@ use super::reply::status_name;
 use crate::{
     admit::{Principal, price::PriceList},
     client::wire::Usage,
+    config::USUAL_UPSTREAM,
     ledger::{Entry, Kind, Ledger},
     upstream::Event,
     wall::unix_now_ms,
 };
-
-/// What the account of `[upstream]` is called in routes.
-const USUAL_UPSTREAM: &str = "default";
 
 /// What a reply, or words that were written down, came to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

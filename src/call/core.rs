@@ -535,7 +535,7 @@ impl Core {
                 self.drain_at = None;
             }
             Input::Heir(there) => self.has_heir(there),
-            Input::Turn { number, word } => self.turn_word(number, word),
+            Input::Turn { number, word } => self.turn_word(now, number, word),
             Input::Scarce(scarce) => self.scarce(scarce),
             Input::Tick => {}
         }
@@ -695,13 +695,10 @@ impl Core {
     }
 
     fn ask_for_reply(&mut self, now: At) {
-        if !self.up {
-            return;
-        }
         if !self.slot.has_wish() {
             return self.wants_none();
         }
-        if self.slot.busy() || !self.may_ask() {
+        if !self.up || self.slot.busy() || !self.may_ask(now) {
             return;
         }
         if let Some(Want { instructions }) = self.slot.next(self.commands) {

@@ -852,6 +852,7 @@ impl Driver {
             return Passed::Ended;
         }
         tracing::info!("the call was handed over");
+        self.turnstile.forget();
         let (close, reason) = self.door.close(&End::Drained);
         let (length, bytes_in, bytes_out) = (self.began.elapsed(), self.bytes_in, self.bytes_out);
         Fact::CallEnded { close, length, bytes_in, bytes_out }.record();

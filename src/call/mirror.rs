@@ -103,6 +103,17 @@ pub enum Retell {
 }
 
 impl Retell {
+    /// Characters of text in it.
+    pub fn chars(&self) -> usize {
+        let Self::Item { item, .. } = self else { return 0 };
+        match item {
+            History::User { text } | History::Assistant { text } | History::Note { text } => text.len(),
+            History::Call { name, arguments, .. } => name.len() + arguments.len(),
+            History::Result { output, .. } => output.len(),
+            History::UserAudio { .. } => 0,
+        }
+    }
+
     fn id(&self) -> Option<&String> {
         match self {
             Self::Item { id, .. } => id.as_ref(),

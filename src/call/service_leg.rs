@@ -77,6 +77,8 @@ pub struct ServiceLeg {
     patience: Duration,
     running: State,
     next: State,
+    /// The place of a session that is lost.
+    seat: Option<SessionSeat>,
     goodbyes: TaskTracker,
 }
 
@@ -95,7 +97,8 @@ impl ServiceLeg {
         goodbyes: TaskTracker,
     ) -> Self {
         let (running, next) = (State::Gone, State::Gone);
-        let mut leg = Self { wanted, who, call, upstream, patience, running, next, goodbyes };
+        let seat = None;
+        let mut leg = Self { wanted, who, call, upstream, patience, running, next, seat, goodbyes };
         leg.running = State::Opening(leg.first());
         leg
     }
@@ -106,11 +109,12 @@ impl ServiceLeg {
         Box::pin(async move { upstream.open(&wanted, &who, &call).await })
     }
 
-    fn another(&self) -> Opening {
+    /// `seat`: that of the session before; none: it needs one of its own.
+    fn another(&self, seat: Option<SessionSeat>) -> Opening {
         let (wanted, who, call, upstream) =
             (self.wanted.clone(), self.who.clone(), self.call.clone(), self.upstream.clone());
         let patience = self.patience;
-        Box::pin(async move { upstream.reopen(&wanted, &who, &call, patience).await })
+        Box::pin(async move { upstream.reopen(&wanted, &who, &call, patience, seat).await })
     }
 
     /// What kind of session it is.
@@ -149,25 +153,45 @@ impl ServiceLeg {
 
     /// The running session is lost.
     pub fn lost(&mut self) {
-        self.running = State::Gone;
+        if let State::Up(up) = std::mem::replace(&mut self.running, State::Gone) {
+            self.seat = up.seat;
+        }
     }
 
     /// Opens a session in place of the running one; one that is being opened to follow it will do.
     pub fn dial(&mut self) {
+        if let State::Up(up) = &mut self.running {
+            self.seat = up.seat.take();
+        }
         self.leave();
-        self.running = match std::mem::replace(&mut self.next, State::Gone) {
-            State::Opening(opening) => State::Opening(opening),
+        let seat = self.seat.take();
+        self.running = State::Opening(match std::mem::replace(&mut self.next, State::Gone) {
+            State::Opening(opening) => self.or_another(opening, seat),
             State::Up(up) => {
                 self.goodbyes.spawn(up.goodbye());
-                State::Opening(self.another())
+                self.another(seat)
             }
-            State::Gone => State::Opening(self.another()),
-        };
+            State::Gone => self.another(seat),
+        });
+    }
+
+    /// One that has been waiting for a place of its own may end without; then there is this one.
+    fn or_another(&self, opening: Opening, seat: Option<SessionSeat>) -> Opening {
+        if seat.is_none() {
+            return opening;
+        }
+        let another = self.another(seat);
+        Box::pin(async move {
+            match opening.await {
+                Err(UpstreamError::Limited(_)) => another.await,
+                done => done,
+            }
+        })
     }
 
     /// Opens a session beside the running one.
     pub fn dial_next(&mut self) {
-        let another = State::Opening(self.another());
+        let another = State::Opening(self.another(None));
         if let State::Up(up) = std::mem::replace(&mut self.next, another) {
             self.goodbyes.spawn(up.goodbye());
         }

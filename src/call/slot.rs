@@ -124,6 +124,12 @@ impl Slot {
         Some(want)
     }
 
+    /// As [`Self::drop_next`], if it is a plain wish; whether it was.
+    pub fn drop_plain(&mut self) -> bool {
+        let plain = self.waiting.front().is_some_and(|next| next.want.instructions.is_none());
+        plain && self.drop_next().is_some()
+    }
+
     /// The caller speaks: the service will answer this turn by itself, once it ends.
     pub fn hold_for_speech(&mut self) {
         self.vad_until = Some(At::MAX);

@@ -73,9 +73,10 @@ async fn limits(State(shared): State<Arc<Shared>>, request: Request) -> Response
     answer(admin(&shared, request).await.map(|who| report(&shared, &who)))
 }
 
-/// The account's pools. Who else waits there is nobody's business.
-fn quota(upstream: &Upstream, tenant: &str) -> Value {
-    let mut pools = upstream.quota().view();
+/// The account's pools, as far as the tenant may use their models. Who else waits there is nobody's business.
+fn quota(upstream: &Upstream, who: &Principal) -> Value {
+    let (tenant, mut pools) = (who.tenant_id(), upstream.quota().view());
+    pools.retain(|model, _| who.may_use(model));
     for pool in pools.values_mut() {
         pool.waiting.retain(|waiting| waiting.tenant == tenant);
     }
@@ -90,7 +91,7 @@ fn report(shared: &Shared, who: &Principal) -> Value {
         let hits = upstream.board().hits(who.tenant_id());
         let advice = hits.first().map(|hit| hit.limit.advice());
         json!({"buckets": upstream.board().buckets(), "hits": hits, "advice": advice,
-            "quota": quota(upstream, who.tenant_id()),
+            "quota": quota(upstream, who),
             "breaker": upstream.breaker().shown(Instant::now())})
     });
     json!({

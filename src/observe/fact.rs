@@ -40,6 +40,25 @@ pub enum Fact {
     ServiceSilent,
     /// It answers again.
     ServiceAnswers,
+    /// An answer has to wait for the account's limits.
+    TurnWaits {
+        /// The limit.
+        limit: Cow<'static, str>,
+        /// In numbers.
+        reason: String,
+    },
+    /// It may be asked for, after so long.
+    TurnAdmitted {
+        /// Zero where it did not have to wait.
+        waited: Duration,
+    },
+    /// It will not be asked for.
+    TurnRefused {
+        /// The limit.
+        limit: Cow<'static, str>,
+        /// In numbers.
+        reason: String,
+    },
     /// A reply is over.
     ReplyEnded {
         /// How it ended.
@@ -128,6 +147,17 @@ impl Fact {
             Self::SessionUp { after } => {
                 histogram!("voxrelay_session_up_seconds").record(after.as_secs_f64());
                 tracing::info!(seconds = after.as_secs_f64(), "session up");
+            }
+            Self::TurnWaits { limit, reason } => {
+                counter!("voxrelay_turns_delayed_total", "limit" => limit.clone()).increment(1);
+                tracing::info!(%reason, "an answer waits for the account's limits");
+            }
+            Self::TurnAdmitted { waited } => {
+                histogram!("voxrelay_turn_wait_seconds").record(waited.as_secs_f64());
+            }
+            Self::TurnRefused { limit, reason } => {
+                counter!("voxrelay_turns_refused_total", "limit" => limit.clone()).increment(1);
+                tracing::warn!(%reason, "an answer was refused for the account's limits");
             }
             Self::ReplyEnded { status, answered_after, relay_added } => {
                 let status = match status {

@@ -41,6 +41,16 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         Unit::Seconds,
         "First delta at the relay to the client's socket"
     );
+    describe_counter!("voxrelay_turns_delayed_total", "Answers that had to wait for the account's limits, by limit");
+    describe_counter!("voxrelay_turns_refused_total", "Answers refused for the account's limits, by limit");
+    describe_histogram!("voxrelay_turn_wait_seconds", Unit::Seconds, "Wait of answers until they could be asked for");
+    describe_gauge!("voxrelay_quota_left", "What may be taken now of an account's limit, by account, model and limit");
+    describe_gauge!("voxrelay_quota_reserved", "What running replies and sessions have of it");
+    describe_gauge!("voxrelay_quota_waiting", "Answers that wait for it, by account, model and class");
+    describe_gauge!(
+        "voxrelay_quota_fairness",
+        "Jain's index of the tokens granted to each tenant, by weight: 1 is even"
+    );
     describe_counter!("voxrelay_tokens_total", "Tokens that the service counted, by direction and kind");
     describe_counter!("voxrelay_cached_tokens_total", "Of the tokens in, those that the service had in its cache");
     describe_counter!("voxrelay_ledger_rows_total", "Rows written to the usage ledger");

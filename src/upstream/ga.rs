@@ -428,6 +428,7 @@ struct AudioFormat {
 #[serde(default)]
 struct Detection {
     silence_duration_ms: Option<u64>,
+    create_response: Option<bool>,
 }
 
 impl Session {
@@ -448,8 +449,10 @@ impl Session {
             }
             _ => return None,
         };
-        let silence = input.turn_detection.as_ref().and_then(|d| d.silence_duration_ms).map(Duration::from_millis);
-        Some(Hearing { input: input_format, silence })
+        let detection = input.turn_detection.as_ref();
+        let silence = detection.and_then(|d| d.silence_duration_ms).map(Duration::from_millis);
+        let answers = detection.and_then(|d| d.create_response);
+        Some(Hearing { input: input_format, silence, answers })
     }
 }
 
@@ -843,13 +846,20 @@ mod tests {
             (
                 r#"{"type":"session.updated","event_id":"e","session":{"id":"sess_1","audio":{"input":{"format":{"type":"audio/pcm","rate":24000},"turn_detection":{"type":"server_vad","silence_duration_ms":200},"transcription":{"model":"gpt-transcribe"}}}}}"#,
                 Event::SessionUpdated {
-                    hearing: Some(Hearing { input: Format::PCM_24K, silence: Some(Duration::from_millis(200)) }),
+                    hearing: Some(Hearing {
+                        input: Format::PCM_24K,
+                        silence: Some(Duration::from_millis(200)),
+                        answers: None,
+                    }),
                     writer: Some(s("gpt-transcribe")),
                 },
             ),
             (
                 r#"{"type":"session.updated","event_id":"e","session":{"audio":{"input":{"format":{"type":"audio/pcmu"},"turn_detection":null,"transcription":null}}}}"#,
-                Event::SessionUpdated { hearing: Some(Hearing { input: Format::MULAW, silence: None }), writer: None },
+                Event::SessionUpdated {
+                    hearing: Some(Hearing { input: Format::MULAW, silence: None, answers: None }),
+                    writer: None,
+                },
             ),
             (
                 r#"{"type":"response.created","event_id":"e","response":{"id":"resp_2","conversation_id":null}}"#,

@@ -327,6 +327,8 @@ pub struct Hearing {
     pub input: Format,
     /// The silence that ends a turn; none: no turn detection, or one by meaning.
     pub silence: Option<Duration>,
+    /// It answers the turns that it finds by itself; none: it finds none, or does not say.
+    pub answers: Option<bool>,
 }
 
 /// An `error` event.

@@ -43,6 +43,7 @@ use super::{
 use crate::{
     admit::{
         Principal,
+        governor::{Dimension, Heard},
         quota::{Quota, SessionSeat},
     },
     config::{Credentials, Dialect, Endpoint, Secret, UpstreamConfig},
@@ -179,15 +180,19 @@ impl Upstream {
         self.breaker().first_try();
         let (mut tried, mut last) = (0, None);
         loop {
-            let seat = self.seat(wanted, end).await?;
             if let Err((limited, paused)) = self.admitted(end).await {
                 // What was found out says more than that others have found the same.
                 return Err(last.filter(|_| !limited).unwrap_or(paused));
             }
+            let seat = match self.seat(wanted, None, end).await {
+                Ok(seat) => seat,
+                Err(limited) => return Err(last.unwrap_or(limited)),
+            };
             let error = match self.attempt(wanted, who, &order).await {
                 Ok(session) => return Ok(Session { seat, ..session }),
                 Err(error) => error,
             };
+            drop(seat);
             let verdict = error.verdict();
             tried += 1;
             let own = RETRY_PAUSE * 2u32.pow(tried.min(8) - 1);
@@ -208,19 +213,39 @@ impl Upstream {
         }
     }
 
-    /// A place among the sessions that the account may have and open, until `end` at most.
-    async fn seat(&self, wanted: &Wanted, end: Instant) -> Result<Option<SessionSeat>, UpstreamError> {
+    /// A place among the sessions that the account may have and open, until `end` at most; `seat`: that of the session before.
+    async fn seat(
+        &self,
+        wanted: &Wanted,
+        mut seat: Option<SessionSeat>,
+        end: Instant,
+    ) -> Result<Option<SessionSeat>, UpstreamError> {
         if wanted.joins.is_some() {
             return Ok(None);
         }
         loop {
-            let reason = match self.quota().connect(&wanted.model) {
-                Ok(seat) => return Ok(Some(seat)),
-                Err(reason) => reason,
+            let taken = match seat.take() {
+                Some(seat) => match seat.again() {
+                    Ok(()) => Ok(Some(seat)),
+                    Err(reason) => Err((Some(seat), reason)),
+                },
+                None => self.quota().connect(&wanted.model).map(Some).map_err(|reason| (None, reason)),
             };
-            match reason.wait.map(|wait| Instant::now() + wait).filter(|at| *at <= end) {
+            let reason = match taken {
+                Ok(taken) => return Ok(taken),
+                Err((kept, reason)) => {
+                    seat = kept;
+                    reason
+                }
+            };
+            // Whoever waits for the same moment does not come all at once.
+            let wait = reason.wait.map(|wait| wait + RETRY_PAUSE.mul_f64(rand::rng().random()));
+            match wait.map(|wait| Instant::now() + wait).filter(|at| *at <= end) {
                 Some(at) => time::sleep_until(at).await,
-                None => return Err(UpstreamError::Limited(reason)),
+                None => {
+                    self.quota().gave_up(&wanted.model, &reason);
+                    return Err(UpstreamError::Limited(reason));
+                }
             }
         }
     }
@@ -243,7 +268,7 @@ impl Upstream {
     }
 
     /// Opens a session for a call that has lost one: at once if nobody else does, and else in its turn, so that a service that
-    /// comes back is not trampled; until `patience` is over.
+    /// comes back is not trampled; until `patience` is over. `seat`: that of the session that it had.
     ///
     /// # Errors
     /// The last try's.
@@ -253,6 +278,7 @@ impl Upstream {
         who: &Principal,
         call: &str,
         patience: Duration,
+        mut seat: Option<SessionSeat>,
     ) -> Result<Session, UpstreamError> {
         let order = self.order(wanted, who, call);
         let end = Instant::now() + patience;
@@ -267,15 +293,19 @@ impl Upstream {
                 return Err(last.unwrap_or(UpstreamError::Paused { limited: true, retry_after: held }));
             }
             time::sleep(held).await;
-            let seat = self.seat(wanted, end).await?;
+            let taken = match self.seat(wanted, seat.take(), end).await {
+                Ok(taken) => taken,
+                Err(limited) => return Err(last.unwrap_or(limited)),
+            };
             let error = match self.attempt(wanted, who, &order).await {
                 Ok(session) => {
                     self.account.redials.worked();
-                    return Ok(Session { seat, ..session });
+                    return Ok(Session { seat: taken, ..session });
                 }
                 Err(error) => error,
             };
             let verdict = error.verdict();
+            seat = taken; // its place is not lost by a try that fails
             // What is wrong with this call, or its quota, says nothing about the service.
             if verdict.transient && verdict.code != "rate_limited" {
                 self.account.redials.failed();
@@ -321,6 +351,11 @@ impl Upstream {
                 },
             };
             self.board().refused(Source::Connect, who.tenant_id(), &error);
+            let verdict = error.verdict();
+            if verdict.code == "rate_limited" && !matches!(error, UpstreamError::NoCredential { .. }) {
+                let heard = Heard::Limited { dimension: Some(Dimension::Connects), wait: verdict.retry_after };
+                self.quota().heard(&wanted.model, heard);
+            }
             let refused = error.verdict().code == "upstream_auth";
             if let (Some(secret), true) = (who.secret().filter(|_| wanted.joins.is_none()), refused) {
                 self.secrets.refused_when_brought(&secret.value);

@@ -216,3 +216,23 @@ async fn after_a_refusal_of_the_service_nothing_is_asked_for_until_the_moment_th
     assert!(told <= wait && told + Duration::from_secs(20) > wait, "{told:?} of {wait:?}");
     assert_eq!(rig.sim.stats().responses, 1, "the service was not asked again");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_limit_of_sessions_a_call_changes_over_in_its_own_place() {
+    let limits = Limits { sessions: 1, ..Limits::default() };
+    let sim = SimConfig { limits: vec![limits], session_cap_ms: 4_000, ..SimConfig::instant() };
+    let change = |config: &mut Config| {
+        config.upstream.limits = vec![LimitsConfig { sessions: Some(1), ..LimitsConfig::default() }];
+    };
+    let rig = Rig::with(change, sim, "").await;
+    let mut client = rig.call("turns=manual&pace=fast").await;
+    let began = Instant::now();
+    for _ in 0..3 {
+        assert_eq!(turn(&mut client).await.0["status"], "completed");
+        // Others want the place too.
+        let mut other = rig.call("turns=manual").await;
+        assert_eq!(other.end().await, (Some("rate_limited".to_owned()), 4429));
+        client.json(r#"{"type":"ping","t":1}"#).await;
+    }
+    assert!(began.elapsed() > Duration::from_secs(9) && rig.sim.stats().sessions_opened >= 3, "{:?}", rig.sim.stats());
+}

@@ -197,7 +197,7 @@ impl Pool {
         let few = if self.scarce_until.is_some() { AMPLE } else { SCARCE };
         let little = |meter: &Meter| {
             let wanted = need_of(meter.dimension, few, self.usual.saturating_mul(few));
-            meter.have(now, &self.aimd, Purse::All) < wanted.min(meter.full() / 4 * few)
+            meter.have(now, &self.aimd, Purse::All) < wanted.min((meter.full().saturating_mul(few) / 4).max(1))
         };
         if !self.places.is_empty() || self.aimd.factor(now) < 1.0 || self.meters.iter().take(4).any(little) {
             self.scarce_until = Some(now + AMPLE_FOR);
@@ -273,7 +273,6 @@ impl Pool {
         let [.., connects, sessions] = &mut self.meters;
         for meter in [&mut *connects, &mut *sessions] {
             if let Err(short) = meter.check(now, aimd, Purse::All, 1) {
-                meter.refused += 1;
                 return Err(reason(meter.dimension, 1, short));
             }
         }
@@ -281,6 +280,25 @@ impl Pool {
         connects.reserved = 0; // it is over as soon as it has happened
         sessions.take(now, aimd, Purse::All, 1);
         Ok(())
+    }
+
+    /// A session would like to open in the place of one that is lost: it has its place.
+    ///
+    /// # Errors
+    /// As for [`Self::connect`].
+    pub fn reconnect(&mut self, now: Duration) -> Result<(), Reason> {
+        let now = self.pass(now);
+        let aimd = &self.aimd;
+        let [.., connects, _] = &mut self.meters;
+        connects.check(now, aimd, Purse::All, 1).map_err(|short| reason(connects.dimension, 1, short))?;
+        connects.take(now, aimd, Purse::All, 1);
+        connects.reserved = 0;
+        Ok(())
+    }
+
+    /// Somebody has given up for this reason.
+    pub fn gave_up(&mut self, reason: &Reason) {
+        self.refuse(reason);
     }
 
     /// A session has ended.
@@ -350,6 +368,7 @@ impl Pool {
             dimensions: dimensions.collect(),
             factor: self.aimd.factor(now),
             waiting: waiting.collect(),
+            granted: self.granted.values().map(|granted| granted.tokens).fold(0, u64::saturating_add),
             fairness: jain(shares),
         }
     }

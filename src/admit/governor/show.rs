@@ -12,6 +12,8 @@ pub struct View {
     pub factor: f64,
     /// Who waits, by class and tenant; those of whom nobody waits are left out.
     pub waiting: Vec<Waiting>,
+    /// Tokens granted since the start.
+    pub granted: u64,
     /// Jain's index of the tokens granted to each tenant since the start, by weight: 1 is even, 1/n is all to one of n.
     pub fairness: f64,
 }

@@ -21,11 +21,12 @@ use crate::{
         books::Booked,
         end::End,
         mirror::Retell,
+        ms,
         playout::Broken,
         slot::{Lost, Want},
     },
     client::wire::{Role, ServerMsg, Usage},
-    upstream::{Command, UpstreamError},
+    upstream::{Command, History, UpstreamError},
 };
 
 /// A session that says nothing about its end lives so long (realtime-protocol section 0).
@@ -294,6 +295,7 @@ impl Core {
         self.give_up_words(now);
         let steps = self.mirror.retell(self.ring.begin());
         let turns = self.plan.auto_turns && steps.iter().any(|step| matches!(step, Retell::Turn { .. }));
+        self.told_anew(steps.iter().map(Retell::chars).sum());
         // While turns of before are spoken again, the service shall not find others in them.
         self.configure(!turns);
         if let Some(greeting) = self.plan.greeting.clone().filter(|_| first) {
@@ -304,8 +306,14 @@ impl Core {
         let mut heard = 0;
         for step in steps {
             match step {
-                Retell::Item { id, item } => self.ask(Command::Retell { id, after: None, item }),
+                Retell::Item { id, item } => {
+                    if let History::UserAudio { audio } = &item {
+                        self.unheard(ms(self.plan.upstream_input.duration(audio.len())));
+                    }
+                    self.ask(Command::Retell { id, after: None, item });
+                }
                 Retell::Turn { id, from, to } => {
+                    self.unheard(self.turn.length_ms(from, to));
                     heard += self.speak_again(from, to);
                     self.commit_turn(id);
                 }

@@ -14,6 +14,7 @@ use crate::{
     call::{At, ms, slot::Want, turnstile::Word},
     client::wire::{ErrorBody, ServerMsg, Usage},
     config::Govern,
+    observe::fact::Fact,
     upstream::{Command, Ended},
 };
 
@@ -70,20 +71,36 @@ enum Gate {
     Open,
 }
 
+/// Why a reply came later than it might have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delay {
+    /// In numbers.
+    pub reason: String,
+    /// How long it waited, ms.
+    pub waited_ms: u64,
+}
+
 /// What is known of the account, and of who answers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Governing {
     gate: Gate,
-    /// Of the last wish.
+    /// Of the last wish, and when it was told.
     number: u64,
+    wished_at: At,
+    /// Why it waits, or had to.
+    delay: Option<Delay>,
+    /// Replies that had to wait, by the service's ids; the newest.
+    delayed: VecDeque<(String, Delay)>,
     /// Little is left.
     scarce: bool,
     /// The service answers turns by itself.
     answers: bool,
-    /// What it was told of that and has not confirmed.
-    told: VecDeque<bool>,
-    /// It will not have that changed.
+    /// What it was told of that, by which commands, and has not confirmed.
+    told: VecDeque<(u64, bool)>,
+    /// It will not have that changed, or does not say whether it has.
     stays: bool,
+    /// Tokens of the conversation that it has.
+    before: u64,
     /// Tokens that no reply has read, and those that the replies since the last count have.
     unread: u64,
     reading: u64,
@@ -91,8 +108,22 @@ pub(super) struct Governing {
 
 impl Default for Governing {
     fn default() -> Self {
-        let (gate, told) = (Gate::Closed, VecDeque::new());
-        Self { gate, number: 0, scarce: false, answers: true, told, stays: false, unread: 0, reading: 0 }
+        let (gate, told, delayed) = (Gate::Closed, VecDeque::new(), VecDeque::new());
+        let (number, wished_at, delay) = (0, At::ZERO, None);
+        Self {
+            gate,
+            number,
+            wished_at,
+            delay,
+            delayed,
+            scarce: false,
+            answers: true,
+            told,
+            stays: false,
+            before: 0,
+            unread: 0,
+            reading: 0,
+        }
     }
 }
 
@@ -100,12 +131,16 @@ impl Default for Governing {
 const CHARS_PER_TOKEN: usize = 4;
 /// The caller's audio that is a token, ms (realtime-protocol section 5).
 const MS_PER_TOKEN: u64 = 100;
+/// Delays of so many replies are remembered: those that may still be booked.
+const DELAYED: usize = 8;
+/// Configurations that a service has not confirmed and still may.
+const UNCONFIRMED: usize = 8;
 /// A service that says nothing to a change of who answers, and answers no turn within so long, has taken it.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 impl Core {
     /// Whether the reply that is wanted may be asked for now; if nobody has asked that, it is asked.
-    pub(super) fn may_ask(&mut self) -> bool {
+    pub(super) fn may_ask(&mut self, now: At) -> bool {
         if self.plan.govern == Govern::Never {
             return true;
         }
@@ -118,6 +153,7 @@ impl Core {
             Gate::Closed => {
                 self.governing.gate = Gate::Asking;
                 self.governing.number += 1;
+                (self.governing.wished_at, self.governing.delay) = (now, None);
                 let (number, tokens) = (self.governing.number, self.projected());
                 self.turn_act(TurnAct::Ask { number, tokens });
                 false
@@ -145,16 +181,24 @@ impl Core {
     }
 
     /// What the account says to a wish.
-    pub(super) fn turn_word(&mut self, number: u64, word: Word) {
+    pub(super) fn turn_word(&mut self, now: At, number: u64, word: Word) {
         if self.governing.gate != Gate::Asking || self.governing.number != number {
             return; // it was forgotten meanwhile
         }
         match word {
-            Word::Granted => self.governing.gate = Gate::Open,
+            Word::Granted => {
+                self.governing.gate = Gate::Open;
+                let waited = now.saturating_sub(self.governing.wished_at);
+                if let Some(delay) = &mut self.governing.delay {
+                    delay.waited_ms = ms(waited);
+                }
+                self.note(Fact::TurnAdmitted { waited });
+            }
             Word::Waits(reason) => self.throttled(&reason),
             Word::Refused(reason) => {
                 self.governing.gate = Gate::Closed;
                 self.slot.drop_next();
+                self.note(Fact::TurnRefused { limit: reason.dimension.name().into(), reason: reason.to_string() });
                 let (message, retryable) = match reason.wait {
                     Some(_) => (format!("no answer now: the account's limit is reached ({reason})"), true),
                     None => (format!("no answer: it is larger than the account's limit ({reason})"), false),
@@ -167,6 +211,8 @@ impl Core {
     }
 
     fn throttled(&mut self, reason: &Reason) {
+        self.governing.delay = Some(Delay { reason: reason.to_string(), waited_ms: 0 });
+        self.note(Fact::TurnWaits { limit: reason.dimension.name().into(), reason: reason.to_string() });
         let wait = reason.wait.map(ms);
         let more = [("wait_ms", json!(wait)), ("reason", json!(reason.to_string()))];
         let more = more.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
@@ -176,8 +222,14 @@ impl Core {
 
     /// Tokens that a reply uses at most: the conversation so far, what has come since, and the longest answer.
     fn projected(&self) -> u64 {
-        let before = self.last_usage.map_or(self.plan.base_tokens, |usage| usage.input_tokens + usage.output_tokens);
-        before + self.governing.unread + self.governing.reading + self.plan.reply_tokens
+        let Governing { before, unread, reading, .. } = self.governing;
+        before + unread + reading + self.plan.reply_tokens
+    }
+
+    /// A session begins, and is told so many characters of the conversation.
+    pub(super) fn told_anew(&mut self, chars: usize) {
+        (self.governing.unread, self.governing.reading) = (0, 0);
+        self.governing.before = self.plan.base_tokens + chars.div_ceil(CHARS_PER_TOKEN) as u64;
     }
 
     /// The client has written so many characters more.
@@ -191,7 +243,8 @@ impl Core {
     }
 
     /// The service has counted a reply, and all that it has read.
-    pub(super) fn counted(&mut self) {
+    pub(super) fn counted(&mut self, usage: Usage) {
+        self.governing.before = usage.input_tokens + usage.output_tokens;
         self.governing.reading = 0;
     }
 
@@ -199,7 +252,19 @@ impl Core {
     pub(super) fn turn_began(&mut self, response: &str, asked: bool) {
         let tokens = self.projected();
         self.governing.reading += std::mem::take(&mut self.governing.unread);
+        if let Some(delay) = self.governing.delay.take_if(|_| asked) {
+            if self.governing.delayed.len() == DELAYED {
+                self.governing.delayed.pop_front();
+            }
+            self.governing.delayed.push_back((response.to_owned(), delay));
+        }
         self.turn_act(TurnAct::Began { response: response.to_owned(), asked, tokens });
+    }
+
+    /// Why this reply had to wait, if it had to.
+    pub(super) fn delay_of(&self, response: &str) -> Option<Delay> {
+        let delayed = self.governing.delayed.iter().find(|(id, _)| id == response);
+        delayed.map(|(_, delay)| delay.clone())
     }
 
     /// The request that may be made now goes out.
@@ -235,7 +300,7 @@ impl Core {
     /// The session is lost. A wish that has not been granted, or not been used, keeps its place.
     pub(super) fn turns_lost(&mut self) {
         self.governing.told.clear();
-        (self.governing.answers, self.governing.stays) = (true, false);
+        self.governing.answers = true;
         self.turn_act(TurnAct::Lost);
     }
 
@@ -257,33 +322,49 @@ impl Core {
         }
     }
 
-    /// Sets the session up. `listens`: the service may find turns.
+    /// Sets the session up. `listens`: the service may find turns. A service that will not leave the answers to us shall not refuse
+    /// the whole because little is left.
     pub(super) fn configure(&mut self, listens: bool) {
-        let answers = self.wants_answers();
-        self.governing.told.push_back(answers);
+        let answers = self.plan.govern != Govern::Always;
+        self.tell_who_answers(answers);
         self.ask(Command::Configure { listens, answers });
     }
 
-    /// The service has taken a configuration.
-    pub(super) fn configured(&mut self) {
-        if let Some(answers) = self.governing.told.pop_front() {
-            self.governing.answers = answers;
+    fn tell_who_answers(&mut self, answers: bool) {
+        let told = &mut self.governing.told;
+        if told.len() == UNCONFIRMED {
+            told.pop_front();
         }
+        told.push_back((self.commands, answers));
     }
 
-    /// It has not taken a change: it goes on as before.
-    pub(super) fn answers_as_before(&mut self) {
-        self.governing.told.pop_front();
+    /// The service has taken a configuration, and answers by itself, as far as it says.
+    pub(super) fn configured(&mut self, answers: Option<bool>) {
+        let told = self.governing.told.pop_front().map(|(_, answers)| answers);
+        self.governing.stays |= answers.is_some_and(|answers| told.is_some_and(|told| told != answers));
+        self.governing.answers = answers.or(told).unwrap_or(self.governing.answers);
+    }
+
+    /// It has not taken this change: it goes on as before.
+    pub(super) fn answers_as_before(&mut self, number: Option<u64>) {
+        self.governing.told.retain(|(told, _)| Some(*told) != number);
         self.governing.stays = true;
+    }
+
+    /// Another reply ran when we asked for the answer to a turn that the service has found: then it answers by itself after all.
+    pub(super) fn it_answers_after_all(&mut self) {
+        if self.plan.auto_turns && !self.governing.answers && self.slot.drop_plain() {
+            (self.governing.answers, self.governing.stays) = (true, true);
+        }
     }
 
     /// Changes who answers, between turns.
     pub(super) fn change_who_answers(&mut self) {
         let Governing { told, answers, stays, .. } = &self.governing;
-        let (now, wanted) = (told.back().copied().unwrap_or(*answers), self.wants_answers());
+        let (now, wanted) = (told.back().map_or(*answers, |(_, told)| *told), self.wants_answers());
         let quiet = self.slot.idle() && !self.turn.speaking() && !self.turn.has_speech();
         if self.up && self.plan.auto_turns && now != wanted && !stays && quiet {
-            self.governing.told.push_back(wanted);
+            self.tell_who_answers(wanted);
             self.ask(Command::Answers { answers: wanted });
         }
     }
@@ -300,9 +381,9 @@ impl Core {
     /// been told not to and does not say so.
     pub(super) fn nobody_answered(&mut self, now: At) {
         let found = now.saturating_sub(self.sessions.turn_at) < ANSWERS_WITHIN;
-        if found && self.governing.told.back() == Some(&false) {
+        if found && self.governing.told.back().is_some_and(|(_, answers)| !answers) {
             self.governing.told.clear();
-            self.governing.answers = false;
+            (self.governing.answers, self.governing.stays) = (false, true);
             self.slot.want(Want::default());
         }
     }
@@ -319,8 +400,9 @@ mod tests {
     };
     use crate::{
         admit::governor::Dimension,
+        audio::Format,
         client::wire::{ClientMsg, Usage},
-        upstream::{Ended, Event},
+        upstream::{Ended, Event, Hearing},
     };
 
     fn governed(govern: Govern, auto_turns: bool) -> Rig {
@@ -528,6 +610,54 @@ mod tests {
         rig.pass(2 * SECOND);
         word(&mut rig, Word::Granted);
         assert_eq!(asks(&rig), 1);
+    }
+
+    /// What the service says of a configuration that it has taken.
+    fn updated(answers: Option<bool>) -> Event {
+        let hearing = Hearing { input: Format::PCM_24K, silence: None, answers };
+        Event::SessionUpdated { hearing: Some(hearing), writer: None }
+    }
+
+    #[test]
+    fn a_service_that_goes_on_answering_whatever_it_confirms_is_believed_by_what_it_does() {
+        // It says so itself.
+        let mut rig = governed(Govern::NearLimit, true);
+        rig.event(updated(Some(true)));
+        rig.input(Input::Scarce(true));
+        rig.event(updated(Some(true)));
+        found(&mut rig, "item_1");
+        rig.created("resp_1");
+        rig.done("resp_1", Ended::Completed);
+        assert_eq!(asks(&rig), 0);
+        // It does not: then its own answer runs when ours is asked for.
+        let mut rig = governed(Govern::Always, true);
+        rig.event(updated(None));
+        for (n, asked) in [(1, 1), (2, 1)] {
+            found(&mut rig, &format!("item_{n}"));
+            word(&mut rig, Word::Granted);
+            rig.created(&format!("resp_{n}"));
+            if n == 1 {
+                refuse_last(&mut rig, "conversation_already_has_active_response");
+            }
+            rig.done(&format!("resp_{n}"), Ended::Completed);
+            rig.pass(5 * SECOND);
+            assert_eq!(asks(&rig), asked, "turn {n} is answered once");
+        }
+    }
+
+    #[test]
+    fn a_session_that_is_told_less_is_taken_to_read_less() {
+        let mut rig = governed(Govern::Always, false);
+        rig.message(ClientMsg::Text { text: "x".repeat(400) });
+        word(&mut rig, Word::Granted);
+        rig.created("resp_1");
+        let usage = Usage { total_tokens: 30_000, input_tokens: 29_000, output_tokens: 1_000, ..Usage::default() };
+        done(&mut rig, "resp_1", Ended::Completed, Some(usage));
+        rig.input(Input::ServiceGone(crate::call::end::End::Internal, true));
+        rig.input(Input::SessionUp(None));
+        rig.message(ClientMsg::Text { text: "x".repeat(40) });
+        // What the agent begins with, the first text told again, the second, and the answer.
+        assert_eq!(acts(&rig).last(), Some(&TurnAct::Ask { number: 2, tokens: 50 + 100 + 10 + 100 }));
     }
 
     #[test]

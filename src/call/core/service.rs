@@ -86,7 +86,7 @@ impl Core {
                 self.playout.generated(&response, Generated { status, reason }, usage);
             }
             Event::Error(error) => self.service_error(now, error),
-            Event::SessionUpdated { .. } => self.configured(),
+            Event::SessionUpdated { hearing, .. } => self.configured(hearing.and_then(|hearing| hearing.answers)),
             Event::SessionCreated { .. }
             | Event::AudioPasses
             | Event::WordsPass
@@ -136,7 +136,7 @@ impl Core {
         match booked.kind {
             Kind::Reply => {
                 self.last_usage = Some(booked.usage);
-                self.counted();
+                self.counted(booked.usage);
             }
             Kind::Transcription => booked.writer.clone_from(&self.writer),
         }
@@ -215,6 +215,9 @@ impl Core {
         let busy = code == "conversation_already_has_active_response";
         if let Some(again) = number.and_then(|n| self.slot.refused(n, busy)) {
             self.not_asked(again);
+            if again {
+                self.it_answers_after_all();
+            }
             if busy {
                 self.note(Fact::SwallowedError);
             } else {
@@ -241,7 +244,7 @@ impl Core {
             }
             // Then it answers by itself, as before.
             (Some(About::Answers), _) => {
-                self.answers_as_before();
+                self.answers_as_before(number);
                 self.note(Fact::SwallowedError);
             }
             (Some(About::Configure), _) => {
