@@ -110,6 +110,7 @@ impl Books {
             seconds,
             audio_ms,
             heard_ms,
+            first_audio_ms: None,
             estimated,
         });
     }

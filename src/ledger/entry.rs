@@ -65,6 +65,8 @@ pub struct Entry {
     pub audio_ms: u64,
     /// Of it really heard, ms.
     pub heard_ms: u64,
+    /// From the end of the caller's turn to the reply's first audio, ms; none: not known, or it had no audio.
+    pub first_audio_ms: Option<u64>,
     /// The service's own count was lost: these are numbers of ours.
     pub estimated: bool,
     /// What it costs, by the prices of the moment at which it was booked; none: not known.
@@ -130,6 +132,7 @@ pub(crate) mod tests {
             seconds: None,
             audio_ms: 2_000,
             heard_ms: 1_500,
+            first_audio_ms: None,
             estimated,
             cost: None,
         }

@@ -2,8 +2,8 @@
 //!
 //! It may be older than its last second after `kill -9`, never broken: WAL, one transaction a batch.
 //!
-//! A file of version 1 gets what it lacks when a relay opens it; its rows stay without a cost. A relay that knows only version 1
-//! and has the file open goes on writing such rows; it cannot open the file again.
+//! A file of an older version gets what it lacks when a relay opens it; its rows stay without it. A relay that knows only the older
+//! version and has the file open goes on writing such rows; it cannot open the file again.
 use std::{
     fs::{OpenOptions, Permissions},
     io,
@@ -22,9 +22,11 @@ const BUSY: Duration = Duration::from_secs(1);
 /// How long somebody who reads waits for a relay that begins to write.
 const READ_BUSY: Duration = Duration::from_secs(5);
 /// What this version writes.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 /// Had no routes, no costs, and cached tokens of all kinds together.
 const FIRST_VERSION: i64 = 1;
+/// Did not say how soon a reply was heard.
+const SECOND_VERSION: i64 = 2;
 /// Tells a ledger from other SQLite files: `vrlg`.
 const APPLICATION: i64 = 0x7672_6C67;
 /// No count is larger, so that no sum is more than a number can hold.
@@ -53,30 +55,34 @@ const SECOND: &str = "
     ALTER TABLE usage ADD COLUMN cost_image INTEGER;
     ALTER TABLE usage ADD COLUMN cost_cached INTEGER;
 ";
+/// What version 3 has more. NULL: not known.
+const THIRD: &str = "ALTER TABLE usage ADD COLUMN first_audio_ms INTEGER;";
 /// Lets a file of version 1 be read as if it were of this one. It hides the table of the same name, and is never in the file.
-const AS_SECOND: &str = "
+const FIRST_AS_THIS: &str = "
     CREATE TEMP VIEW usage AS SELECT *, '' AS route, 0 AS input_image_tokens, 0 AS cached_text_tokens,
         0 AS cached_audio_tokens, 0 AS cached_image_tokens, NULL AS cost, NULL AS cost_text, NULL AS cost_audio,
-        NULL AS cost_image, NULL AS cost_cached
+        NULL AS cost_image, NULL AS cost_cached, NULL AS first_audio_ms
     FROM main.usage;
 ";
+/// The same for a file of version 2.
+const SECOND_AS_THIS: &str = "CREATE TEMP VIEW usage AS SELECT *, NULL AS first_audio_ms FROM main.usage;";
 /// One row of each id; [`Entry::replaces`] says which.
 const PUT: &str = "
     INSERT INTO usage (
         kind, id, at, call, session, tenant, key, user, agent, model, door, status, total_tokens, input_tokens, output_tokens,
         input_text_tokens, input_audio_tokens, cached_tokens, output_text_tokens, output_audio_tokens, seconds, audio_ms,
         heard_ms, estimated, route, input_image_tokens, cached_text_tokens, cached_audio_tokens, cached_image_tokens, cost,
-        cost_text, cost_audio, cost_image, cost_cached
+        cost_text, cost_audio, cost_image, cost_cached, first_audio_ms
     ) VALUES (
         ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25,
-        ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34
+        ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35
     ) ON CONFLICT (kind, id) DO UPDATE SET
         at = ?3, call = ?4, session = ?5, tenant = ?6, key = ?7, user = ?8, agent = ?9, model = ?10, door = ?11, status = ?12,
         total_tokens = ?13, input_tokens = ?14, output_tokens = ?15, input_text_tokens = ?16, input_audio_tokens = ?17,
         cached_tokens = ?18, output_text_tokens = ?19, output_audio_tokens = ?20, seconds = ?21, audio_ms = ?22,
         heard_ms = ?23, estimated = ?24, route = ?25, input_image_tokens = ?26, cached_text_tokens = ?27,
         cached_audio_tokens = ?28, cached_image_tokens = ?29, cost = ?30, cost_text = ?31, cost_audio = ?32,
-        cost_image = ?33, cost_cached = ?34
+        cost_image = ?33, cost_cached = ?34, first_audio_ms = ?35
     WHERE ?24 = 0 OR usage.estimated = 1
 ";
 
@@ -206,12 +212,12 @@ fn connect(file: &Path) -> rusqlite::Result<Result<Connection, LedgerError>> {
     // Another process may have been faster.
     if is_empty(&change)? {
         change.execute_batch(SCHEMA)?;
-        change.execute_batch(SECOND)?;
         change.pragma_update(None, "application_id", APPLICATION)?;
-        change.pragma_update(None, "user_version", VERSION)?;
+        change.pragma_update(None, "user_version", FIRST_VERSION)?;
     }
-    if matches!(version(&change, file)?, Ok(FIRST_VERSION)) {
-        change.execute_batch(SECOND)?;
+    if let Ok(found @ FIRST_VERSION..VERSION) = version(&change, file)? {
+        let lacks = [SECOND, THIRD].into_iter().skip(usize::try_from(found - FIRST_VERSION).unwrap_or_default());
+        lacks.map(|more| change.execute_batch(more)).collect::<Result<(), _>>()?;
         change.pragma_update(None, "user_version", VERSION)?;
     }
     change.commit()?;
@@ -231,8 +237,10 @@ pub(super) fn open_to_read(file: &Path) -> Result<Connection, LedgerError> {
             Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         sql.busy_timeout(READ_BUSY)?;
         let version = version(&sql, file)?;
-        if matches!(version, Ok(FIRST_VERSION)) {
-            sql.execute_batch(AS_SECOND)?;
+        match version {
+            Ok(FIRST_VERSION) => sql.execute_batch(FIRST_AS_THIS)?,
+            Ok(SECOND_VERSION) => sql.execute_batch(SECOND_AS_THIS)?,
+            _ => {}
         }
         Ok(version.map(|_| sql))
     };
@@ -258,7 +266,7 @@ fn put(sql: &mut Connection, rows: &Rows) -> rusqlite::Result<()> {
     let mut put = change.prepare_cached(PUT)?;
     for row in rows.values() {
         let Entry { id, kind, call, session, tenant, key, user, agent, model, door, at, status, usage, .. } = row;
-        let Entry { seconds, audio_ms, heard_ms, estimated, route, cost, .. } = row;
+        let Entry { seconds, audio_ms, heard_ms, estimated, route, cost, first_audio_ms, .. } = row;
         let part = |part: fn(&Cost) -> Usd| cost.as_ref().and_then(|cost| i64::try_from(part(cost).pico()).ok());
         put.execute(params![
             kind.name(),
@@ -295,6 +303,7 @@ fn put(sql: &mut Connection, rows: &Rows) -> rusqlite::Result<()> {
             part(|cost| cost.audio),
             part(|cost| cost.image),
             part(|cost| cost.cached),
+            first_audio_ms.map(number),
         ])?;
     }
     drop(put);

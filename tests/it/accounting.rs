@@ -38,6 +38,7 @@ fn entry(id: &str) -> Entry {
         seconds: None,
         audio_ms: 90_000,
         heard_ms: 60_000,
+        first_audio_ms: None,
         estimated: false,
         cost: None,
     }

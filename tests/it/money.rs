@@ -148,6 +148,7 @@ fn entry(tenant: &str, id: &str, at: u64) -> Entry {
         seconds: None,
         audio_ms: 1_000,
         heard_ms: 1_000,
+        first_audio_ms: None,
         estimated: false,
         cost: Some(Cost { audio: Usd::from_pico(7_205_600_000), ..Cost::default() }),
     }
