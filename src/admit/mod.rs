@@ -9,6 +9,7 @@
 //! | [`tenant`] | who pays: found by the hash of a key |
 //! | [`token`] | short-lived call tokens, signed by us |
 //! | [`gate`] | the checks of a request's head, in order |
+//! | [`circuit`] | a run of failures, and what becomes of it |
 //! | [`governor`] | how much may be sent to the service now, and who is next |
 //! | [`pace`] | connects a minute, by address and by tenant |
 //! | [`roster`] | calls that run, so that they can be counted and cut |
@@ -16,6 +17,7 @@
 //! | [`store`] | what outlives a process (SQLite) |
 //! | [`sources`] | file and store together, read again as they change |
 //! | [`price`] | what a reply costs, by a list of prices |
+pub mod circuit;
 pub mod gate;
 pub mod governor;
 pub mod key;

@@ -9,11 +9,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::error::Verdict;
+use crate::admit::circuit::Circuit;
 
-/// So many failures in a row open it.
-const FAILURES: u32 = 5;
-/// While it is open, one try goes out in so long.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// A service that names a longer wait is tried again after so long, nevertheless: it may have been a slip.
 const LONGEST_HOLD: Duration = Duration::from_secs(120);
 /// A retry costs one, a first try earns a tenth of it; so much can be saved up.
@@ -34,10 +31,7 @@ pub enum Answer {
 /// How an account's connects have gone.
 #[derive(Debug, Default)]
 struct State {
-    /// Failures since it last worked.
-    failures: u32,
-    /// Set while it is open: when the next try may go out.
-    probe_at: Option<Instant>,
+    circuit: Circuit<Instant>,
     /// No connect before this moment.
     not_before: Option<Instant>,
     /// Tenths of retries that were spent of the savings.
@@ -73,14 +67,12 @@ impl Breaker {
             }
             state.not_before = None;
         }
-        match state.probe_at {
-            Some(at) if at > now => Answer::Open(at - now),
-            Some(_) => {
-                state.probe_at = Some(now + PROBE_EVERY);
-                Answer::Go
-            }
-            None => Answer::Go,
+        let wait = state.circuit.wait(now);
+        if !wait.is_zero() {
+            return Answer::Open(wait);
         }
+        state.circuit.tries(now);
+        Answer::Go
     }
 
     /// How long the service wants to be left alone.
@@ -90,9 +82,7 @@ impl Breaker {
 
     /// A session came up. Whether it had been open.
     pub fn worked(&self) -> bool {
-        let mut state = self.state();
-        state.failures = 0;
-        state.probe_at.take().is_some()
+        self.state().circuit.worked()
     }
 
     /// None did. Whether it has opened by this.
@@ -108,12 +98,7 @@ impl Breaker {
         if !verdict.transient || verdict.code == "credentials_unavailable" {
             return false;
         }
-        state.failures = state.failures.saturating_add(1);
-        let opens = state.failures >= FAILURES && state.probe_at.is_none();
-        if state.failures >= FAILURES {
-            state.probe_at = Some(now + PROBE_EVERY);
-        }
-        opens
+        state.circuit.failed(now)
     }
 
     /// Somebody tries for the first time.
@@ -135,8 +120,8 @@ impl Breaker {
         let held = self.held(now);
         let state = self.state();
         Shown {
-            state: if state.probe_at.is_some() { "open" } else { "closed" },
-            failures: state.failures,
+            state: if state.circuit.is_open() { "open" } else { "closed" },
+            failures: state.circuit.failures(),
             held_ms: u64::try_from(held.as_millis()).unwrap_or(u64::MAX),
         }
     }
