@@ -4,6 +4,7 @@
 //! defaults here. The commented example is `assets/voxrelay.toml`.
 mod access;
 mod ledger;
+mod routes;
 mod turns;
 
 use std::{
@@ -22,6 +23,7 @@ pub use self::access::{
     is_origin, is_tenant_id,
 };
 pub use self::ledger::{LedgerConfig, PricesConfig};
+pub use self::routes::{CanaryConfig, IncidentsConfig, RouteConfig, RoutePolicy, TierConfig};
 pub use self::turns::{Govern, LimitsConfig, TurnsConfig};
 use crate::audio::Codec;
 
@@ -46,6 +48,10 @@ pub struct Config {
     pub call: CallConfig,
     /// What an account's limits mean for calls.
     pub turns: TurnsConfig,
+    /// Names that agents and clients may ask for in place of a model.
+    pub tiers: BTreeMap<String, TierConfig>,
+    /// Where a service says how it is.
+    pub incidents: IncidentsConfig,
     /// What is logged.
     pub log: LogConfig,
     /// Call tokens, and what people are called upstream.
@@ -733,6 +739,8 @@ impl Config {
         for (name, upstream) in &self.upstreams {
             upstream.check(&format!("upstreams.{name}"), &mut problem);
         }
+        routes::check(self, &mut problem);
+        self.incidents.check(&mut problem);
         self.auth.check(&mut problem);
         self.ledger.check(&self.store, &mut problem);
         let (agents, upstreams) = (|a: &str| self.agents.contains_key(a), |u: &str| self.upstreams.contains_key(u));

@@ -215,6 +215,9 @@ fn models(config: &Config) -> BTreeSet<&str> {
     let upstreams = std::iter::once(&config.upstream).chain(config.upstreams.values());
     let agents = config.agents.values().flat_map(|agent| agent.model.iter().chain(&agent.transcription));
     let tenants = config.tenants.values().flat_map(|tenant| &tenant.models);
-    let named = agents.chain(tenants).chain(config.openai.models.values()).map(String::as_str);
+    let routes = config.tiers.values().flat_map(|tier| tier.routes.iter().map(|route| &route.model));
+    let canaries = config.tiers.values().filter_map(|tier| tier.canary.as_ref().map(|canary| &canary.model));
+    let named = agents.chain(tenants).chain(config.openai.models.values()).chain(routes).chain(canaries);
+    let named = named.map(String::as_str).filter(|name| !config.tiers.contains_key(*name));
     upstreams.map(|upstream| upstream.model.as_str()).chain(named).collect()
 }
