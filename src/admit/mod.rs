@@ -17,6 +17,8 @@
 //! | [`store`] | what outlives a process (SQLite) |
 //! | [`sources`] | file and store together, read again as they change |
 //! | [`price`] | what a reply costs, by a list of prices |
+//! | [`router`] | which account and model a call is sent to |
+//! | [`routes`] | the router, shared by all calls |
 pub mod circuit;
 pub mod gate;
 pub mod governor;
@@ -26,6 +28,8 @@ pub mod price;
 pub mod principal;
 pub mod quota;
 pub mod roster;
+pub mod router;
+pub mod routes;
 pub mod sources;
 pub mod store;
 pub mod tenant;

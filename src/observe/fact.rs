@@ -59,6 +59,25 @@ pub enum Fact {
         /// In numbers.
         reason: String,
     },
+    /// A route of a tier has failed so often in a row that it is left alone.
+    RouteSilent {
+        /// The account and the model.
+        route: String,
+    },
+    /// It works again.
+    RouteAnswers {
+        /// The account and the model.
+        route: String,
+    },
+    /// A tier's candidate was judged.
+    CanaryJudged {
+        /// The tier.
+        tier: String,
+        /// `promoted` or `rolled_back`.
+        standing: Cow<'static, str>,
+        /// What it was rolled back for.
+        by: Option<Cow<'static, str>>,
+    },
     /// A reply is over.
     ReplyEnded {
         /// How it ended.
@@ -143,6 +162,19 @@ impl Fact {
             Self::ServiceAnswers => {
                 gauge!("voxrelay_services_open").decrement(1);
                 tracing::info!("the service answers again");
+            }
+            Self::RouteSilent { route } => {
+                gauge!("voxrelay_routes_open").increment(1);
+                counter!("voxrelay_route_opened_total").increment(1);
+                tracing::warn!(%route, "a route has failed too often in a row: it is tried once a second until it works");
+            }
+            Self::RouteAnswers { route } => {
+                gauge!("voxrelay_routes_open").decrement(1);
+                tracing::info!(%route, "a route works again");
+            }
+            Self::CanaryJudged { tier, standing, by } => {
+                counter!("voxrelay_canaries_judged_total", "standing" => standing.clone()).increment(1);
+                tracing::warn!(%tier, %standing, by = by.as_deref().unwrap_or_default(), "a canary was judged");
             }
             Self::SessionUp { after } => {
                 histogram!("voxrelay_session_up_seconds").record(after.as_secs_f64());

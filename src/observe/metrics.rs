@@ -66,6 +66,9 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     describe_histogram!("voxrelay_session_up_seconds", Unit::Seconds, "Dialling to session.created");
     describe_counter!("voxrelay_breaker_opened_total", "Runs of failures after which a service was left alone");
     describe_gauge!("voxrelay_services_open", "Services that are left alone now, but for a try a second");
+    describe_counter!("voxrelay_route_opened_total", "Runs of failures after which a tier's route was left alone");
+    describe_gauge!("voxrelay_routes_open", "Tiers' routes that are left alone now, but for a try a second");
+    describe_counter!("voxrelay_canaries_judged_total", "Candidates that were promoted or rolled back, by standing");
     // What is still nothing is shown as such, so that a new relay's page is not an empty one.
     for door in ["thin", "openai"] {
         counter!("voxrelay_calls_total", "door" => door).absolute(0);
