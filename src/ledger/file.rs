@@ -216,8 +216,8 @@ fn connect(file: &Path) -> rusqlite::Result<Result<Connection, LedgerError>> {
         change.pragma_update(None, "user_version", FIRST_VERSION)?;
     }
     if let Ok(found @ FIRST_VERSION..VERSION) = version(&change, file)? {
-        let lacks = [SECOND, THIRD].into_iter().skip(usize::try_from(found - FIRST_VERSION).unwrap_or_default());
-        lacks.map(|more| change.execute_batch(more)).collect::<Result<(), _>>()?;
+        let mut lacks = [SECOND, THIRD].into_iter().skip(usize::try_from(found - FIRST_VERSION).unwrap_or_default());
+        lacks.try_for_each(|more| change.execute_batch(more))?;
         change.pragma_update(None, "user_version", VERSION)?;
     }
     change.commit()?;

@@ -16,6 +16,7 @@ pub mod rest;
 pub mod scan;
 pub mod secrets;
 pub mod shape;
+pub mod status;
 
 use std::{sync::Arc, time::Duration};
 

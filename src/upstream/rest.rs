@@ -279,7 +279,8 @@ fn date(headers: &HeaderMap) -> Option<u64> {
     date.duration_since(std::time::UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
-async fn read(response: Response) -> Result<Bytes, UpstreamError> {
+/// All of an answer, up to a bound.
+pub(super) async fn read(response: Response) -> Result<Bytes, UpstreamError> {
     let mut stream = response.bytes_stream();
     let mut body = Vec::new();
     while let Some(piece) = stream.next().await {
