@@ -1,5 +1,6 @@
 //! THE COMMANDS: one file per subcommand. Errors end up here and become exit codes: 0 done, 1 failed, 2 wrong usage.
 pub mod check;
+mod columns;
 pub mod logs;
 pub mod relay;
 pub mod say;

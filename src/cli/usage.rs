@@ -4,7 +4,11 @@ use std::{io, path::PathBuf, process::ExitCode};
 use clap::Args;
 use serde_json::Value;
 
-use super::{Usage, serve, tell};
+use super::{
+    Usage,
+    columns::{aligned, csv_line, printable},
+    serve, tell,
+};
 use crate::{
     admit::price::Usd,
     config::Moment,
@@ -52,23 +56,10 @@ pub struct UsageArgs {
 /// When there is no ledger, or it cannot be read.
 pub fn run(args: UsageArgs) -> anyhow::Result<ExitCode> {
     let config = serve::load(args.config.as_deref())?;
-    let file = args.ledger.clone().or(config.ledger.file).unwrap_or_else(serve::ledger_file);
-    if file.as_os_str().is_empty() {
-        return Err(Usage("ledger.file is empty: usage is written nowhere; --ledger names a file".to_owned()).into());
-    }
-    if args.since.zip(args.until).is_some_and(|(since, until)| since >= until) {
-        return Err(Usage("--until must be later than --since".to_owned()).into());
-    }
-    let ms = |at: Moment| at.0.saturating_mul(1_000);
-    let (since, until) = (args.since.map(ms), args.until.map(ms));
+    let file = ledger_file(args.ledger.clone(), config.ledger.file)?;
+    let (since, until) = time(args.since, args.until)?;
     let ask = Ask { since, until, tenant: args.tenant.clone(), by: args.by, most: None, patience: None };
-    let report = report(&file, &ask).map_err(|error| match error {
-        LedgerError::Absent { .. } => {
-            anyhow::Error::new(Usage(format!("{error}: `voxrelay serve` makes it; --ledger names another one")))
-        }
-        LedgerError::Other { .. } => Usage(error.to_string()).into(),
-        error => error.into(),
-    })?;
+    let report = report(&file, &ask).map_err(unreadable)?;
     let lines = match (&args, &report.total) {
         (UsageArgs { json: true, .. }, _) => {
             let all: Vec<Value> = report.sums.iter().map(|sum| Value::Object(sum.record(ask.by))).collect();
@@ -86,20 +77,40 @@ pub fn run(args: UsageArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The ledger to read.
+pub(super) fn ledger_file(named: Option<PathBuf>, configured: Option<PathBuf>) -> Result<PathBuf, Usage> {
+    let file = named.or(configured).unwrap_or_else(serve::ledger_file);
+    if file.as_os_str().is_empty() {
+        return Err(Usage("ledger.file is empty: usage is written nowhere; --ledger names a file".to_owned()));
+    }
+    Ok(file)
+}
+
+/// From when until when, Unix ms.
+pub(super) fn time(since: Option<Moment>, until: Option<Moment>) -> Result<(Option<u64>, Option<u64>), Usage> {
+    if since.zip(until).is_some_and(|(since, until)| since >= until) {
+        return Err(Usage("--until must be later than --since".to_owned()));
+    }
+    let ms = |at: Moment| at.0.saturating_mul(1_000);
+    Ok((since.map(ms), until.map(ms)))
+}
+
+/// Why a ledger cannot be read, for whoever typed its name.
+pub(super) fn unreadable(error: LedgerError) -> anyhow::Error {
+    match error {
+        LedgerError::Absent { .. } => {
+            Usage(format!("{error}: `voxrelay serve` makes it; --ledger names another one")).into()
+        }
+        LedgerError::Other { .. } => Usage(error.to_string()).into(),
+        error => error.into(),
+    }
+}
+
 /// As RFC 4180 says, the names of the columns first.
 fn csv(by: By, sums: &[Sum]) -> Vec<String> {
     let none = Sum { names: vec![String::new(); by.names().len()], ..Sum::default() };
     let head = none.record(by).keys().cloned().collect::<Vec<_>>().join(",");
-    let cell = |value: Value| match value {
-        Value::String(text) if text.contains(['"', ',', '\n', '\r']) => format!("\"{}\"", text.replace('"', "\"\"")),
-        Value::String(text) => text,
-        Value::Null => String::new(),
-        other => other.to_string(),
-    };
-    let lines = sums.iter().map(|sum| {
-        let cells = sum.record(by).into_iter().map(|(_, value)| cell(value));
-        cells.collect::<Vec<_>>().join(",")
-    });
+    let lines = sums.iter().map(|sum| csv_line(sum.record(by).into_iter().map(|(_, value)| value)));
     std::iter::once(head).chain(lines).collect()
 }
 
@@ -174,18 +185,7 @@ fn table(by: By, columns: &[Column], sums: &[Sum], total: &Sum) -> Vec<String> {
         let names = std::iter::once("total".to_owned()).chain(by.names().iter().skip(1).map(|_| String::new()));
         rows.push(names.chain(numbers(total)).collect());
     }
-    let mut lines = vec![String::new(); rows.len()];
-    for at in 0..by.names().len() + columns.len() {
-        let cells = || rows.iter().filter_map(|row| row.get(at));
-        if cells().skip(1).all(String::is_empty) {
-            continue;
-        }
-        let width = cells().map(|cell| cell.chars().count()).max().unwrap_or_default();
-        for (line, cell) in lines.iter_mut().zip(cells()) {
-            *line += &if at < by.names().len() { format!("{cell:<width$}  ") } else { format!("{cell:>width$}  ") };
-        }
-    }
-    lines.iter_mut().for_each(|line| line.truncate(line.trim_end().len()));
+    let mut lines = aligned(&rows, by.names().len());
     let mut notes = Vec::new();
     if total.estimated > 0 && rows.first().is_some_and(|head| head.iter().any(|name| name == "estimates")) {
         notes.push(
@@ -205,11 +205,6 @@ fn table(by: By, columns: &[Column], sums: &[Sum], total: &Sum) -> Vec<String> {
     }
     lines.extend(notes);
     lines
-}
-
-/// Names that tenants choose must not move the cursor; what has none is a dash.
-fn printable(text: &str) -> String {
-    if text.is_empty() { "-".to_owned() } else { text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect() }
 }
 
 #[cfg(test)]
