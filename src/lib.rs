@@ -19,12 +19,12 @@
 //! # Rooms, in the order in which audio passes
 //! | room | what it is |
 //! |---|---|
-//! | [`cli`] | one file per command: serve, say, talk, sim, tenant, usage, check |
+//! | [`cli`] | one file per command: serve, say, talk, sim, tenant, usage, route, check |
 //! | [`caller`] | our own client of `voxrelay.v1`: say, talk and the tests use it |
 //! | [`desktop`] | microphone and loudspeaker of this computer on a call: talk |
 //! | [`config`] | one struct per section, every default in one place |
 //! | [`serve`] | listen, doors, one task per call, drain |
-//! | [`admit`] | who may come in: keys, tenants, call tokens, limits, running calls, what outlives a process; what a reply costs |
+//! | [`admit`] | who may come in: keys, tenants, call tokens, limits, running calls, what outlives a process; what a reply costs; which route a call takes |
 //! | [`net`] | one accept loop and one WebSocket for every door and both legs |
 //! | [`client`] | them → us: the thin door, its wire types and its public page; OpenAI's own protocol |
 //! | [`audio`] | samples, pure: codecs, resampling, lanes, chunks in, paced frames out, recordings |

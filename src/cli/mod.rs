@@ -3,6 +3,7 @@ pub mod check;
 mod columns;
 pub mod logs;
 pub mod relay;
+pub mod route;
 pub mod say;
 pub mod self_signed;
 pub mod serve;
@@ -40,6 +41,8 @@ enum Command {
     Tenant(tenant::TenantArgs),
     /// Show what was used and what it cost: replies, tokens, minutes and USD, by tenant, key, user, agent, model, route, call or day
     Usage(usage::UsageArgs),
+    /// Try tiers of routes: what the ledger's replies would have cost, and how soon they would have been heard
+    Route(route::RouteArgs),
     /// Print the effective configuration, or what is wrong with it
     Check(check::CheckArgs),
 }
@@ -75,6 +78,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Sim(args) => sim::run(args).await,
         Command::Tenant(args) => tenant::run(args),
         Command::Usage(args) => usage::run(args),
+        Command::Route(args) => route::run(args),
         Command::Check(args) => Box::pin(check::run(args)).await,
     };
     match done {

@@ -408,6 +408,31 @@ async fn a_file_of_the_second_version_gets_a_column_and_keeps_its_costs() {
 }
 
 #[tokio::test]
+async fn replies_are_read_in_their_order_from_files_of_every_version() {
+    let (_dir, file) = folder();
+    first_version(&file);
+    let read = |times| {
+        let mut found = Vec::new();
+        replay::replies(&file, times, |reply| found.push(reply)).unwrap();
+        found
+    };
+    let old = read((None, None));
+    assert_eq!((old.len(), old[0].usage.cached_tokens, old[0].route.as_str(), old[0].cost), (1, 64, "", None));
+    let ledger = Ledger::open(&file, GRACE).unwrap();
+    let at = reply("", 0, false).at;
+    let cost = Some(Cost { audio: Usd::from_pico(9), ..Cost::default() });
+    ledger.book(Entry { at: at + 2, first_audio_ms: Some(640), ..reply("third", 3, false) });
+    ledger.book(Entry { at: at + 1, cost, user: Some("ann".to_owned()), ..reply("second", 2, false) });
+    ledger.book(Entry { kind: Kind::Transcription, ..reply("words", 9, false) });
+    assert_eq!(ledger.flush(PATIENCE).await, 0);
+    let all = read((None, None));
+    let told = all.iter().map(|one| (one.usage.output_tokens, one.cost.map(Usd::pico), one.first_audio_ms));
+    assert_eq!(told.collect::<Vec<_>>(), [(121, None, None), (2, Some(9), None), (3, None, Some(640))]);
+    assert_eq!((all[1].user.as_deref(), all[1].route.as_str()), (Some("ann"), "default/gpt-realtime-2.1"));
+    assert_eq!((read((Some(at + 1), None)).len(), read((None, Some(at + 2))).len()), (2, 2));
+}
+
+#[tokio::test]
 async fn sums_of_costs_are_exact_however_large_they_are() {
     let (_dir, file) = folder();
     let ledger = Ledger::open(&file, GRACE).unwrap();

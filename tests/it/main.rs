@@ -30,6 +30,8 @@ mod quota;
 #[cfg(test)]
 mod resume;
 #[cfg(test)]
+mod routes;
+#[cfg(test)]
 mod shapes;
 #[cfg(test)]
 mod support;
