@@ -3,6 +3,7 @@
 //! Precedence: command line, then the file, then the environment (`OPENAI_API_KEY`, `OPENAI_BASE_URL`), then the
 //! defaults here. The commented example is `assets/voxrelay.toml`.
 mod access;
+mod budget;
 mod ledger;
 mod routes;
 mod turns;
@@ -22,6 +23,7 @@ pub use self::access::{
     AuthConfig, KeyConfig, KeyHash, Moment, Net, Scope, SigningKeyConfig, StoreConfig, TENANT_IDS, TenantConfig,
     is_origin, is_tenant_id,
 };
+pub use self::budget::{AllowanceConfig, BudgetConfig, CallAllowanceConfig, WhenSpent};
 pub use self::ledger::{LedgerConfig, PricesConfig};
 pub use self::routes::{CanaryConfig, IncidentsConfig, RouteConfig, RoutePolicy, TierConfig};
 pub use self::turns::{Govern, LimitsConfig, TurnsConfig};
@@ -62,6 +64,8 @@ pub struct Config {
     pub ledger: LedgerConfig,
     /// What it costs.
     pub prices: PricesConfig,
+    /// What those may spend together who are asked for no credential.
+    pub budget: BudgetConfig,
     /// Who pays, by id; none, and none in the store: nobody is asked for a credential.
     pub tenants: BTreeMap<String, TenantConfig>,
     /// Personas by name; `default` always exists.
@@ -742,6 +746,11 @@ impl Config {
         routes::check(self, &mut problem);
         self.incidents.check(&mut problem);
         self.auth.check(&mut problem);
+        self.budget.check("budget", &mut problem);
+        if !self.budget.key.is_empty() {
+            let allowed = "nothing: who is asked for no credential has no key; tenants.NAME.budget.key";
+            problem("budget.key", "limits".to_owned(), allowed);
+        }
         self.ledger.check(&self.store, &mut problem);
         let (agents, upstreams) = (|a: &str| self.agents.contains_key(a), |u: &str| self.upstreams.contains_key(u));
         let mut hashes = BTreeMap::new();
@@ -1062,6 +1071,12 @@ mod tests {
                 "[agents.x.policy]\nmax_output_tokens = \"force\"\n",
                 &["test.toml:2: agents.x.policy.max_output_tokens: found a rule for a limit that is not set"],
             ),
+            ("[budget.key]\nusd_day = 1\n", &["test.toml:1: budget.key: found limits; allowed: nothing"]),
+            (
+                "[tenants.a.budget.user]\nusd_day = 1e10\n",
+                &["test.toml:2: tenants.a.budget.user.usd_day: found 10000000000; allowed: 0 to 1000000000 USD"],
+            ),
+            ("[budget.all]\nusd_day = -1\n", &["line 2", "found `-1`; allowed: an amount in USD"]),
             ("[log]\nlevel = \"a=b=c\"\n", &["test.toml:2: log.level"]),
             ("[log]\nlevel = \"loud\"\n", &["test.toml:2: log.level: found `loud`; allowed: off, error"]),
             ("[server]\nlisten = \"localhost\"\n", &["line 2", "found `localhost`; allowed: an IP address and a port"]),

@@ -366,7 +366,7 @@ fn key_of(hash: &[u8], label: String, expires: Option<i64>, scopes: &str) -> Res
     let hash = hash.try_into().map(KeyHash).map_err(|_| format!("key `{label}`: its hash has {} bytes", hash.len()))?;
     let scopes = serde_json::from_str(scopes).map_err(|e| format!("key `{label}`: {e}"))?;
     let expires = expires.map(|end| Moment(u64::try_from(end).unwrap_or_default()));
-    Ok(KeyConfig { label, hash, expires, scopes })
+    Ok(KeyConfig { label, hash, expires, scopes, budget: None })
 }
 
 /// SQLite's numbers have a sign.
@@ -380,7 +380,7 @@ mod tests {
     use crate::config::Scope;
 
     fn key_named(label: &str) -> KeyConfig {
-        KeyConfig { label: label.into(), hash: key::hash(label), expires: None, scopes: Scope::usual() }
+        KeyConfig { label: label.into(), hash: key::hash(label), expires: None, scopes: Scope::usual(), budget: None }
     }
 
     #[test]

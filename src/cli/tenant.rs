@@ -230,7 +230,7 @@ fn new_key(args: KeyArgs, usual: String) -> anyhow::Result<(crate::config::Secre
     }
     let text = key::generate();
     let hash = key::hash(text.expose());
-    Ok((text, KeyConfig { label, hash, expires, scopes }))
+    Ok((text, KeyConfig { label, hash, expires, scopes, budget: None }))
 }
 
 /// A tenant of the store, with its keys.

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{PolicyConfig, Secret};
+use super::{AllowanceConfig, BudgetConfig, PolicyConfig, Secret};
 use crate::audio::Codec;
 
 /// `[auth]`: call tokens, and what people are called upstream.
@@ -87,6 +87,9 @@ pub struct TenantConfig {
     pub share_secrets: bool,
     /// What its clients may set: the stricter of this and of the agent's own policy.
     pub policy: PolicyConfig,
+    /// What it may spend, and its keys, end users and calls.
+    #[serde(skip_serializing_if = "BudgetConfig::is_usual")]
+    pub budget: BudgetConfig,
     /// Its keys. Those that `voxrelay tenant` made stand in the store.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<KeyConfig>,
@@ -108,6 +111,7 @@ impl Default for TenantConfig {
             idle_s: None,
             share_secrets: true,
             policy: PolicyConfig::default(),
+            budget: BudgetConfig::default(),
             keys: Vec::new(),
         }
     }
@@ -127,6 +131,9 @@ pub struct KeyConfig {
     /// What it may be used for.
     #[serde(default = "Scope::usual")]
     pub scopes: Vec<Scope>,
+    /// What may be spent with it; none: `budget.key` of its tenant. Keys of the store have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<AllowanceConfig>,
 }
 
 /// What a key may be used for.
@@ -350,6 +357,10 @@ impl TenantConfig {
         }
         if let Some(found) = self.idle_s.filter(|s| *s > 86_400) {
             problem(&key("idle_s"), found.to_string(), "0 to 86400 seconds");
+        }
+        self.budget.check(&key("budget"), problem);
+        for (index, own) in self.keys.iter().enumerate() {
+            own.budget.iter().for_each(|budget| budget.check(&key(&format!("keys[{index}].budget")), problem));
         }
     }
 }
