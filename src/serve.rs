@@ -32,7 +32,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use rand::Rng as _;
 use tokio::{
     net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
     task::JoinSet,
     time::{self, Instant},
 };
@@ -47,6 +47,10 @@ use self::{
 use crate::{
     admit::{
         Denied, Gate, Head, License, Principal,
+        budget::{
+            Amount, Budgets,
+            window::{day_start, month_start},
+        },
         gate::good_for,
         price::{PriceError, PriceList},
         sources::{Agents, Reload, Sources},
@@ -61,7 +65,10 @@ use crate::{
     },
     config::{AgentConfig, Config, LedgerConfig, TlsConfig, USUAL_UPSTREAM, UpstreamConfig},
     http::{broker, calls, cors, pages, tokens, usage},
-    ledger::{Health, Ledger, LedgerError},
+    ledger::{
+        Health, Ledger, LedgerError,
+        spent::{Times, spent},
+    },
     net::{
         inherit,
         listen::{self, Peer, Pending, Stops},
@@ -69,7 +76,7 @@ use crate::{
         ws::{Socket, SocketLimits},
     },
     upstream::open::Upstream,
-    wall::unix_now,
+    wall::{unix_now, unix_now_ms},
 };
 
 /// Read buffer of a client's socket, bytes; grows with the message that is read.
@@ -86,6 +93,8 @@ const GOODBYES: Duration = Duration::from_millis(900);
 const SERVE_AGAIN: Duration = Duration::from_millis(100);
 /// The last rows of usage may take so long, where they cannot be written at once.
 const LAST_ROWS: Duration = Duration::from_secs(1);
+/// A start waits so long for what budgets begin with.
+const REMEMBER_WITHIN: Duration = Duration::from_millis(250);
 /// How often histograms are tidied.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
@@ -153,6 +162,7 @@ pub(crate) struct Shared {
     before: OnceLock<WaitingRoom>,
     pub(crate) ledger: Ledger,
     pub(crate) prices: Arc<PriceList>,
+    pub(crate) budgets: Budgets,
     /// Readers of it at once.
     pub(crate) readers: Arc<Semaphore>,
     slots: Arc<Semaphore>,
@@ -333,6 +343,9 @@ impl Server {
             config.server.tls.clone().map(|TlsConfig { cert, key }| Tls::load(Files { cert, key })).transpose()?;
         let prices = Arc::new(PriceList::load(config.prices.file.as_deref())?);
         let ledger = open_ledger(&config.ledger)?;
+        let budgets = Budgets::new(gate.clone(), sources.budget());
+        let mut tasks = JoinSet::new();
+        remember(&config.ledger, &budgets, &mut tasks).await;
         let mut before = match &config.server.handover {
             Some(path) => Predecessor::ask(path).await?,
             None => None,
@@ -358,6 +371,7 @@ impl Server {
             before: OnceLock::new(),
             ledger,
             prices,
+            budgets,
             readers: Arc::new(Semaphore::new(usage::READERS)),
             slots: Arc::new(Semaphore::new(config.server.max_calls)),
             draining: AtomicBool::new(false),
@@ -367,7 +381,6 @@ impl Server {
             metrics: metrics.clone(),
             config,
         });
-        let mut tasks = JoinSet::new();
         let (router, stops, over) = (router(shared.clone()), Stops::default(), CancellationToken::new());
         let reload = sources.watch(over.clone()).map_err(ServeError::Thread)?;
         tls.iter().for_each(|tls| drop(tasks.spawn(tls.clone().watch())));
@@ -534,6 +547,22 @@ fn open_ledger(config: &LedgerConfig) -> Result<Ledger, LedgerError> {
     }
 }
 
+/// Gives budgets what the ledger knows of this day and this month. A large one is read on while calls are taken.
+async fn remember(config: &LedgerConfig, budgets: &Budgets, tasks: &mut JoinSet<()>) {
+    let Some(file) = config.file.clone().filter(|file| !file.as_os_str().is_empty()) else { return };
+    let (budgets, unix, (done, read)) = (budgets.clone(), unix_now(), oneshot::channel::<()>());
+    let ms = |unix: u64| unix * 1_000;
+    let times = Times { month: ms(month_start(unix)), day: ms(day_start(unix)), until: unix_now_ms() };
+    tasks.spawn_blocking(move || {
+        match spent(&file, times) {
+            Ok(all) => budgets.add_earlier(unix, &all),
+            Err(error) => tracing::error!(%error, "the ledger cannot be read: budgets begin at zero"),
+        }
+        drop(done);
+    });
+    let _ = time::timeout(REMEMBER_WITHIN, read).await;
+}
+
 fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/realtime", get(realtime::realtime))
@@ -668,9 +697,10 @@ fn spawn<F: Future<Output = ()> + Send>(
 /// Takes a use of the principal's token, and a place for its call: the last checks, for they count. Only for calls that are new.
 ///
 /// # Errors
-/// When there is none left.
+/// When there is none left, or nothing left to spend.
 pub(crate) async fn license(shared: &Shared, who: &Principal, id: &str, door: &'static str) -> Result<License, Denied> {
     shared.accounts()?;
+    shared.budgets.may_begin(who, Amount::default())?;
     let license = shared.gate.admit(id, who, door)?;
     shared.gate.spend(who, unix_now()).await?;
     Ok(license)

@@ -19,12 +19,13 @@ use rand::Rng as _;
 use tokio::{sync::Semaphore, time};
 
 use super::{
+    budget::Spent,
     key,
     pace::Pace,
     principal::{Brought, Grant, Named, Principal},
     roster::{Asked, Cut, NoSeat, Roster, Seat},
     store::{Store, StoreError},
-    tenant::Tenants,
+    tenant::{Tenant, Tenants},
     token::{self, Signer, Uses},
 };
 use crate::config::{KeyHash, Net, Scope, Secret, is_loopback};
@@ -116,9 +117,18 @@ pub enum Denied {
     /// What counts the uses of tokens cannot be asked now.
     #[error("the store cannot be used now")]
     Store,
+    /// What may be spent is spent.
+    #[error("{0}")]
+    Budget(Box<Spent>),
     /// What a call would use cannot be written down.
     #[error("usage cannot be written down now, so that no new call is taken")]
     Accounting,
+}
+
+impl From<Spent> for Denied {
+    fn from(spent: Spent) -> Self {
+        Self::Budget(Box::new(spent))
+    }
 }
 
 /// Everybody who comes in passes here.
@@ -236,6 +246,11 @@ impl Gate {
     /// Nobody is asked for a credential.
     pub fn is_open(&self) -> bool {
         self.open && !self.closed.load(Ordering::Acquire)
+    }
+
+    /// A tenant, as it is now.
+    pub fn tenant(&self, id: &str) -> Option<Arc<Tenant>> {
+        self.tenants.load().get(id).cloned()
     }
 
     /// Nobody at all could come in: strangers are not to be served, and there are no tenants.

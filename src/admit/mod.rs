@@ -10,6 +10,7 @@
 //! | [`token`] | short-lived call tokens, signed by us |
 //! | [`gate`] | the checks of a request's head, in order |
 //! | [`circuit`] | a run of failures, and what becomes of it |
+//! | [`budget`] | what tenants, keys, end users and calls may spend, and have |
 //! | [`governor`] | how much may be sent to the service now, and who is next |
 //! | [`pace`] | connects a minute, by address and by tenant |
 //! | [`roster`] | calls that run, so that they can be counted and cut |
@@ -20,6 +21,7 @@
 //! | [`router`] | which account and model a call is sent to |
 //! | [`routes`] | the router, shared by all calls |
 pub mod circuit;
+pub mod budget;
 pub mod gate;
 pub mod governor;
 pub mod key;

@@ -26,7 +26,7 @@ use super::{
     token::{LEEWAY, Signer, SigningKey},
 };
 use crate::{
-    config::{AgentConfig, AuthConfig, Config, SigningKeyConfig, TenantConfig},
+    config::{AgentConfig, AuthConfig, BudgetConfig, Config, SigningKeyConfig, TenantConfig},
     wall::unix_now,
 };
 
@@ -41,6 +41,7 @@ pub type Agents = BTreeMap<String, Arc<AgentConfig>>;
 pub struct Sources {
     gate: Arc<Gate>,
     agents: Arc<ArcSwap<Agents>>,
+    budget: Arc<ArcSwap<BudgetConfig>>,
     auth: AuthConfig,
     file: Option<PathBuf>,
     file_content: Vec<u8>,
@@ -107,6 +108,7 @@ impl Sources {
         let mut sources = Self {
             gate,
             agents: Arc::new(ArcSwap::from_pointee(agents(config))),
+            budget: Arc::new(ArcSwap::from_pointee(config.budget.clone())),
             auth: config.auth.clone(),
             file: config.source.clone(),
             file_content: config.source.as_deref().map(read).unwrap_or_default(),
@@ -140,6 +142,11 @@ impl Sources {
     /// The agents, as they are at any time.
     pub fn agents(&self) -> Arc<ArcSwap<Agents>> {
         self.agents.clone()
+    }
+
+    /// What those may spend who are asked for no credential, as it is at any time.
+    pub fn budget(&self) -> Arc<ArcSwap<BudgetConfig>> {
+        self.budget.clone()
     }
 
     fn open_store(&mut self, file: &Path) -> Result<(), StoreError> {
@@ -269,8 +276,13 @@ impl Sources {
         match Config::load(Some(file), |name| std::env::var(name).ok()) {
             Ok(config) => {
                 let (agents, tenants) = (config.agents.len(), config.tenants.len());
-                tracing::info!(agents, tenants, "the changed configuration is read: agents, tenants and signing keys");
+                tracing::info!(
+                    agents,
+                    tenants,
+                    "the changed configuration is read: agents, tenants, budgets and signing keys"
+                );
                 self.agents.store(Arc::new(self::agents(&config)));
+                self.budget.store(Arc::new(config.budget.clone()));
                 self.file_tenants = config.tenants;
                 let ids = |keys: &[SigningKeyConfig]| keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>();
                 self.keys_changed |= ids(&self.auth.signing_keys) != ids(&config.auth.signing_keys);

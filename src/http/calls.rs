@@ -106,6 +106,7 @@ fn report(shared: &Shared, who: &Principal) -> Value {
             "origins": config.map(|c| &c.origins),
             "addresses": config.map(|c| c.addresses.iter().map(Net::to_string).collect::<Vec<_>>()).filter(|l| !l.is_empty()),
         },
+        "budgets": shared.budgets.view(who),
         "now": {"calls": shared.gate.roster().count(who.tenant_id())},
         "upstream": upstream,
     })

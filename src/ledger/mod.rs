@@ -13,11 +13,13 @@
 //! | [`file`](mod@file) | the SQLite file |
 //! | [`sums`] | what `voxrelay usage` asks it |
 //! | [`replay`] | replies in their order, for `voxrelay route simulate` |
+//! | [`spent`] | what budgets ask it when a process begins |
 //!
 //! It knows no call, door or tenant; it never decides what a reply costs: rows come with their cost ([`crate::call::books`]).
 pub mod entry;
 pub mod file;
 pub mod replay;
+pub mod spent;
 pub mod spool;
 pub mod sums;
 pub mod writer;

@@ -318,6 +318,46 @@ async fn sums_are_those_of_the_rows_that_are_asked_for() {
 }
 
 #[tokio::test]
+async fn what_was_spent_in_a_day_and_a_month_is_told_by_tenant_key_and_user() {
+    const DAY: u64 = 86_400_000;
+    let (_dir, file) = folder();
+    let ledger = Ledger::open(&file, GRACE).unwrap();
+    let at = reply("", 0, false).at;
+    let cost = |pico| Some(Cost { text: Usd::from_pico(pico), ..Cost::default() });
+    let ann = Some("ann".to_owned());
+    ledger.book(Entry { at: at - 1, cost: cost(1_000), ..reply("before", 1_000, false) });
+    ledger.book(Entry { cost: cost(7), ..reply("a", 10, false) });
+    ledger.book(Entry { at: at + DAY, cost: cost(5), user: ann.clone(), ..reply("b", 20, true) });
+    ledger.book(Entry {
+        at: at + DAY,
+        kind: Kind::Transcription,
+        key: None,
+        user: ann.clone(),
+        ..reply("c", 3, false)
+    });
+    ledger.book(Entry { at: at + DAY, tenant: "other".to_owned(), cost: cost(2), ..reply("d", 4, false) });
+    ledger.book(Entry { at: at + 2 * DAY, cost: cost(1_000), ..reply("after", 1_000, false) });
+    assert_eq!(ledger.flush(PATIENCE).await, 0);
+    let times = spent::Times { month: at, day: at + DAY, until: at + 2 * DAY };
+    let mut found = spent::spent(&file, times).unwrap();
+    found.sort_by_key(|one| (one.tenant.clone(), one.key.clone(), one.user.clone()));
+    let told = found.iter().map(|one| {
+        let of = |used: spent::Used| (used.usd.pico(), used.tokens, used.unpriced);
+        let name = [Some(&one.tenant), one.key.as_ref(), one.user.as_ref()].into_iter().flatten().cloned();
+        (name.collect::<Vec<_>>().join("/"), of(one.day), of(one.month))
+    });
+    let want = [
+        ("acme", (5, 23, true), (12, 33, true)),
+        ("acme/ann", (5, 23, true), (5, 23, true)),
+        ("acme/backend", (5, 20, false), (12, 30, false)),
+        ("other", (2, 4, false), (2, 4, false)),
+        ("other/backend", (2, 4, false), (2, 4, false)),
+    ];
+    assert_eq!(told.collect::<Vec<_>>(), want.map(|(name, day, month)| (name.to_owned(), day, month)));
+    assert!(spent::spent(&file.with_extension("none"), times).is_err());
+}
+
+#[tokio::test]
 async fn none_takes_everything_and_keeps_nothing() {
     let none = Ledger::none();
     none.book(reply("a", 1, false));

@@ -72,6 +72,7 @@ impl From<Denied> for Refusal {
             Denied::TooMany(_) => ("requests", "concurrency_limited"),
             Denied::Taken => (INVALID_REQUEST, "invalid_call_state"),
             Denied::Store => (SERVER_ERROR, "overloaded"),
+            Denied::Budget(_) => ("insufficient_quota", "budget_exhausted"),
             Denied::Accounting => (SERVER_ERROR, "accounting_unavailable"),
         };
         Self { kind, retry_after, ..Self::new(status, code, format!("{denied}.")) }

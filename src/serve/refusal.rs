@@ -10,11 +10,15 @@ use bytes::Bytes;
 
 use super::{FULL_RETRY, random_id};
 use crate::{
-    admit::Denied,
+    admit::{Denied, budget::Spent},
     call::ms,
     client::{thin, wire::ErrorBody},
     observe::fact::Fact,
+    wall::unix_now,
 };
+
+/// A budget that is spent for longer is not waited for.
+const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 
 /// A refusal before the upgrade.
 #[derive(Debug)]
@@ -47,6 +51,7 @@ impl From<Denied> for Refusal {
             Denied::TooMany(_) => "concurrency_limited",
             Denied::Taken => "invalid_call_state",
             Denied::Store => "overloaded",
+            Denied::Budget(_) => "budget_exhausted",
             Denied::Accounting => "accounting_unavailable",
         };
         Self { retry_after, ..Self::new(status, code, denied.to_string()) }
@@ -61,8 +66,15 @@ pub(super) fn verdict(denied: &Denied) -> (StatusCode, Option<Duration>) {
         Denied::TooOften(wait) => (StatusCode::TOO_MANY_REQUESTS, Some(*wait)),
         Denied::TooMany(_) => (StatusCode::TOO_MANY_REQUESTS, Some(FULL_RETRY)),
         Denied::Taken => (StatusCode::CONFLICT, None),
+        Denied::Budget(spent) => (StatusCode::TOO_MANY_REQUESTS, until(spent, unix_now())),
         Denied::Store | Denied::Accounting => (StatusCode::SERVICE_UNAVAILABLE, Some(FULL_RETRY)),
     }
+}
+
+/// How long to wait for a budget. Whoever would have to wait for longer than a client does is to give up.
+fn until(spent: &Spent, unix: u64) -> Option<Duration> {
+    let wait = Duration::from_secs(spent.resets_at?.saturating_sub(unix).max(1));
+    (wait <= LONGEST_WAIT).then_some(wait)
 }
 
 impl From<Refusal> for Response<Body> {

@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{FULL_RETRY, Refusal, Shared, come_back, fields, license, random_id, run};
 use crate::{
-    admit::{Denied, License, Principal},
+    admit::{Denied, License, Principal, budget::Amount},
     audio::lane::{upstream_format, upstream_input},
     call::{
         books::Books,
@@ -140,6 +140,8 @@ async fn knock(shared: &Shared, head: &Parts) -> Result<Visitor, Refusal> {
     // Whoever comes back to a call that runs is no new one.
     if query.resume.is_none() {
         shared.accounts()?;
+        let first = Amount::at_most(&shared.prices, &model, agent.base_tokens(), reply_tokens(&agent));
+        shared.budgets.may_begin(&who, first).map_err(Denied::from)?;
     }
     let slot = shared.line().map_err(|why| Refusal {
         retry_after: Some(FULL_RETRY),
@@ -196,6 +198,11 @@ fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgra
     response
 }
 
+/// Tokens of the longest reply.
+fn reply_tokens(agent: &AgentConfig) -> u64 {
+    agent.max_output_tokens.map_or(LONGEST_REPLY, u64::from)
+}
+
 fn plan(config: &Config, upstream: &Upstream, query: &Query, name: String, agent: &AgentConfig) -> Plan {
     let millis = Duration::from_millis;
     Plan {
@@ -217,6 +224,6 @@ fn plan(config: &Config, upstream: &Upstream, query: &Query, name: String, agent
         history_tokens: config.call.history_tokens,
         govern: config.turns.govern,
         base_tokens: agent.base_tokens(),
-        reply_tokens: agent.max_output_tokens.map_or(LONGEST_REPLY, u64::from),
+        reply_tokens: reply_tokens(agent),
     }
 }

@@ -310,7 +310,13 @@ async fn a_token_is_used_as_often_as_it_may_be_also_by_many_at_once() {
 }
 
 fn key_config(text: &str) -> voxrelay::config::KeyConfig {
-    voxrelay::config::KeyConfig { label: "k".into(), hash: key::hash(text), expires: None, scopes: Scope::all(), budget: None }
+    voxrelay::config::KeyConfig {
+        label: "k".into(),
+        hash: key::hash(text),
+        expires: None,
+        scopes: Scope::all(),
+        budget: None,
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@ mod accounting;
 #[cfg(test)]
 mod broker;
 #[cfg(test)]
+mod budget;
+#[cfg(test)]
 mod canary;
 #[cfg(test)]
 mod commands;

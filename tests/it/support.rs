@@ -94,7 +94,8 @@ pub(crate) fn tenant_with(
 pub(crate) fn new_key(label: &str, scopes: &[Scope], expires: Option<Moment>) -> (String, KeyConfig) {
     let text = key::generate().expose().to_owned();
     canary::plant(&text);
-    let key = KeyConfig { label: label.to_owned(), hash: key::hash(&text), expires, scopes: scopes.to_vec(), budget: None };
+    let key =
+        KeyConfig { label: label.to_owned(), hash: key::hash(&text), expires, scopes: scopes.to_vec(), budget: None };
     (text, key)
 }
 

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{Answer, answer, bad, field, identify, is_no_model, merge, query, refused};
 use crate::{
+    admit::{Denied, budget::Amount},
     config::Scope,
     http::body,
     serve::{
@@ -54,6 +55,8 @@ async fn secret(shared: &Shared, request: Request) -> Answer {
     };
     let upstream = realtime::upstream(shared, &who)?;
     let (session, model) = merge(shared, &who, &upstream, &fields, session)?;
+    // What is used with it at the service goes past us: it is only given while there is something left.
+    shared.budgets.may_begin(&who, Amount::default()).map_err(Denied::from)?;
     shared.gate.spend(&who, unix_now()).await?;
     let agent = field(&fields, "agent").unwrap_or_else(|| realtime::usual_agent(shared, &who));
     let order = Order::to_give(&session, life, &who, agent, model.clone(), &random_id("secret"));

@@ -1,0 +1,247 @@
+//! Budgets at the doors (docs/budgets.md): who may begin what, what a start knows of the ledger, and what a tenant is shown.
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time;
+use voxrelay::{
+    admit::price::{Cost, Usd},
+    client::wire::Usage,
+    config::{AllowanceConfig, Config, TenantConfig},
+    ledger::{Entry, Kind, Ledger},
+    wall::{unix_now, unix_now_ms},
+};
+
+use crate::support::{Answer, Client, PATIENCE, Rig, tenant};
+
+/// Everything that begins something: by which door, and the answer.
+async fn doors(rig: &Rig, key: &str) -> Vec<(&'static str, Answer)> {
+    let sdp = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n";
+    let offer = rig.request("POST", "/v1/realtime/calls", key).header("content-type", "application/sdp").body(sdp);
+    vec![
+        ("voice", rig.ask("GET", "/v1/voice", key).await),
+        ("secret", rig.post("/v1/realtime/client_secrets", key, json!({})).await),
+        ("sdp", crate::support::answer(offer).await),
+    ]
+}
+
+/// Both sockets.
+async fn sockets(rig: &Rig, key: &str) -> Vec<Result<(), (u16, String)>> {
+    let mut found = vec![];
+    for path in ["/v1/voice", "/v1/realtime"] {
+        found.push(rig.dial(path, key).await.map(drop));
+    }
+    found
+}
+
+fn nothing() -> AllowanceConfig {
+    AllowanceConfig { usd_month: Some(Usd::default()), ..AllowanceConfig::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_may_spend_nothing_begins_nothing_at_any_door() {
+    type Change = fn(&mut TenantConfig);
+    let changes: [(&str, Change); 4] = [
+        ("tenant", |tenant| tenant.budget.all = nothing()),
+        ("key", |tenant| tenant.budget.key = nothing()),
+        ("own", |tenant| tenant.keys[0].budget = Some(nothing())),
+        ("call", |tenant| tenant.budget.call.tokens = Some(0)),
+    ];
+    let (mut keys, mut free) = (vec![], String::new());
+    let rig = Rig::configured(|config| {
+        keys.extend(changes.map(|(id, change)| (id, tenant(config, id, change))));
+        free = tenant(config, "free", |_| {});
+    })
+    .await;
+    for (id, key) in &keys {
+        for (door, got) in doors(&rig, key).await {
+            assert_eq!((got.status, got.code().as_str()), (429, "budget_exhausted"), "{id} at {door}: {}", got.text);
+            assert_eq!(got.header("retry-after"), "", "{id} at {door}: no use in waiting");
+            assert!(!got.text.contains("USD") && got.text.contains("budget"), "{}", got.text);
+        }
+        for refused in sockets(&rig, key).await {
+            assert_eq!(refused, Err((429, "budget_exhausted".to_owned())), "{id}");
+        }
+    }
+    let body = rig.ask("GET", "/v1/voice", &keys[0].1).await.json()["error"].clone();
+    assert_eq!((body["retryable"].as_bool(), body.get("retry_after_ms")), (Some(false), None), "{body}");
+    let stats = rig.sim.stats();
+    assert_eq!((stats.attempts, stats.mint_attempts, stats.calls), (0, 0, 0), "nothing upstream happened");
+    for (door, got) in doors(&rig, &free).await {
+        assert!(got.status < 300, "{door}: {}", got.text);
+    }
+    assert_eq!(sockets(&rig, &free).await, [Ok(()), Ok(())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_asked_for_no_credential_has_a_budget_too_and_a_first_reply_must_fit() {
+    // The longest reply of the default agent is 4,096 tokens: 0.26 USD.
+    for (usd, taken) in [("0.20", false), ("0.30", true)] {
+        let rig = Rig::configured(|config| config.budget.call.usd = Some(usd.parse().unwrap())).await;
+        let got = rig.ask("GET", "/v1/voice", "").await;
+        assert_eq!(
+            (got.status, got.code().as_str()),
+            if taken { (200, "") } else { (429, "budget_exhausted") },
+            "{}",
+            got.text
+        );
+        assert!(
+            taken || got.text.contains("one answer may cost more than the call's budget has in all"),
+            "{}",
+            got.text
+        );
+    }
+    let rig = Rig::configured(|config| config.budget.all = nothing()).await;
+    assert_eq!(
+        Client::dial(rig.relay.addr(), "/v1/realtime", &[]).await.err(),
+        Some((429, "budget_exhausted".to_owned()))
+    );
+}
+
+/// A row of now.
+fn row(id: &str, tenant: &str, user: &str, cost: Option<i128>) -> Entry {
+    Entry {
+        id: id.to_owned(),
+        kind: Kind::Reply,
+        call: "call_1".to_owned(),
+        session: "sess_1".to_owned(),
+        tenant: tenant.to_owned(),
+        key: Some("test".to_owned()),
+        user: Some(user.to_owned()),
+        agent: "default".to_owned(),
+        model: "gpt-realtime-2.1".to_owned(),
+        route: "default/gpt-realtime-2.1".to_owned(),
+        door: "thin".into(),
+        at: unix_now_ms() - 1_000,
+        status: "completed".to_owned(),
+        usage: Usage { total_tokens: 30, input_tokens: 10, output_tokens: 20, ..Usage::default() },
+        seconds: None,
+        audio_ms: 1_000,
+        heard_ms: 1_000,
+        estimated: false,
+        cost: cost.map(|pico| Cost { audio: Usd::from_pico(pico), ..Cost::default() }),
+    }
+}
+
+/// A relay on a ledger that knows these rows.
+async fn on_a_ledger(rows: Vec<Entry>, change: impl FnOnce(&mut Config)) -> (tempfile::TempDir, Rig) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ledger.db");
+    let ledger = Ledger::open(&file, Duration::from_secs(60)).unwrap();
+    rows.into_iter().for_each(|row| ledger.book(row));
+    assert_eq!(ledger.flush(PATIENCE).await, 0);
+    drop(ledger);
+    let rig = Rig::configured(|config| {
+        config.ledger.file = Some(file);
+        change(config);
+    })
+    .await;
+    (dir, rig)
+}
+
+/// The tenant's rows of `GET /v1/limits`, once the ledger is read: where it is large, that is later.
+async fn shown(rig: &Rig, key: &str) -> Vec<Value> {
+    let end = time::Instant::now() + PATIENCE;
+    loop {
+        let budgets = rig.ask("GET", "/v1/limits", key).await.json()["budgets"].clone();
+        let budgets: Vec<Value> = serde_json::from_value(budgets).unwrap();
+        if budgets.iter().any(|row| row["used"] != "0" && row["used"] != 0) {
+            return budgets;
+        }
+        assert!(time::Instant::now() < end, "the ledger was never read: {budgets:?}");
+        time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Until no day has just begun, or is about to end.
+async fn not_at_midnight() {
+    while !(5..86_400 - 60).contains(&(unix_now() % 86_400)) {
+        time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_remembers_what_the_ledger_knows_and_a_tenant_is_shown_it() {
+    not_at_midnight().await;
+    let (mut acme, mut other) = (String::new(), String::new());
+    let rows = vec![
+        row("a", "acme", "ann", Some(600_000_000_000)),
+        row("b", "acme", "bob", Some(300_000_000_000)),
+        row("c", "acme", "bob", None),
+        row("d", "other", "ann", Some(9_000_000_000_000)),
+    ];
+    let (_dir, rig) = on_a_ledger(rows, |config| {
+        acme = tenant(config, "acme", |tenant| {
+            tenant.budget.all.usd_day = Some("1".parse().unwrap());
+            tenant.budget.user =
+                AllowanceConfig { usd_month: Some("0.60".parse().unwrap()), ..AllowanceConfig::default() };
+            tenant.keys[0].budget =
+                Some(AllowanceConfig { tokens_month: Some(1_000_000), ..AllowanceConfig::default() });
+        });
+        other = tenant(config, "other", |_| {});
+    })
+    .await;
+    let shown = shown(&rig, &acme).await;
+    assert_eq!(shown.len(), 4, "{shown:?}");
+    let midnight = voxrelay::config::Moment((unix_now() / 86_400 + 1) * 86_400).to_string();
+    let want = json!({"scope": "tenant", "window": "day", "unit": "usd", "limit": "1", "used": "0.9", "held": "0",
+        "resets_at": midnight, "costs_known": false});
+    assert_eq!(shown[0], want);
+    let key = &shown[1];
+    assert_eq!((&key["scope"], &key["name"], &key["used"]), (&json!("key"), &json!("test"), &json!(90)), "{key}");
+    assert_eq!(
+        (&shown[2]["name"], &shown[2]["used"], &shown[2]["costs_known"]),
+        (&json!("ann"), &json!("0.6"), &json!(true))
+    );
+    assert_eq!(
+        (&shown[3]["name"], &shown[3]["used"], &shown[3]["costs_known"]),
+        (&json!("bob"), &json!("0.3"), &json!(false))
+    );
+    assert_eq!(
+        rig.ask("GET", "/v1/limits", &other).await.json()["budgets"],
+        json!([]),
+        "others' are nobody's business"
+    );
+    // A tenth of a dollar is left of the day: less than a first reply may cost. Others may begin.
+    let got = rig.ask("GET", "/v1/voice", &acme).await;
+    assert_eq!((got.status, got.code().as_str()), (429, "budget_exhausted"), "{}", got.text);
+    assert!(
+        got.text.contains(&format!("the tenant's budget for this day is used up until {midnight}")),
+        "{}",
+        got.text
+    );
+    let soon = unix_now() % 86_400 > 86_400 - 3_600;
+    assert_eq!(got.header("retry-after").is_empty(), !soon, "only what is over within an hour is waited for");
+    // Something is left, so that a client that asks for its replies itself may come in; and its user has nothing left.
+    assert!(rig.dial("/v1/realtime", &acme).await.is_ok());
+    for (user, taken) in [("ann", false), ("bob", true)] {
+        let token = rig.token(&acme, json!({"user": user})).await;
+        let dialled = rig.dial("/v1/realtime", &token).await.map(drop);
+        assert_eq!(dialled.is_ok(), taken, "{user}: {dialled:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_that_is_changed_in_the_file_counts_within_a_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("voxrelay.toml");
+    let write = |usd: &str| std::fs::write(&file, format!("[budget.all]\nusd_day = {usd}\n")).unwrap();
+    write("0");
+    let sim = voxrelay::sim::Sim::start(
+        "127.0.0.1:0".parse().unwrap(),
+        voxrelay::sim::SimConfig::default(),
+        voxrelay::sim::Faults::default(),
+    )
+    .await
+    .unwrap();
+    let mut config = crate::support::config(&sim.base_url());
+    config.budget = Config::load(Some(&file), |_| None).unwrap().budget;
+    config.source = Some(file.clone());
+    let rig = Rig { relay: voxrelay::serve::Server::start(config, None).await.unwrap(), sim };
+    assert_eq!(rig.ask("GET", "/v1/voice", "").await.status, 429);
+    write("50");
+    let end = time::Instant::now() + PATIENCE;
+    while rig.ask("GET", "/v1/voice", "").await.status != 200 {
+        assert!(time::Instant::now() < end, "the change was never seen");
+        time::sleep(Duration::from_millis(20)).await;
+    }
+}
