@@ -24,7 +24,7 @@
 //! | [`desktop`] | microphone and loudspeaker of this computer on a call: talk |
 //! | [`config`] | one struct per section, every default in one place |
 //! | [`serve`] | listen, doors, one task per call, drain |
-//! | [`admit`] | who may come in: keys, tenants, call tokens, limits, running calls, what outlives a process; what a reply costs; which route a call takes |
+//! | [`admit`] | who may come in: keys, tenants, call tokens, limits, running calls, what outlives a process; what a reply costs, and what may be spent; which route a call takes |
 //! | [`net`] | one accept loop and one WebSocket for every door and both legs |
 //! | [`client`] | them → us: the thin door, its wire types and its public page; OpenAI's own protocol |
 //! | [`audio`] | samples, pure: codecs, resampling, lanes, chunks in, paced frames out, recordings |

@@ -12,7 +12,7 @@ use super::{Usage, serve, tell};
 use crate::{
     admit::{key, store::Store},
     audio::Codec,
-    config::{Config, KeyConfig, KeyHash, Moment, Net, Scope, TENANT_IDS, TenantConfig, is_tenant_id},
+    config::{BudgetConfig, Config, KeyConfig, KeyHash, Moment, Net, Scope, TENANT_IDS, TenantConfig, is_tenant_id},
     wall::unix_now,
 };
 
@@ -85,6 +85,9 @@ struct Add {
     /// A call without a message ends after so long, seconds; 0: never
     #[arg(long, value_name = "S")]
     idle_s: Option<u64>,
+    /// What may be spent, as in the configuration, such as `all.usd_day=20` or `user.tokens_month=100000`; once for each limit
+    #[arg(long, value_name = "LIMIT=N")]
+    budget: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -196,6 +199,7 @@ fn add(store: &Store, config: &Config, add: Add, file: &Path) -> anyhow::Result<
         connects_per_minute: add.connects_per_minute,
         max_call_s: add.max_call_s,
         idle_s: add.idle_s,
+        budget: budget_of(&add.budget)?,
         ..TenantConfig::default()
     };
     let mut problems = Vec::new();
@@ -212,6 +216,11 @@ fn add(store: &Store, config: &Config, add: Add, file: &Path) -> anyhow::Result<
     tell(io::stdout(), text.expose());
     tell(io::stderr(), &format!("the key of tenant `{id}`, shown once; its hash is kept in {}", file.display()));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What may be spent, from lines as they stand in the configuration.
+fn budget_of(lines: &[String]) -> Result<BudgetConfig, Usage> {
+    toml::from_str(&lines.join("\n")).map_err(|error| Usage(format!("--budget: {}", error.message())))
 }
 
 fn new_key(args: KeyArgs, usual: String) -> anyhow::Result<(crate::config::Secret, KeyConfig)> {
@@ -357,6 +366,23 @@ mod tests {
         let wrong = |args| new_key(args, String::new()).unwrap_err().to_string();
         assert!(wrong(key_args(&["fly"], None)).contains("`fly`; allowed: call, token, secret, sip, admin"));
         assert!(wrong(key_args(&["call"], Some(Moment(1)))).contains("1970-01-01T00:00:01Z is past"));
+    }
+
+    #[test]
+    fn budgets_are_said_as_in_the_configuration() {
+        let of = |lines: &[&str]| budget_of(&lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>());
+        let budget =
+            of(&["all.usd_day=20", "user.tokens_month = 100000", "call.usd=0.50", "warn_percent=90"]).ok().unwrap();
+        assert_eq!(budget.all.usd_day.map(|usd| usd.to_string()).as_deref(), Some("20"));
+        assert_eq!((budget.user.tokens_month, budget.warn_percent), (Some(100_000), 90));
+        let tenant = TenantConfig { budget, ..TenantConfig::default() };
+        assert!(limits(&tenant).contains(&"usd_day = \"20\"".to_owned()), "{:?}", limits(&tenant));
+        assert_eq!(of(&[]).ok(), Some(BudgetConfig::default()));
+        for (line, part) in [("all.usd_week=1", "usd_week"), ("all.usd_day=-1", "found `-1`"), ("twenty", "--budget: ")]
+        {
+            let error = of(&[line]).err().unwrap().to_string();
+            assert!(error.starts_with("--budget: ") && error.contains(part), "{line}: {error}");
+        }
     }
 
     #[test]

@@ -17,8 +17,9 @@ use crate::{
     wall::unix_now,
 };
 
-/// A budget that is spent for longer is not waited for.
+/// Whoever would have to wait for longer is to give up, and nobody is told to come back later than in a day.
 const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
+const A_DAY: Duration = Duration::from_secs(86_400);
 
 /// A refusal before the upgrade.
 #[derive(Debug)]
@@ -66,25 +67,26 @@ pub(super) fn verdict(denied: &Denied) -> (StatusCode, Option<Duration>) {
         Denied::TooOften(wait) => (StatusCode::TOO_MANY_REQUESTS, Some(*wait)),
         Denied::TooMany(_) => (StatusCode::TOO_MANY_REQUESTS, Some(FULL_RETRY)),
         Denied::Taken => (StatusCode::CONFLICT, None),
-        Denied::Budget(spent) => (StatusCode::TOO_MANY_REQUESTS, until(spent, unix_now())),
+        Denied::Budget(spent) => (StatusCode::TOO_MANY_REQUESTS, Some(until(spent, unix_now()))),
         Denied::Store | Denied::Accounting => (StatusCode::SERVICE_UNAVAILABLE, Some(FULL_RETRY)),
     }
 }
 
-/// How long to wait for a budget. Whoever would have to wait for longer than a client does is to give up.
-fn until(spent: &Spent, unix: u64) -> Option<Duration> {
-    let wait = Duration::from_secs(spent.resets_at?.saturating_sub(unix).max(1));
-    (wait <= LONGEST_WAIT).then_some(wait)
+/// When to ask again for a budget that is spent; where waiting does not help, tomorrow somebody may have changed it.
+fn until(spent: &Spent, unix: u64) -> Duration {
+    let wait = |at: u64| Duration::from_secs(at.saturating_sub(unix).max(1));
+    spent.resets_at.map_or(A_DAY, wait).min(A_DAY)
 }
 
 impl From<Refusal> for Response<Body> {
     fn from(refusal: Refusal) -> Self {
         Fact::Refused { code: refusal.code.into() }.record();
+        let soon = refusal.retry_after.filter(|after| *after <= LONGEST_WAIT);
         let body = thin::refusal(&ErrorBody {
             code: refusal.code.to_owned(),
             message: refusal.message,
-            retryable: refusal.retry_after.is_some(),
-            retry_after_ms: refusal.retry_after.map(ms),
+            retryable: soon.is_some(),
+            retry_after_ms: soon.map(ms),
             field: refusal.field.map(str::to_owned),
             request_id: random_id("req"),
         });

@@ -15,7 +15,7 @@ use crate::support::{Answer, Client, PATIENCE, Rig, tenant};
 
 /// Everything that begins something: by which door, and the answer.
 async fn doors(rig: &Rig, key: &str) -> Vec<(&'static str, Answer)> {
-    let sdp = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n";
+    let sdp = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\na=rtpmap:111 opus/48000/2\r\n";
     let offer = rig.request("POST", "/v1/realtime/calls", key).header("content-type", "application/sdp").body(sdp);
     vec![
         ("voice", rig.ask("GET", "/v1/voice", key).await),
@@ -55,7 +55,7 @@ async fn whoever_may_spend_nothing_begins_nothing_at_any_door() {
     for (id, key) in &keys {
         for (door, got) in doors(&rig, key).await {
             assert_eq!((got.status, got.code().as_str()), (429, "budget_exhausted"), "{id} at {door}: {}", got.text);
-            assert_eq!(got.header("retry-after"), "", "{id} at {door}: no use in waiting");
+            assert_eq!(got.header("retry-after"), "86400", "{id} at {door}: no use in waiting");
             assert!(!got.text.contains("USD") && got.text.contains("budget"), "{}", got.text);
         }
         for refused in sockets(&rig, key).await {
@@ -209,8 +209,14 @@ async fn a_start_remembers_what_the_ledger_knows_and_a_tenant_is_shown_it() {
         "{}",
         got.text
     );
-    let soon = unix_now() % 86_400 > 86_400 - 3_600;
-    assert_eq!(got.header("retry-after").is_empty(), !soon, "only what is over within an hour is waited for");
+    let left = 86_400 - unix_now() % 86_400;
+    let wait: u64 = got.header("retry-after").parse().unwrap();
+    assert!((left..=left + 60).contains(&wait), "{wait} s are told, {left} s are left of the day");
+    assert_eq!(
+        got.json()["error"]["retryable"].as_bool(),
+        Some(wait <= 3_600),
+        "what takes longer than an hour is not waited for"
+    );
     // Something is left, so that a client that asks for its replies itself may come in; and its user has nothing left.
     assert!(rig.dial("/v1/realtime", &acme).await.is_ok());
     for (user, taken) in [("ann", false), ("bob", true)] {

@@ -12,8 +12,8 @@ use super::{
     window::{Amount, Minute, Now, Period, Tally, Unit, Window, day_end, day_of, month_end, month_of},
 };
 
-/// End users that are remembered. Past it, a tenth of those of the tenant that has most of them is forgotten, the oldest ones:
-/// what they have used counts no longer for their own limits.
+/// End users that are remembered. Past it, a tenth is forgotten, the oldest ones of the tenants that have most: what they have used
+/// counts no longer for their own limits.
 const USERS: usize = 100_000;
 
 /// Whose account it is.
@@ -184,32 +184,37 @@ impl Accounts {
         self.all.entry(subject.clone()).or_default()
     }
 
-    /// Makes room: what no longer counts goes, and then a tenth of the users of whichever tenant has most.
+    /// Makes room for a tenth: what no longer counts goes, and if that is not enough, of each tenant that has more users than there is
+    /// room for, if all had as many, the oldest.
     fn forget(&mut self, now: Now) {
         self.all.retain(|subject, account| subject.whose == Whose::Call || !account.is_over(now));
-        let mut by_tenant: HashMap<&str, Vec<Duration>> = HashMap::new();
+        let mut by_tenant: HashMap<String, Vec<Duration>> = HashMap::new();
         for (subject, account) in self.all.iter().filter(|(subject, _)| subject.whose == Whose::User) {
+            // What is held stays, and counts as the youngest.
             let touched = if account.holds == 0 { account.touched } else { Duration::MAX };
-            by_tenant.entry(&subject.tenant).or_default().push(touched);
+            match by_tenant.get_mut(&subject.tenant) {
+                Some(all) => all.push(touched),
+                None => drop(by_tenant.insert(subject.tenant.clone(), vec![touched])),
+            }
         }
-        self.users = by_tenant.values().map(Vec::len).sum();
-        if self.users < self.most_users {
-            return;
-        }
-        let Some((tenant, mut touched)) = by_tenant.into_iter().max_by_key(|(_, touched)| touched.len()) else {
-            return;
-        };
-        touched.sort_unstable();
-        let goes = (touched.len() / 10).max(1);
-        let (tenant, until) = (tenant.to_owned(), touched.get(goes - 1).copied().unwrap_or_default());
-        let mut left = goes;
-        self.all.retain(|subject, account| {
-            let one = subject.whose == Whose::User && subject.tenant == tenant;
-            let goes = one && account.holds == 0 && account.touched <= until && left > 0;
-            left -= usize::from(goes);
-            !goes
+        let room = self.most_users - self.most_users.div_ceil(10);
+        let each = level(by_tenant.values().map(Vec::len), room);
+        let goes = by_tenant.into_iter().filter_map(|(tenant, mut touched)| {
+            touched.sort_unstable();
+            let count = touched.len().saturating_sub(each);
+            let last = touched.get(count.checked_sub(1)?)?;
+            Some((tenant, (*last, count)))
         });
-        self.users -= goes - left;
+        let mut goes: HashMap<String, (Duration, usize)> = goes.collect();
+        self.all.retain(|subject, account| {
+            let of = goes.get_mut(&subject.tenant).filter(|_| subject.whose == Whose::User && account.holds == 0);
+            let Some((_, count)) = of.filter(|(last, count)| account.touched <= *last && *count > 0) else {
+                return true;
+            };
+            *count -= 1;
+            false
+        });
+        self.users = self.all.keys().filter(|subject| subject.whose == Whose::User).count();
     }
 
     /// What stands in the way of something that needs so much: the limit that is there longest. `held`: also what is held for others.
@@ -352,4 +357,15 @@ impl Accounts {
     pub(super) fn len(&self) -> usize {
         self.all.len()
     }
+}
+
+/// The most that each may have so that all of them have no more than `room` together.
+fn level(counts: impl Iterator<Item = usize> + Clone, room: usize) -> usize {
+    let fits = |each: usize| counts.clone().map(|count| count.min(each)).sum::<usize>() <= room;
+    let (mut least, mut most) = (0, counts.clone().max().unwrap_or_default());
+    while least < most {
+        let middle = most - (most - least) / 2;
+        if fits(middle) { least = middle } else { most = middle - 1 }
+    }
+    least
 }
