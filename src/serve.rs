@@ -444,7 +444,7 @@ impl Server {
         let _ = self.followed.subscribe().wait_for(|changes| is_followed(*changes)).await;
     }
 
-    /// Reads agents, tenants and signing keys anew, now; the log says what came of it.
+    /// Reads agents, tenants, budgets and signing keys anew, now; the log says what came of it.
     pub fn reload(&self) {
         self.reload.now();
     }

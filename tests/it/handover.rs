@@ -747,7 +747,7 @@ async fn o3_sighup_takes_a_configuration_whole_or_not_at_all() {
         "the configuration has not changed",
         "audio.chunk_ms: found 1; allowed: 20 to 200 ms",
         "the changed configuration is refused: what was in force stays in force",
-        "the changed configuration is read: agents, tenants and signing keys",
+        "the changed configuration is read: agents, tenants, budgets and signing keys",
     ] {
         assert!(log.contains(words), "{words}: {log}");
     }
