@@ -6,5 +6,5 @@ use voxrelay::cli::{self, Cli};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    cli::run(Cli::parse()).await
+    Box::pin(cli::run(Cli::parse())).await
 }

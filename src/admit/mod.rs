@@ -20,8 +20,8 @@
 //! | [`price`] | what a reply costs, by a list of prices |
 //! | [`router`] | which account and model a call is sent to |
 //! | [`routes`] | the router, shared by all calls |
-pub mod circuit;
 pub mod budget;
+pub mod circuit;
 pub mod gate;
 pub mod governor;
 pub mod key;

@@ -6,9 +6,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::reply::status_name;
+use super::{core::Delay, reply::status_name};
 use crate::{
-    admit::{Principal, price::PriceList},
+    admit::{
+        Principal,
+        price::{Cost, PriceList},
+    },
     client::wire::Usage,
     config::USUAL_UPSTREAM,
     ledger::{Entry, Kind, Ledger},
@@ -35,6 +38,9 @@ pub struct Booked {
     pub heard_ms: u64,
     /// The service's count is lost: this is ours.
     pub estimated: bool,
+    /// Of a reply that had to wait, or was refused: why, and for how long.
+    #[serde(default)]
+    pub delay: Option<Delay>,
     /// Of words that were written down: the model that did it, where the session has said so.
     #[serde(default)]
     pub writer: Option<String>,
@@ -44,8 +50,15 @@ impl Booked {
     /// A reply.
     pub fn reply(id: &str, status: &str, usage: Usage) -> Self {
         let (id, status) = (id.to_owned(), status.to_owned());
-        let (seconds, writer) = (None, None);
-        Self { id, kind: Kind::Reply, status, usage, seconds, audio_ms: 0, heard_ms: 0, estimated: false, writer }
+        let (seconds, writer, delay) = (None, None, None);
+        let (audio_ms, heard_ms, estimated) = (0, 0, false);
+        Self { id, kind: Kind::Reply, status, usage, seconds, audio_ms, heard_ms, estimated, delay, writer }
+    }
+
+    /// A reply that was refused for this reason.
+    pub fn refusal(id: &str, reason: String) -> Self {
+        let delay = Some(Delay { reason, waited_ms: 0 });
+        Self { kind: Kind::Refusal, delay, ..Self::reply(id, "refused", Usage::default()) }
     }
 
     /// What the service counts with this event, if anything.
@@ -84,13 +97,19 @@ pub struct Books {
 }
 
 impl Books {
+    /// The model that this is the count of.
+    pub fn model_of<'a>(&'a self, booked: &'a Booked) -> &'a str {
+        match booked.kind {
+            Kind::Reply | Kind::Refusal => &self.model,
+            Kind::Transcription => booked.writer.as_ref().or(self.writer.as_ref()).map_or("", String::as_str),
+        }
+    }
+
     /// Books a count of this session.
     pub fn book(&self, who: &Principal, session: &str, booked: Booked) {
-        let Booked { id, kind, status, usage, seconds, audio_ms, heard_ms, estimated, writer } = booked;
-        let model = match kind {
-            Kind::Reply => self.model.clone(),
-            Kind::Transcription => writer.or_else(|| self.writer.clone()).unwrap_or_default(),
-        };
+        let model = self.model_of(&booked).to_owned();
+        let Booked { id, kind, status, usage, seconds, audio_ms, heard_ms, estimated, delay, .. } = booked;
+        let waited_ms = delay.as_ref().map(|delay| delay.waited_ms).filter(|_| kind == Kind::Reply);
         self.ledger.book(Entry {
             id,
             kind,
@@ -101,7 +120,10 @@ impl Books {
             user: who.user().map(str::to_owned),
             agent: self.agent.clone(),
             route: format!("{}/{model}", who.upstream().unwrap_or(USUAL_UPSTREAM)),
-            cost: self.prices.cost(&model, &usage, seconds),
+            cost: match kind {
+                Kind::Refusal => Some(Cost::default()),
+                Kind::Reply | Kind::Transcription => self.prices.cost(&model, &usage, seconds),
+            },
             model,
             door: self.door.into(),
             at: unix_now_ms(),
@@ -111,6 +133,8 @@ impl Books {
             audio_ms,
             heard_ms,
             first_audio_ms: None,
+            waited_ms,
+            reason: delay.map(|delay| delay.reason),
             estimated,
         });
     }

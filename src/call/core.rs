@@ -3,7 +3,7 @@
 //! Owns no socket, task or clock, and sees bytes plus a duration, never samples. Time is the time since the call began, so
 //! that a call can be written down and continued. One part, one file: [`client`] what the client says, [`service`] what
 //! the service says, [`clock`] what time brings, [`away`] a client that is gone for a while, [`continuity`] one session after
-//! another, [`heir`] a process that follows this one, and [`pass`] both sides where the client owns the conversation.
+//! another, [`heir`] a process that follows this one, [`govern`] and [`spend`] what limits and budgets leave, and [`pass`] both sides where the client owns the conversation.
 mod away;
 mod client;
 mod clock;
@@ -12,6 +12,7 @@ mod govern;
 mod heir;
 mod pass;
 mod service;
+mod spend;
 #[cfg(test)]
 mod tests;
 
@@ -20,8 +21,8 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use self::govern::TurnAct;
-use self::{away::Away, continuity::Sessions, govern::Governing, pass::Pass};
+pub use self::govern::{Delay, Size, TurnAct};
+use self::{away::Away, continuity::Sessions, govern::Governing, pass::Pass, spend::Leaving};
 use super::{
     At,
     books::Booked,
@@ -35,7 +36,7 @@ use super::{
     slot::{Slot, Want},
     tools::Tools,
     turn::Turn,
-    turnstile::Word,
+    turnstile::{Means, Word},
 };
 use crate::{
     audio::Format,
@@ -220,6 +221,8 @@ pub enum Input<'a> {
     },
     /// Whether little is left of what the account may use.
     Scarce(bool),
+    /// How the call's budgets stand.
+    Means(Means),
     /// Time passed.
     Tick,
 }
@@ -371,6 +374,8 @@ pub struct Core {
     writer: Option<String>,
     uncounted: Vec<String>,
     governing: Governing,
+    /// It says goodbye, since it may spend no more.
+    leaving: Option<Leaving>,
     commands: u64,
     sent: VecDeque<(u64, About)>,
     errors: u64,
@@ -469,6 +474,7 @@ impl Core {
             writer: None,
             uncounted: Vec::new(),
             governing: Governing::default(),
+            leaving: None,
             commands: 0,
             sent: VecDeque::new(),
             errors: 0,
@@ -537,6 +543,7 @@ impl Core {
             Input::Heir(there) => self.has_heir(there),
             Input::Turn { number, word } => self.turn_word(now, number, word),
             Input::Scarce(scarce) => self.scarce(scarce),
+            Input::Means(means) => self.means(now, means),
             Input::Tick => {}
         }
         if self.held_bytes() + self.early_bytes > EARLY_MAX && !self.up {
@@ -781,7 +788,8 @@ impl Core {
         }
         if let Some(usage) = usage {
             let booked = Booked::reply(&reply.response, status_name(status), usage);
-            self.out.push_back(Output::Book(Booked { audio_ms, heard_ms, ..booked }));
+            let delay = self.delay_of(&reply.response);
+            self.out.push_back(Output::Book(Booked { audio_ms, heard_ms, delay, ..booked }));
         }
         self.say(ServerMsg::ReplyEnded { reply: reply.id, status, reason, audio_ms, heard_ms, usage, latency });
     }

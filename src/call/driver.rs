@@ -32,9 +32,13 @@ use super::{
     written::{Heir, Written},
 };
 use crate::{
-    admit::{Asked, Cut, License},
+    admit::{
+        Asked, Cut, License,
+        budget::{Amount, Budgets},
+    },
     audio::Codec,
     client::wire::ServerMsg,
+    ledger::Kind,
     net::{
         outbox::Outbox,
         ws::{Frame, Socket, SocketError},
@@ -108,6 +112,9 @@ pub struct Call {
     pub reconnect: Duration,
     /// How long a turn may wait for the account's limits.
     pub turn_patience: Duration,
+    /// What may be spent, and what it has spent in another process.
+    pub budgets: Budgets,
+    pub spent: Amount,
     /// The process that follows this one, if there is one.
     pub heir: Heir,
     /// Where goodbyes to sockets that the call has left go on.
@@ -234,14 +241,29 @@ enum Wake {
 impl Driver {
     fn new(call: Call, began: Instant) -> Self {
         let Call {
-            id, mut core, door, license, wanted, upstream, client, ticket, books, reconnect, turn_patience, ..
+            id,
+            mut core,
+            door,
+            license,
+            wanted,
+            upstream,
+            client,
+            ticket,
+            books,
+            reconnect,
+            turn_patience,
+            budgets,
+            spent,
+            ..
         } = call;
         let Call { heir, goodbyes, drain, stop, .. } = call;
         let rerate = Rerate::to(upstream.config().input_rate).filter(|_| door.setup().is_none());
         let board = upstream.board().clone();
         let whose = (wanted, license.who().clone(), id.clone());
         let tenant = (license.who().tenant_id(), license.who().weight());
-        let turnstile = Turnstile::new(upstream.quota().clone(), &books.model, tenant, turn_patience);
+        let purse = budgets.purse(license.who(), &id, spent);
+        let quota = upstream.quota().clone();
+        let turnstile = Turnstile::new(quota, &books.model, tenant, turn_patience, (purse, books.prices.clone()));
         let mut service = ServiceLeg::new(whose, upstream, reconnect, goodbyes.clone());
         let (client, session) = match client {
             Client::Here(socket) => (ClientLeg::new(*socket, ticket.is_some()), String::new()),
@@ -606,6 +628,7 @@ impl Driver {
         let input = match says {
             Says::Word(number, word) => Input::Turn { number, word },
             Says::Scarce(scarce) => Input::Scarce(scarce),
+            Says::Means(means) => Input::Means(means),
         };
         self.core.handle(self.now(), input);
     }
@@ -807,6 +830,9 @@ impl Driver {
     }
 
     fn book(&self, booked: Booked) {
+        if booked.kind == Kind::Transcription {
+            self.turnstile.spend(self.books.model_of(&booked), &booked.usage, booked.seconds);
+        }
         self.books.book(self.license.who(), &self.session, booked);
     }
 
@@ -884,6 +910,7 @@ impl Driver {
             model: self.books.model.clone(),
             who: self.license.who().named(),
             session: self.session.clone(),
+            spent: self.turnstile.spent(),
             tokens: ticket.tokens().to_vec(),
             said: 0,
             kept: Vec::new(),
@@ -935,7 +962,7 @@ impl Driver {
         let ((), owed) = tokio::join!(client, service);
         for booked in owed {
             if !booked.estimated {
-                self.turnstile.over(&booked.id, Some(booked.usage.total_tokens));
+                self.turnstile.over(&booked.id, Some(&booked.usage));
             }
             self.book(booked);
         }

@@ -77,6 +77,9 @@ pub enum End {
     /// The longest call.
     #[error("the longest call time of {} s is reached", .0.as_secs())]
     MaxTime(Duration),
+    /// A budget has nothing left.
+    #[error("{0}")]
+    BudgetExhausted(String),
     /// A token that opens nothing.
     #[error("this call cannot be resumed: begin a new one")]
     ResumeRefused,
@@ -165,6 +168,7 @@ impl End {
             | Self::TooMuchEarly { .. }
             | Self::EndedByTenant
             | Self::MaxTime(_)
+            | Self::BudgetExhausted(_)
             | Self::ResumeRefused
             | Self::Superseded
             | Self::Internal => false,
@@ -208,6 +212,7 @@ impl End {
             Self::Revoked => of("unauthorized", 4401, true),
             Self::EndedByTenant => of("forbidden", 4403, false),
             Self::MaxTime(_) => of("max_call_time", 4440, false),
+            Self::BudgetExhausted(_) => of("budget_exhausted", 4402, false),
             Self::ResumeRefused => of("resume_refused", 4410, false),
             Self::Superseded => of("superseded", 4409, false),
             Self::SlowConsumer => of("slow_consumer", 4508, true),
@@ -249,10 +254,11 @@ mod tests {
             (refused, "upstream_auth", 4502, None),
             (End::TooMuchEarly { limit: 1 }, "policy_violation", 1008, None),
             (End::Internal, "internal", 1011, None),
+            (End::BudgetExhausted("used up".into()), "budget_exhausted", 4402, None),
         ] {
             let error = end.error("call-1".to_owned()).unwrap();
             assert_eq!((error.code.as_str(), end.report().close, error.retry_after_ms), (code, close, wait));
-            assert_eq!(error.retryable, close != 1008 && code != "upstream_auth");
+            assert_eq!(error.retryable, ![1008, 4402].contains(&close) && code != "upstream_auth");
         }
         assert_eq!(End::Drained.error("call-1".to_owned()), None);
     }

@@ -1,16 +1,20 @@
-//! A call's way to its account's quota: one reply at a time is asked for and granted; what runs is counted, and settled.
+//! A call's way to its account's quota and to its budgets: one reply at a time is asked for and granted; what runs is counted, and
+//! settled.
 //!
-//! Says to the quota what the core decides, and to the core what the quota answers. Decides nothing.
+//! Says to both what the core decides, and to the core what they answer. Decides nothing.
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::core::TurnAct;
+use super::core::{Size, TurnAct};
 use crate::{
     admit::{
+        budget::{Amount, Held, Low, Purse, Spent},
         governor::{Class, Dimension, Heard, Reason},
+        price::PriceList,
         quota::{Answer, Grant, Quota, Turn, Waiting},
     },
+    client::wire::Usage,
     upstream::{Ended, Event, RateLimit, ServiceError, limits::Limit},
 };
 
@@ -26,6 +30,21 @@ pub enum Word {
     Waits(Reason),
     /// Not at all; why.
     Refused(Reason),
+    /// It cannot be paid; and what is said before the call ends.
+    TooDear(Spent, Option<String>),
+}
+
+/// How a call's budgets stand.
+#[derive(Debug, Default)]
+pub struct Means {
+    /// Limits of which little is left, each told once.
+    pub low: Vec<Low>,
+    /// The next reply must be asked for.
+    pub tight: bool,
+    /// It cannot be paid.
+    pub spent: Option<Spent>,
+    /// What is said before the call ends.
+    pub farewell: Option<String>,
 }
 
 /// What the quota says.
@@ -35,6 +54,24 @@ pub enum Says {
     Word(u64, Word),
     /// Whether little is left.
     Scarce(bool),
+    /// How the budgets stand.
+    Means(Means),
+}
+
+/// What a reply may use, of the account and of the budgets.
+#[derive(Debug)]
+struct Granted {
+    quota: Grant,
+    budget: Held,
+}
+
+impl Granted {
+    fn settle(self, used: Option<(u64, Amount)>) {
+        let (tokens, amount) = used.unzip();
+        self.quota.settle(tokens);
+        let most = self.budget.amount();
+        self.budget.settle(amount.unwrap_or(most));
+    }
 }
 
 /// One call's. A reply goes through it from `waiting` to `granted` (it may be asked for), `asked` (the service was asked) and
@@ -47,69 +84,117 @@ pub struct Turnstile {
     weight: u32,
     patience: Duration,
     scarce: watch::Receiver<bool>,
-    waiting: Option<(u64, Pin<Box<Waiting>>)>,
-    granted: Option<Grant>,
-    asked: Option<Grant>,
+    purse: Purse,
+    prices: Arc<PriceList>,
+    waiting: Option<(u64, Pin<Box<Waiting>>, Held)>,
+    granted: Option<Granted>,
+    asked: Option<Granted>,
     /// By the service's ids.
-    running: Vec<(String, Grant)>,
+    running: Vec<(String, Granted)>,
 }
 
 impl Turnstile {
-    /// For calls of this tenant with this model; a turn waits so long at most.
-    pub fn new(quota: Arc<Quota>, model: &str, (tenant, weight): (&str, u32), patience: Duration) -> Self {
+    /// For calls of this tenant with this model; a turn waits so long at most. `purse`: the call's.
+    pub fn new(
+        quota: Arc<Quota>,
+        model: &str,
+        (tenant, weight): (&str, u32),
+        patience: Duration,
+        (purse, prices): (Purse, Arc<PriceList>),
+    ) -> Self {
         let (model, tenant) = (model.to_owned(), tenant.to_owned());
         let scarce = quota.scarcity(&model);
         let (waiting, granted, asked, running) = (None, None, None, Vec::new());
-        Self { quota, model, tenant, weight, patience, scarce, waiting, granted, asked, running }
+        Self { quota, model, tenant, weight, patience, scarce, purse, prices, waiting, granted, asked, running }
     }
 
-    fn turn(&self, tokens: u64) -> Turn<'_> {
+    fn turn(&self, size: Size) -> Turn<'_> {
         let Self { model, tenant, weight, patience, .. } = self;
+        let tokens = size.tokens();
         Turn { model, tenant, weight: *weight, class: Class::Interactive, tokens, patience: *patience }
+    }
+
+    fn at_most(&self, size: Size) -> Amount {
+        Amount::at_most(&self.prices, &self.model, size.input, size.output)
+    }
+
+    fn used(&self, usage: &Usage) -> (u64, Amount) {
+        (usage.total_tokens, Amount::of(&self.prices, &self.model, usage, None))
     }
 
     /// Does what the core says; what it is to be told.
     pub fn act(&mut self, act: TurnAct) -> Option<Says> {
         match act {
-            TurnAct::Ask { number, tokens } => {
-                self.forget();
-                let word = match self.quota.ask(self.turn(tokens)) {
-                    Answer::Granted(grant) => {
-                        self.granted = Some(grant);
-                        Word::Granted
-                    }
-                    Answer::Waits(waiting, reason) => {
-                        self.waiting = Some((number, Box::pin(waiting)));
-                        Word::Waits(reason)
-                    }
-                    Answer::Refused(reason) => Word::Refused(reason),
-                };
-                return Some(Says::Word(number, word));
-            }
+            TurnAct::Ask { number, size } => return Some(Says::Word(number, self.ask(number, size))),
             TurnAct::Forget => self.forget(),
-            TurnAct::Asked { tokens } => {
+            TurnAct::Asked { size } => {
                 // More was said while it waited.
-                let grant = self.granted.take_if(|grant| grant.tokens() >= tokens);
-                self.granted = None;
-                self.asked = grant.or_else(|| Some(self.quota.charge(self.turn(tokens))));
+                let granted = self.granted.take().filter(|granted| granted.quota.tokens() >= size.tokens());
+                self.asked = Some(granted.unwrap_or_else(|| self.charge(size)));
             }
             TurnAct::Again => self.granted = self.asked.take(),
             TurnAct::Never { used } => {
-                if let Some(grant) = self.asked.take() {
-                    grant.settle(used);
+                let used = used.map(|usage| self.used(&usage));
+                if let Some(granted) = self.asked.take() {
+                    granted.settle(used);
                 }
             }
-            TurnAct::Began { response, asked, tokens } => {
+            TurnAct::Began { response, asked, size } => {
                 if self.running.len() == RUNNING {
                     self.running.remove(0).1.settle(None);
                 }
-                let grant = self.asked.take_if(|_| asked).unwrap_or_else(|| self.quota.charge(self.turn(tokens)));
-                self.running.push((response, grant));
+                let granted = self.asked.take_if(|_| asked).unwrap_or_else(|| self.charge(size));
+                self.running.push((response, granted));
             }
-            TurnAct::Over { response, used } => self.over(&response, used),
+            TurnAct::Over { response, used, next } => {
+                self.over(&response, used.as_ref());
+                return Some(Says::Means(self.means(next)));
+            }
+            TurnAct::Look { next } => return Some(Says::Means(self.means(next))),
             TurnAct::Lost => self.lose(),
         }
         None
+    }
+
+    fn ask(&mut self, number: u64, size: Size) -> Word {
+        self.forget();
+        let budget = match self.purse.ask(self.at_most(size)) {
+            Ok(held) => held,
+            Err(spent) => return Word::TooDear(spent, self.purse.when_spent().1),
+        };
+        match self.quota.ask(self.turn(size)) {
+            Answer::Granted(quota) => {
+                self.granted = Some(Granted { quota, budget });
+                Word::Granted
+            }
+            Answer::Waits(waiting, reason) => {
+                self.waiting = Some((number, Box::pin(waiting), budget));
+                Word::Waits(reason)
+            }
+            Answer::Refused(reason) => Word::Refused(reason),
+        }
+    }
+
+    /// A reply that nobody asked for, or that has become larger meanwhile.
+    fn charge(&self, size: Size) -> Granted {
+        Granted { quota: self.quota.charge(self.turn(size)), budget: self.purse.charge(self.at_most(size)) }
+    }
+
+    fn means(&mut self, next: Size) -> Means {
+        let need = self.at_most(next);
+        let standing = self.purse.standing(need);
+        let farewell = standing.spent.as_ref().and_then(|_| self.purse.when_spent().1);
+        Means { low: standing.low, tight: standing.tight || standing.spent.is_some(), spent: standing.spent, farewell }
+    }
+
+    /// What was used beside replies, by this model: words that were written down.
+    pub fn spend(&self, model: &str, usage: &Usage, seconds: Option<f64>) {
+        self.purse.spend(Amount::of(&self.prices, model, usage, seconds));
+    }
+
+    /// What the call has used so far.
+    pub fn spent(&self) -> Amount {
+        self.purse.used()
     }
 
     /// Nothing waits any more, and nothing may be asked for.
@@ -118,7 +203,8 @@ impl Turnstile {
     }
 
     /// A reply is over.
-    pub fn over(&mut self, response: &str, used: Option<u64>) {
+    pub fn over(&mut self, response: &str, used: Option<&Usage>) {
+        let used = used.map(|usage| self.used(usage));
         if let Some(at) = self.running.iter().position(|(running, _)| running == response) {
             self.running.swap_remove(at).1.settle(used);
         }
@@ -138,7 +224,7 @@ impl Turnstile {
     pub async fn says(&mut self) -> Says {
         let waiting = async {
             match &mut self.waiting {
-                Some((number, waiting)) => (*number, waiting.as_mut().await),
+                Some((number, waiting, _)) => (*number, waiting.as_mut().await),
                 None => std::future::pending().await,
             }
         };
@@ -146,13 +232,14 @@ impl Turnstile {
             said = waiting => said,
             Ok(()) = self.scarce.changed() => return Says::Scarce(*self.scarce.borrow_and_update()),
         };
-        self.waiting = None;
-        let word = match said {
-            Ok(grant) => {
-                self.granted = Some(grant);
+        let budget = self.waiting.take().map(|(.., budget)| budget);
+        let word = match (said, budget) {
+            (Ok(quota), Some(budget)) => {
+                self.granted = Some(Granted { quota, budget });
                 Word::Granted
             }
-            Err(reason) => Word::Refused(reason),
+            (Err(reason), _) => Word::Refused(reason),
+            (Ok(_), None) => unreachable!("whoever waits has a budget for it"),
         };
         Says::Word(number, word)
     }

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::core::Core;
 use crate::{
-    admit::principal::Named,
+    admit::{budget::Amount, principal::Named},
     audio::Format,
     beta::BetaClient,
     client::wire::AudioFormats,
@@ -78,6 +78,8 @@ pub struct Written {
     pub who: Named,
     /// The session that it had, for what is still to be booked.
     pub session: String,
+    /// What it has spent.
+    pub spent: Amount,
     /// The ways back to it.
     pub tokens: Vec<KeyHash>,
     /// The number of the newest message that the client was told.
@@ -205,6 +207,7 @@ mod tests {
             model: "model".into(),
             who: Principal::operator().named(),
             session: "sess_1".into(),
+            spent: Amount { usd: None, tokens: 90 },
             tokens: vec![KeyHash([3; 32])],
             said: 0,
             kept: Vec::new(),

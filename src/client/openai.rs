@@ -298,6 +298,7 @@ fn end_class(end: &End, code: &str) -> &'static str {
 fn service_code(end: &End) -> Option<&str> {
     match end {
         End::MaxTime(_) => Some("session_expired"),
+        End::BudgetExhausted(_) => Some("insufficient_quota"),
         // Not the client's key was refused, but ours.
         End::Upstream { service: Some(said), .. } if said.close == Some(3000) => Some("upstream_auth"),
         End::Upstream { code, .. } if code == "upstream_auth" => Some("upstream_auth"),

@@ -16,6 +16,8 @@ pub enum Kind {
     Reply,
     /// The words of a caller, written down.
     Transcription,
+    /// An answer that was refused for a limit or a budget: nothing was used.
+    Refusal,
 }
 
 impl Kind {
@@ -24,6 +26,7 @@ impl Kind {
         match self {
             Self::Reply => "reply",
             Self::Transcription => "transcription",
+            Self::Refusal => "refusal",
         }
     }
 }
@@ -69,6 +72,10 @@ pub struct Entry {
     pub first_audio_ms: Option<u64>,
     /// The service's own count was lost: these are numbers of ours.
     pub estimated: bool,
+    /// How long a reply had to wait until it could be asked for, ms; none: it did not have to.
+    pub waited_ms: Option<u64>,
+    /// Why it had to wait, or was refused, in numbers.
+    pub reason: Option<String>,
     /// What it costs, by the prices of the moment at which it was booked; none: not known.
     pub cost: Option<Cost>,
 }
@@ -100,7 +107,7 @@ impl Entry {
             &mut self.route,
             &mut self.status,
         ];
-        let more = [&mut self.key, &mut self.user].into_iter().flatten();
+        let more = [&mut self.key, &mut self.user, &mut self.reason].into_iter().flatten();
         for text in texts.into_iter().chain(more) {
             text.truncate((0..=LONGEST).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default());
         }
@@ -133,6 +140,8 @@ pub(crate) mod tests {
             audio_ms: 2_000,
             heard_ms: 1_500,
             first_audio_ms: None,
+            waited_ms: None,
+            reason: None,
             estimated,
             cost: None,
         }

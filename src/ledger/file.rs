@@ -25,7 +25,7 @@ const READ_BUSY: Duration = Duration::from_secs(5);
 const VERSION: i64 = 3;
 /// Had no routes, no costs, and cached tokens of all kinds together.
 const FIRST_VERSION: i64 = 1;
-/// Did not say how soon a reply was heard.
+/// Did not say how soon a reply was heard, and what it had waited for.
 const SECOND_VERSION: i64 = 2;
 /// Tells a ledger from other SQLite files: `vrlg`.
 const APPLICATION: i64 = 0x7672_6C67;
@@ -55,34 +55,40 @@ const SECOND: &str = "
     ALTER TABLE usage ADD COLUMN cost_image INTEGER;
     ALTER TABLE usage ADD COLUMN cost_cached INTEGER;
 ";
-/// What version 3 has more. NULL: not known.
-const THIRD: &str = "ALTER TABLE usage ADD COLUMN first_audio_ms INTEGER;";
+/// What version 3 has more. NULL: not known, or nothing.
+const THIRD: &str = "
+    ALTER TABLE usage ADD COLUMN first_audio_ms INTEGER;
+    ALTER TABLE usage ADD COLUMN waited_ms INTEGER;
+    ALTER TABLE usage ADD COLUMN reason TEXT;
+";
 /// Lets a file of version 1 be read as if it were of this one. It hides the table of the same name, and is never in the file.
 const FIRST_AS_THIS: &str = "
     CREATE TEMP VIEW usage AS SELECT *, '' AS route, 0 AS input_image_tokens, 0 AS cached_text_tokens,
         0 AS cached_audio_tokens, 0 AS cached_image_tokens, NULL AS cost, NULL AS cost_text, NULL AS cost_audio,
-        NULL AS cost_image, NULL AS cost_cached, NULL AS first_audio_ms
+        NULL AS cost_image, NULL AS cost_cached, NULL AS first_audio_ms, NULL AS waited_ms, NULL AS reason
     FROM main.usage;
 ";
 /// The same for a file of version 2.
-const SECOND_AS_THIS: &str = "CREATE TEMP VIEW usage AS SELECT *, NULL AS first_audio_ms FROM main.usage;";
+const SECOND_AS_THIS: &str = "
+    CREATE TEMP VIEW usage AS SELECT *, NULL AS first_audio_ms, NULL AS waited_ms, NULL AS reason FROM main.usage;
+";
 /// One row of each id; [`Entry::replaces`] says which.
 const PUT: &str = "
     INSERT INTO usage (
         kind, id, at, call, session, tenant, key, user, agent, model, door, status, total_tokens, input_tokens, output_tokens,
         input_text_tokens, input_audio_tokens, cached_tokens, output_text_tokens, output_audio_tokens, seconds, audio_ms,
         heard_ms, estimated, route, input_image_tokens, cached_text_tokens, cached_audio_tokens, cached_image_tokens, cost,
-        cost_text, cost_audio, cost_image, cost_cached, first_audio_ms
+        cost_text, cost_audio, cost_image, cost_cached, first_audio_ms, waited_ms, reason
     ) VALUES (
         ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25,
-        ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35
+        ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37
     ) ON CONFLICT (kind, id) DO UPDATE SET
         at = ?3, call = ?4, session = ?5, tenant = ?6, key = ?7, user = ?8, agent = ?9, model = ?10, door = ?11, status = ?12,
         total_tokens = ?13, input_tokens = ?14, output_tokens = ?15, input_text_tokens = ?16, input_audio_tokens = ?17,
         cached_tokens = ?18, output_text_tokens = ?19, output_audio_tokens = ?20, seconds = ?21, audio_ms = ?22,
         heard_ms = ?23, estimated = ?24, route = ?25, input_image_tokens = ?26, cached_text_tokens = ?27,
         cached_audio_tokens = ?28, cached_image_tokens = ?29, cost = ?30, cost_text = ?31, cost_audio = ?32,
-        cost_image = ?33, cost_cached = ?34, first_audio_ms = ?35
+        cost_image = ?33, cost_cached = ?34, first_audio_ms = ?35, waited_ms = ?36, reason = ?37
     WHERE ?24 = 0 OR usage.estimated = 1
 ";
 
@@ -266,7 +272,7 @@ fn put(sql: &mut Connection, rows: &Rows) -> rusqlite::Result<()> {
     let mut put = change.prepare_cached(PUT)?;
     for row in rows.values() {
         let Entry { id, kind, call, session, tenant, key, user, agent, model, door, at, status, usage, .. } = row;
-        let Entry { seconds, audio_ms, heard_ms, estimated, route, cost, first_audio_ms, .. } = row;
+        let Entry { seconds, audio_ms, heard_ms, estimated, route, cost, first_audio_ms, waited_ms, reason, .. } = row;
         let part = |part: fn(&Cost) -> Usd| cost.as_ref().and_then(|cost| i64::try_from(part(cost).pico()).ok());
         put.execute(params![
             kind.name(),
@@ -304,6 +310,8 @@ fn put(sql: &mut Connection, rows: &Rows) -> rusqlite::Result<()> {
             part(|cost| cost.image),
             part(|cost| cost.cached),
             first_audio_ms.map(number),
+            waited_ms.map(number),
+            reason,
         ])?;
     }
     drop(put);

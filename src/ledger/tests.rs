@@ -424,7 +424,7 @@ async fn a_file_of_the_first_version_is_read_as_it_is_and_grows_when_a_relay_ope
 }
 
 #[tokio::test]
-async fn a_file_of_the_second_version_gets_a_column_and_keeps_its_costs() {
+async fn a_file_of_the_second_version_gets_its_columns_and_keeps_its_costs() {
     let (_dir, file) = folder();
     let cost = Cost { text: Usd::from_pico(7), ..Cost::default() };
     let ledger = Ledger::open(&file, GRACE).unwrap();
@@ -433,7 +433,10 @@ async fn a_file_of_the_second_version_gets_a_column_and_keeps_its_costs() {
     drop(ledger);
     let elder = Connection::open(&file).unwrap();
     elder.busy_timeout(PATIENCE).unwrap();
-    elder.execute_batch("ALTER TABLE usage DROP COLUMN first_audio_ms; PRAGMA user_version = 2").unwrap();
+    for column in ["first_audio_ms", "waited_ms", "reason"] {
+        elder.execute_batch(&format!("ALTER TABLE usage DROP COLUMN {column}")).unwrap();
+    }
+    elder.pragma_update(None, "user_version", 2).unwrap();
     let costs = || report(&file, &ALL).unwrap().total.map(|total| (total.replies, total.cost_usd.pico()));
     assert_eq!((costs(), version_of(&file)), (Some((1, 7)), 2), "whoever reads changes nothing");
     let ledger = Ledger::open(&file, GRACE).unwrap();

@@ -228,7 +228,7 @@ impl WaitingRoom {
 
 /// Goes on with a call of the process before.
 fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
-    let Written { id, ran, core, door, agent, model, who, session, .. } = written;
+    let Written { id, ran, core, door, agent, model, who, session, spent, .. } = written;
     let who = shared.gate.knows(who, unix_now()).ok_or("its credential is not good here")?;
     let upstream = shared.upstream(&who).cloned().ok_or("its tenant's service is not configured")?;
     let intent = match &door {
@@ -264,6 +264,8 @@ fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
         books,
         reconnect: shared.reconnect(),
         turn_patience: shared.turn_patience(),
+        budgets: shared.budgets.clone(),
+        spent,
         heir: shared.heir.clone(),
         goodbyes: shared.calls.clone(),
         drain: shared.drain.clone(),

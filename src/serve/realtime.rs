@@ -14,7 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{FULL_RETRY, Shared, come_back, fields, license, random_id, refusal, run};
 use crate::{
-    admit::{Denied, License, Principal},
+    admit::{Denied, License, Principal, budget::Amount},
     call::{
         books::Books,
         core::Core,
@@ -416,6 +416,8 @@ fn admit(
             books,
             reconnect: task.reconnect(),
             turn_patience: task.turn_patience(),
+            budgets: task.budgets.clone(),
+            spent: Amount::default(),
             heir: task.heir.clone(),
             goodbyes: task.calls.clone(),
             drain: task.drain.clone(),

@@ -189,6 +189,8 @@ fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgra
             books,
             reconnect: task.reconnect(),
             turn_patience: task.turn_patience(),
+            budgets: task.budgets.clone(),
+            spent: Amount::default(),
             heir: task.heir.clone(),
             goodbyes: task.calls.clone(),
             drain: task.drain.clone(),

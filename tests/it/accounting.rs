@@ -39,6 +39,8 @@ fn entry(id: &str) -> Entry {
         audio_ms: 90_000,
         heard_ms: 60_000,
         first_audio_ms: None,
+        waited_ms: None,
+        reason: None,
         estimated: false,
         cost: None,
     }

@@ -2,16 +2,17 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::time;
+use tokio::{task::JoinSet, time};
 use voxrelay::{
     admit::price::{Cost, Usd},
     client::wire::Usage,
     config::{AllowanceConfig, Config, TenantConfig},
     ledger::{Entry, Kind, Ledger},
+    sim::SimConfig,
     wall::{unix_now, unix_now_ms},
 };
 
-use crate::support::{Answer, Client, PATIENCE, Rig, tenant};
+use crate::support::{Answer, Client, Got, PATIENCE, Rig, tenant};
 
 /// Everything that begins something: by which door, and the answer.
 async fn doors(rig: &Rig, key: &str) -> Vec<(&'static str, Answer)> {
@@ -118,6 +119,9 @@ fn row(id: &str, tenant: &str, user: &str, cost: Option<i128>) -> Entry {
         audio_ms: 1_000,
         heard_ms: 1_000,
         estimated: false,
+        first_audio_ms: None,
+        waited_ms: None,
+        reason: None,
         cost: cost.map(|pico| Cost { audio: Usd::from_pico(pico), ..Cost::default() }),
     }
 }
@@ -250,4 +254,132 @@ async fn a_limit_that_is_changed_in_the_file_counts_within_a_second() {
         assert!(time::Instant::now() < end, "the change was never seen");
         time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Types and waits for the answer; `None`: the call is over, with these last words and this code.
+async fn answered(client: &mut Client, seen: &mut Vec<Value>) -> Result<(), u16> {
+    client.json(r#"{"type":"text","text":"Hello, how are you today?"}"#).await;
+    loop {
+        match client.next().await {
+            Got::Json(message) if message["type"] == "reply_ended" || message["error"]["retryable"] == true => {
+                seen.push(message);
+                return Ok(());
+            }
+            Got::Json(message) => seen.push(message),
+            Got::Audio(_) => {}
+            Got::Closed(code) => return Err(code),
+            Got::Lost => panic!("lost"),
+        }
+    }
+}
+
+/// Tokens, by the service's own count.
+fn used(rig: &Rig) -> u64 {
+    let usage = rig.sim.stats().usage;
+    usage.text + usage.audio + usage.output_text + usage.output_audio
+}
+
+fn quick() -> SimConfig {
+    let mut sim = SimConfig::instant();
+    (sim.reply.speed, sim.reply.word_ms) = (0.0, 40);
+    sim
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_warned_says_goodbye_and_ends_within_its_budget() {
+    let file = tempfile::tempdir().unwrap();
+    let ledger = file.path().join("ledger.db");
+    let mut key = String::new();
+    let change = |config: &mut Config| {
+        config.ledger.file = Some(ledger.clone());
+        config.agents.entry("default".to_owned()).or_default().max_output_tokens = Some(100);
+        key = tenant(config, "acme", |tenant| {
+            tenant.budget.call.tokens = Some(3_000);
+            tenant.budget.farewell = Some("That is all for today. Goodbye!".to_owned());
+        });
+    };
+    let rig = Rig::with(change, quick(), "").await;
+    let mut client = rig.dial("/v1/voice?turns=manual&pace=fast", &key).await.unwrap();
+    let (mut seen, mut turns) = (vec![], 0);
+    let close = loop {
+        match answered(&mut client, &mut seen).await {
+            Ok(()) => turns += 1,
+            Err(code) => break code,
+        }
+        assert!(turns < 100);
+    };
+    assert_eq!(close, 4402);
+    let of = |kind: &str| seen.iter().filter(|message| message["type"] == kind).cloned().collect::<Vec<_>>();
+    let low: Vec<Value> = of("notice").into_iter().filter(|notice| notice["code"] == "budget_low").collect();
+    assert_eq!(low.len(), 1, "once: {low:?}");
+    assert!(low[0]["percent"].as_u64().unwrap() >= 80 && low[0]["scope"] == "call", "{}", low[0]);
+    assert_eq!(of("error").last().unwrap()["error"]["code"], "budget_exhausted");
+    let words = of("transcript").iter().filter_map(|said| said["text"].as_str().map(str::to_owned)).next_back();
+    assert!(words.is_some_and(|words| !words.is_empty()), "it said goodbye");
+    // What was used is what the service says, and not more than the budget and one answer.
+    let used = used(&rig);
+    assert!(used > 2_400 && used <= 3_000 + 1_000, "{used} tokens in {turns} turns");
+    let report = rig.ask("GET", "/v1/limits", &key).await.json();
+    assert!(report["budgets"].as_array().unwrap().iter().all(|of| of["held"] == 0 || of["held"] == "0"), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_calls_share_a_budget_and_none_of_them_ends_far_behind_it() {
+    let mut key = String::new();
+    let change = |config: &mut Config| {
+        config.agents.entry("default".to_owned()).or_default().max_output_tokens = Some(100);
+        key = tenant(config, "acme", |tenant| tenant.budget.all.tokens_day = Some(4_000));
+    };
+    let rig = Rig::with(change, quick(), "").await;
+    let mut calls = JoinSet::new();
+    for _ in 0..6 {
+        let mut client = rig.dial("/v1/voice?turns=manual&pace=fast", &key).await.unwrap();
+        calls.spawn(async move {
+            let mut seen = vec![];
+            // Who is refused because others have what is left asks again, a little later.
+            for _ in 0..200 {
+                if let Err(close) = answered(&mut client, &mut seen).await {
+                    return close;
+                }
+                time::sleep(Duration::from_millis(100)).await;
+            }
+            0
+        });
+    }
+    assert_eq!(calls.join_all().await, vec![4402; 6]);
+    let used = used(&rig);
+    assert!(used > 2_000 && used <= 4_000, "{used}: every answer was asked for, and had to fit");
+    let (code, why) = rig.dial("/v1/voice", &key).await.map(drop).unwrap_err();
+    assert_eq!((code, why.as_str()), (429, "budget_exhausted"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_openais_door_the_end_of_a_budget_is_an_end_of_quota() {
+    let mut key = String::new();
+    let change = |config: &mut Config| {
+        key = tenant(config, "acme", |tenant| tenant.budget.call.tokens = Some(600));
+    };
+    let rig = Rig::with(change, quick(), "").await;
+    let mut client = rig.dial("/v1/realtime?model=gpt-realtime-2.1", &key).await.unwrap();
+    client.until("session.created").await;
+    let (mut error, mut turns) = (Value::Null, 0);
+    let close = loop {
+        client.json(r#"{"type":"conversation.item.create","item":{"type":"message","role":"user","content":[{"type":"input_text","text":"Hello there, how are you?"}]}}"#).await;
+        client.json(r#"{"type":"response.create"}"#).await;
+        let over = loop {
+            match client.next().await {
+                Got::Json(message) if message["type"] == "error" => error = message["error"].clone(),
+                Got::Json(message) if message["type"] == "response.done" => break None,
+                Got::Json(_) | Got::Audio(_) => {}
+                Got::Closed(code) => break Some(code),
+                Got::Lost => panic!("lost"),
+            }
+        };
+        match over {
+            Some(code) => break code,
+            None => turns += 1,
+        }
+        assert!(turns < 50);
+    };
+    assert_eq!((close, error["code"].as_str()), (1013, Some("insufficient_quota")), "{error}");
 }

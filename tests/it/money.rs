@@ -149,6 +149,8 @@ fn entry(tenant: &str, id: &str, at: u64) -> Entry {
         audio_ms: 1_000,
         heard_ms: 1_000,
         first_audio_ms: None,
+        waited_ms: None,
+        reason: None,
         estimated: false,
         cost: Some(Cost { audio: Usd::from_pico(7_205_600_000), ..Cost::default() }),
     }

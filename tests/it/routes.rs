@@ -32,6 +32,8 @@ fn reply(n: u64) -> Entry {
         audio_ms: 50_000,
         heard_ms: 40_000,
         first_audio_ms: Some(600 + n % 100),
+        waited_ms: None,
+        reason: None,
         estimated: false,
         cost: Some(Cost { audio: Usd::from_pico(64_000_000_000), ..Cost::default() }),
     }

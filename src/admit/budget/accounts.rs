@@ -30,6 +30,18 @@ pub enum Whose {
     Call,
 }
 
+impl Whose {
+    /// As it is shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tenant => "tenant",
+            Self::Key => "key",
+            Self::User => "user",
+            Self::Call => "call",
+        }
+    }
+}
+
 /// One account. A key is known by its label, as in the ledger: two of the same label are one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subject {

@@ -40,6 +40,19 @@ impl Spent {
     }
 }
 
+impl Spent {
+    /// In numbers, for the operator: "tenant usd day: need 0.26, have 0.12".
+    pub fn figures(&self) -> String {
+        let shown = |amount: i128| match self.unit {
+            Unit::Usd => Usd::from_pico(amount.max(0)).to_string(),
+            Unit::Tokens => amount.max(0).to_string(),
+        };
+        let left = self.limit - self.used - self.held;
+        let (whose, unit, window) = (self.whose.name(), self.unit.name(), self.window.name());
+        format!("budget {whose} {unit} {window}: need {}, have {}", shown(self.need), shown(left))
+    }
+}
+
 impl fmt::Display for Spent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let subject = subject(self.whose, self.window);
@@ -92,6 +105,11 @@ pub struct Low {
 pub type LowKey = (Whose, Window, Unit);
 
 impl Low {
+    /// Which limit, for people.
+    pub fn name(&self) -> String {
+        subject(self.whose, self.window)
+    }
+
     /// What it is a warning of; each once in a period.
     pub fn key(&self) -> LowKey {
         (self.whose, self.window, self.unit)

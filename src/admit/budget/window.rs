@@ -44,6 +44,18 @@ pub enum Window {
     Call,
 }
 
+impl Window {
+    /// As it is shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Minute => "minute",
+            Self::Day => "day",
+            Self::Month => "month",
+            Self::Call => "call",
+        }
+    }
+}
+
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -52,6 +64,16 @@ pub enum Unit {
     Usd,
     /// Tokens.
     Tokens,
+}
+
+impl Unit {
+    /// As it is shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Usd => "usd",
+            Self::Tokens => "tokens",
+        }
+    }
 }
 
 /// What something uses, or may use.

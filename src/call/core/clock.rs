@@ -32,6 +32,7 @@ impl Core {
             self.stalls_at(),
             self.drain_at,
             self.leaves_at(),
+            self.leaves_by(),
         ];
         let connected = [
             self.credential_at,
@@ -113,6 +114,9 @@ impl Core {
     }
 
     fn time_is_up(&self, now: At) -> Option<End> {
+        if let Some(end) = self.has_left(now) {
+            return Some(end);
+        }
         if now >= self.life.max {
             return Some(End::MaxTime(self.life.max));
         }

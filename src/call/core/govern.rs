@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Core, Output};
 use crate::{
     admit::governor::Reason,
-    call::{At, ms, slot::Want, turnstile::Word},
+    call::{At, books::Booked, ms, slot::Want, turnstile::Word},
     client::wire::{ErrorBody, ServerMsg, Usage},
     config::Govern,
     observe::fact::Fact,
@@ -21,26 +21,26 @@ use crate::{
 /// What an account is told of a call's replies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TurnAct {
-    /// One shall be asked for, which uses so many tokens at most.
+    /// One shall be asked for, which uses so much at most.
     Ask {
         /// Names the wish; the one before it is forgotten.
         number: u64,
-        /// Tokens.
-        tokens: u64,
+        /// What it may use.
+        size: Size,
     },
     /// It is not wanted any more.
     Forget,
     /// The service was asked.
     Asked {
         /// As for [`Self::Ask`]; more, if more was said meanwhile.
-        tokens: u64,
+        size: Size,
     },
     /// It has another reply to end first, and will be asked again.
     Again,
     /// What it was asked for will not come.
     Never {
-        /// What that has used, tokens; `None`: nobody knows.
-        used: Option<u64>,
+        /// What that has used; `None`: nobody knows.
+        used: Option<Usage>,
     },
     /// A reply has begun.
     Began {
@@ -49,17 +49,40 @@ pub enum TurnAct {
         /// It is the one that we asked for.
         asked: bool,
         /// As for [`Self::Ask`].
-        tokens: u64,
+        size: Size,
     },
     /// It is over.
     Over {
         /// The service's id.
         response: String,
         /// As for [`Self::Never`].
-        used: Option<u64>,
+        used: Option<Usage>,
+        /// What the next one may use.
+        next: Size,
+    },
+    /// Somebody has begun to speak: see whether the answer can be paid.
+    Look {
+        /// What it may use.
+        next: Size,
     },
     /// The session is lost, with all that ran or was asked for.
     Lost,
+}
+
+/// What a reply may use at most, tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// What it reads.
+    pub input: u64,
+    /// What it says.
+    pub output: u64,
+}
+
+impl Size {
+    /// Both.
+    pub fn tokens(self) -> u64 {
+        self.input + self.output
+    }
 }
 
 /// How far a wish is.
@@ -91,8 +114,10 @@ pub(super) struct Governing {
     delay: Option<Delay>,
     /// Replies that had to wait, by the service's ids; the newest.
     delayed: VecDeque<(String, Delay)>,
-    /// Little is left.
+    /// Little is left of the account's limits.
     scarce: bool,
+    /// Little is left of a budget.
+    tight: bool,
     /// The service answers turns by itself.
     answers: bool,
     /// What it was told of that, by which commands, and has not confirmed.
@@ -117,6 +142,7 @@ impl Default for Governing {
             delay,
             delayed,
             scarce: false,
+            tight: false,
             answers: true,
             told,
             stays: false,
@@ -141,7 +167,10 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 impl Core {
     /// Whether the reply that is wanted may be asked for now; if nobody has asked that, it is asked.
     pub(super) fn may_ask(&mut self, now: At) -> bool {
-        if self.plan.govern == Govern::Never {
+        if let Some(leaving) = &mut self.leaving {
+            return !std::mem::replace(&mut leaving.asked, true); // the farewell, and nothing behind it
+        }
+        if self.plan.govern == Govern::Never && !self.governing.tight {
             return true;
         }
         match self.governing.gate {
@@ -154,8 +183,8 @@ impl Core {
                 self.governing.gate = Gate::Asking;
                 self.governing.number += 1;
                 (self.governing.wished_at, self.governing.delay) = (now, None);
-                let (number, tokens) = (self.governing.number, self.projected());
-                self.turn_act(TurnAct::Ask { number, tokens });
+                let (number, size) = (self.governing.number, self.projected());
+                self.turn_act(TurnAct::Ask { number, size });
                 false
             }
         }
@@ -171,10 +200,10 @@ impl Core {
     /// The service has not taken our request; it will be made again, or not.
     pub(super) fn not_asked(&mut self, again: bool) {
         if !again {
-            return self.turn_act(TurnAct::Never { used: Some(0) });
+            return self.turn_act(TurnAct::Never { used: Some(Usage::default()) });
         }
         self.wants_none();
-        if self.plan.govern != Govern::Never {
+        if self.plan.govern != Govern::Never || self.governing.tight {
             self.governing.gate = Gate::Open;
         }
         self.turn_act(TurnAct::Again);
@@ -195,10 +224,14 @@ impl Core {
                 self.note(Fact::TurnAdmitted { waited });
             }
             Word::Waits(reason) => self.throttled(&reason),
+            Word::TooDear(spent, farewell) => {
+                self.governing.gate = Gate::Closed;
+                self.too_dear(now, &spent, farewell);
+            }
             Word::Refused(reason) => {
                 self.governing.gate = Gate::Closed;
                 self.slot.drop_next();
-                self.note(Fact::TurnRefused { limit: reason.dimension.name().into(), reason: reason.to_string() });
+                self.refused(reason.dimension.name(), reason.to_string());
                 let (message, retryable) = match reason.wait {
                     Some(_) => (format!("no answer now: the account's limit is reached ({reason})"), true),
                     None => (format!("no answer: it is larger than the account's limit ({reason})"), false),
@@ -208,6 +241,13 @@ impl Core {
                 self.say(ServerMsg::Error { error: ErrorBody { retry_after_ms, ..error } });
             }
         }
+    }
+
+    /// For the operator: metrics, log and ledger.
+    pub(super) fn refused(&mut self, limit: &'static str, reason: String) {
+        self.note(Fact::TurnRefused { limit: limit.into(), reason: reason.clone() });
+        let id = format!("{}-refused-{}", self.life.call, self.governing.number);
+        self.out.push_back(Output::Book(Booked::refusal(&id, reason)));
     }
 
     fn throttled(&mut self, reason: &Reason) {
@@ -221,9 +261,9 @@ impl Core {
     }
 
     /// Tokens that a reply uses at most: the conversation so far, what has come since, and the longest answer.
-    fn projected(&self) -> u64 {
+    pub(super) fn projected(&self) -> Size {
         let Governing { before, unread, reading, .. } = self.governing;
-        before + unread + reading + self.plan.reply_tokens
+        Size { input: before + unread + reading, output: self.plan.reply_tokens }
     }
 
     /// A session begins, and is told so many characters of the conversation.
@@ -250,7 +290,7 @@ impl Core {
 
     /// A reply begins, and reads everything so far. `asked`: it is the one that we asked for.
     pub(super) fn turn_began(&mut self, response: &str, asked: bool) {
-        let tokens = self.projected();
+        let size = self.projected();
         self.governing.reading += std::mem::take(&mut self.governing.unread);
         if let Some(delay) = self.governing.delay.take_if(|_| asked) {
             if self.governing.delayed.len() == DELAYED {
@@ -258,7 +298,7 @@ impl Core {
             }
             self.governing.delayed.push_back((response.to_owned(), delay));
         }
-        self.turn_act(TurnAct::Began { response: response.to_owned(), asked, tokens });
+        self.turn_act(TurnAct::Began { response: response.to_owned(), asked, size });
     }
 
     /// Why this reply had to wait, if it had to.
@@ -269,25 +309,25 @@ impl Core {
 
     /// The request that may be made now goes out.
     pub(super) fn turn_asked(&mut self) {
-        let tokens = self.projected();
-        self.turn_act(TurnAct::Asked { tokens });
+        let size = self.projected();
+        self.turn_act(TurnAct::Asked { size });
     }
 
     /// A reply is over. One that failed without a count has used nothing.
     pub(super) fn turn_over(&mut self, response: &str, ended: Ended, usage: Option<Usage>) {
-        let nothing = (ended == Ended::Failed).then_some(0);
-        let used = usage.map(|usage| usage.total_tokens).or(nothing);
-        self.turn_act(TurnAct::Over { response: response.to_owned(), used });
+        let nothing = (ended == Ended::Failed).then(Usage::default);
+        let (used, next) = (usage.or(nothing), self.projected());
+        self.turn_act(TurnAct::Over { response: response.to_owned(), used, next });
         if !self.slot.busy() {
             // What we asked for was this one, although it looked like the service's own.
-            self.turn_act(TurnAct::Never { used: Some(0) });
+            self.turn_act(TurnAct::Never { used: Some(Usage::default()) });
         }
     }
 
     /// The reply that runs, or was asked for, is given up.
     pub(super) fn turn_given_up(&mut self) {
         let act = match self.slot.active() {
-            Some(response) => TurnAct::Over { response: response.to_owned(), used: None },
+            Some(response) => TurnAct::Over { response: response.to_owned(), used: None, next: self.projected() },
             None => TurnAct::Never { used: None },
         };
         self.turn_act(act);
@@ -314,12 +354,18 @@ impl Core {
         self.governing.scarce = scarce;
     }
 
+    /// The same of a budget.
+    pub(super) fn is_tight(&mut self, tight: bool) {
+        self.governing.tight = tight;
+    }
+
     fn wants_answers(&self) -> bool {
-        match self.plan.govern {
-            Govern::Never => true,
-            Govern::NearLimit => !self.governing.scarce,
-            Govern::Always => false,
-        }
+        let asks = match self.plan.govern {
+            Govern::Never => false,
+            Govern::NearLimit => self.governing.scarce,
+            Govern::Always => true,
+        };
+        !asks && !self.governing.tight && self.leaving.is_none()
     }
 
     /// Sets the session up. `listens`: the service may find turns. A service that will not leave the answers to us shall not refuse
@@ -363,7 +409,9 @@ impl Core {
         let Governing { told, answers, stays, .. } = &self.governing;
         let (now, wanted) = (told.back().map_or(*answers, |(_, told)| *told), self.wants_answers());
         let quiet = self.slot.idle() && !self.turn.speaking() && !self.turn.has_speech();
-        if self.up && self.plan.auto_turns && now != wanted && !stays && quiet {
+        // What cannot be paid must not be answered, and speech lasts longer than it takes to say so.
+        let urgent = !wanted && self.governing.tight && self.turn.speaking();
+        if self.up && self.plan.auto_turns && now != wanted && !stays && (quiet || urgent) {
             self.tell_who_answers(wanted);
             self.ask(Command::Answers { answers: wanted });
         }
@@ -442,20 +490,25 @@ mod tests {
         rig.error(number, code, "no");
     }
 
-    fn began(response: &str, asked: bool, tokens: u64) -> TurnAct {
-        TurnAct::Began { response: response.into(), asked, tokens }
+    /// So much is read, and a hundred tokens said.
+    fn size(input: u64) -> Size {
+        Size { input, output: 100 }
     }
 
-    fn over(response: &str, used: Option<u64>) -> TurnAct {
-        TurnAct::Over { response: response.into(), used }
+    fn began(response: &str, asked: bool, size: Size) -> TurnAct {
+        TurnAct::Began { response: response.into(), asked, size }
+    }
+
+    fn over(response: &str, used: Option<Usage>, next: Size) -> TurnAct {
+        TurnAct::Over { response: response.into(), used, next }
     }
 
     #[test]
     fn a_reply_is_asked_for_when_it_is_granted_and_settled_by_what_it_used() {
         let mut rig = governed(Govern::NearLimit, false);
         rig.message(ClientMsg::Text { text: "x".repeat(40) });
-        let tokens = 50 + 10 + 100;
-        assert_eq!((acts(&rig), asks(&rig)), (vec![TurnAct::Ask { number: 1, tokens }], 0));
+        let size = size(50 + 10);
+        assert_eq!((acts(&rig), asks(&rig)), (vec![TurnAct::Ask { number: 1, size }], 0));
         word(&mut rig, Word::Waits(reason(Some(700))));
         assert!(rig.said().contains(&"notice throttled".to_owned()));
         rig.pass(SECOND);
@@ -465,14 +518,14 @@ mod tests {
         rig.created("resp_1");
         let usage = Usage { total_tokens: 90, input_tokens: 60, output_tokens: 30, ..Usage::default() };
         done(&mut rig, "resp_1", Ended::Completed, Some(usage));
-        let want = [TurnAct::Asked { tokens }, began("resp_1", true, tokens), over("resp_1", Some(90))];
+        let want = [TurnAct::Asked { size }, began("resp_1", true, size), over("resp_1", Some(usage), self::size(90))];
         assert_eq!(acts(&rig)[1..4], want);
         // The next one reads the first, and a second of what the caller said since; not the silence before it.
         rig.speak(SECOND);
         rig.message(ClientMsg::Discard);
         rig.speak(SECOND);
         rig.message(ClientMsg::Commit);
-        assert_eq!(acts(&rig).last(), Some(&TurnAct::Ask { number: 2, tokens: 90 + 10 + 100 }));
+        assert_eq!(acts(&rig).last(), Some(&TurnAct::Ask { number: 2, size: self::size(90 + 10) }));
         // A word to the first is none to the second.
         rig.input(Input::Turn { number: 1, word: Word::Granted });
         assert_eq!(asks(&rig), 1);
@@ -532,7 +585,7 @@ mod tests {
         assert!(matches!(acts(&rig).last(), Some(TurnAct::Asked { .. })));
         // Refused for another reason it has used nothing.
         refuse_last(&mut rig, "server_error");
-        assert_eq!(acts(&rig).last(), Some(&TurnAct::Never { used: Some(0) }));
+        assert_eq!(acts(&rig).last(), Some(&TurnAct::Never { used: Some(Usage::default()) }));
     }
 
     #[test]
@@ -606,7 +659,7 @@ mod tests {
         let mut rig = governed(Govern::Always, true);
         found(&mut rig, "item_1");
         rig.pass(2 * SECOND);
-        assert_eq!(acts(&rig), []);
+        assert!(matches!(acts(&rig)[..], [TurnAct::Look { .. }]), "nothing is asked for yet");
         rig.pass(2 * SECOND);
         word(&mut rig, Word::Granted);
         assert_eq!(asks(&rig), 1);
@@ -657,7 +710,7 @@ mod tests {
         rig.input(Input::SessionUp(None));
         rig.message(ClientMsg::Text { text: "x".repeat(40) });
         // What the agent begins with, the first text told again, the second, and the answer.
-        assert_eq!(acts(&rig).last(), Some(&TurnAct::Ask { number: 2, tokens: 50 + 100 + 10 + 100 }));
+        assert_eq!(acts(&rig).last(), Some(&TurnAct::Ask { number: 2, size: size(50 + 100 + 10) }));
     }
 
     #[test]
@@ -669,6 +722,6 @@ mod tests {
         rig.pass(10 * SECOND);
         rig.input(Input::ServicePong);
         rig.pass(11 * SECOND);
-        assert_eq!(acts(&rig).last(), Some(&over("resp_1", None)));
+        assert_eq!(acts(&rig).last(), Some(&over("resp_1", None, size(50 + 2))));
     }
 }

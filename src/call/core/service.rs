@@ -43,6 +43,7 @@ impl Core {
                     self.say(ServerMsg::SpeechStarted { at_ms });
                     self.slot.hold_for_speech();
                     self.barge_in(now, true);
+                    self.look_at_budget();
                 }
             }
             Event::SpeechStopped { at_ms } => {
@@ -134,7 +135,8 @@ impl Core {
         }
         let Some(mut booked) = Booked::counted(event) else { return };
         match booked.kind {
-            Kind::Reply => {
+            Kind::Reply | Kind::Refusal => {
+                booked.delay = self.delay_of(&booked.id);
                 self.last_usage = Some(booked.usage);
                 self.counted(booked.usage);
             }

@@ -121,13 +121,13 @@ impl World {
     fn turn(&mut self, call: usize, act: TurnAct) {
         let held = &mut self.calls[call].held;
         match act {
-            TurnAct::Ask { number, tokens } => {
+            TurnAct::Ask { number, size } => {
                 assert!(number > held.number, "a wish has a number of its own");
                 held.number = number;
-                let wait = u32::try_from(tokens % 7).unwrap() * 60 * MS;
+                let wait = u32::try_from(size.tokens() % 7).unwrap() * 60 * MS;
                 self.later(call, wait, Ev::Granted(number));
             }
-            TurnAct::Forget => {}
+            TurnAct::Forget | TurnAct::Look { .. } => {}
             TurnAct::Again => assert!(std::mem::take(&mut held.asked), "it was asked for"),
             TurnAct::Asked { .. } => {
                 assert!(!std::mem::replace(&mut held.asked, true), "one at a time");
@@ -137,9 +137,9 @@ impl World {
                 assert!(!asked || std::mem::take(&mut held.asked), "it was asked for");
                 held.running.push(response);
             }
-            TurnAct::Over { response, used } => {
+            TurnAct::Over { response, used, .. } => {
                 held.running.retain(|running| *running != response);
-                let scarce = used.unwrap_or_default() % 3 == 0;
+                let scarce = used.unwrap_or_default().total_tokens % 3 == 0;
                 self.later(call, 10 * MS, Ev::Scarce(scarce));
             }
             TurnAct::Lost => (held.asked, held.running) = (false, Vec::new()),
