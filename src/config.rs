@@ -769,7 +769,7 @@ impl Config {
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Values { problems }) }
     }
 
-    fn ranges(&self) -> [(&'static str, u64, u64, u64, &'static str); 17] {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64, &'static str); 18] {
         let (server, audio, call) = (&self.server, &self.audio, &self.call);
         [
             ("server.max_calls", server.max_calls as u64, 1, 1_000_000, "calls"),
@@ -788,6 +788,7 @@ impl Config {
             ("call.resume_window_s", call.resume_window_s, 0, 3_600, "seconds"),
             ("call.reconnect_s", call.reconnect_s, 1, 600, "seconds"),
             ("turns.wait_ms", self.turns.wait_ms, 0, 60_000, "ms"),
+            ("turns.batch_wait_ms", self.turns.batch_wait_ms, 0, 3_600_000, "ms"),
             ("call.history_tokens", call.history_tokens as u64, 500, 1_000_000, "tokens"),
         ]
     }

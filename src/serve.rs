@@ -52,6 +52,7 @@ use crate::{
             window::{day_start, month_start},
         },
         gate::good_for,
+        governor::Class,
         price::{PriceError, PriceList},
         sources::{Agents, Reload, Sources},
         store::StoreError,
@@ -63,7 +64,7 @@ use crate::{
         returns::{self, Arrival, Returns, Ticket},
         written::Heir,
     },
-    config::{AgentConfig, Config, LedgerConfig, TlsConfig, USUAL_UPSTREAM, UpstreamConfig},
+    config::{AgentConfig, Config, Govern, LedgerConfig, TlsConfig, USUAL_UPSTREAM, UpstreamConfig},
     http::{broker, calls, cors, pages, tokens, usage},
     ledger::{
         Health, Ledger, LedgerError,
@@ -245,9 +246,11 @@ impl Shared {
         Duration::from_secs(self.config.call.reconnect_s)
     }
 
-    /// How long a turn may wait for the account's limits.
-    fn turn_patience(&self) -> Duration {
-        Duration::from_millis(self.config.turns.wait_ms)
+    /// Whether a turn waits for the account's limits, and how long.
+    fn turns(&self, who: &Principal) -> (Govern, Duration) {
+        let turns = &self.config.turns;
+        let wait_ms = if who.class() == Class::Batch { turns.batch_wait_ms } else { turns.wait_ms };
+        (turns.govern, Duration::from_millis(wait_ms))
     }
 
     /// The limits of a call.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::tenant::Tenant;
+use super::{governor::Class, tenant::Tenant};
 use crate::{
     audio::Codec,
     config::{KeyHash, PolicyConfig, Scope, Secret},
@@ -125,6 +125,11 @@ impl Principal {
     /// Their part of an account's limits, against others.
     pub fn weight(&self) -> u32 {
         self.0.tenant.as_ref().map_or(1, |tenant| tenant.config.weight)
+    }
+
+    /// Whether somebody waits on the line for its answers.
+    pub fn class(&self) -> Class {
+        self.0.tenant.as_ref().map_or(Class::Interactive, |tenant| tenant.config.class)
     }
 
     /// Who pays.

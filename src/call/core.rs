@@ -702,6 +702,12 @@ impl Core {
     }
 
     fn ask_for_reply(&mut self, now: At) {
+        if self.pass.is_some() {
+            return self.pass_asks(now);
+        }
+        if self.says_goodbye(now) {
+            return;
+        }
         if !self.slot.has_wish() {
             return self.wants_none();
         }

@@ -38,6 +38,7 @@ use crate::{
     },
     audio::Codec,
     client::wire::ServerMsg,
+    config::Govern,
     ledger::Kind,
     net::{
         outbox::Outbox,
@@ -110,8 +111,8 @@ pub struct Call {
     pub books: Books,
     /// How long a session that was lost is tried to be had anew.
     pub reconnect: Duration,
-    /// How long a turn may wait for the account's limits.
-    pub turn_patience: Duration,
+    /// Whether a turn waits for the account's limits, and how long.
+    pub turns: (Govern, Duration),
     /// What may be spent, and what it has spent in another process.
     pub budgets: Budgets,
     pub spent: Amount,
@@ -251,7 +252,7 @@ impl Driver {
             ticket,
             books,
             reconnect,
-            turn_patience,
+            turns,
             budgets,
             spent,
             ..
@@ -260,10 +261,9 @@ impl Driver {
         let rerate = Rerate::to(upstream.config().input_rate).filter(|_| door.setup().is_none());
         let board = upstream.board().clone();
         let whose = (wanted, license.who().clone(), id.clone());
-        let tenant = (license.who().tenant_id(), license.who().weight());
         let purse = budgets.purse(license.who(), &id, spent);
         let quota = upstream.quota().clone();
-        let turnstile = Turnstile::new(quota, &books.model, tenant, turn_patience, (purse, books.prices.clone()));
+        let turnstile = Turnstile::new(quota, &books.model, license.who(), turns, (purse, books.prices.clone()));
         let mut service = ServiceLeg::new(whose, upstream, reconnect, goodbyes.clone());
         let (client, session) = match client {
             Client::Here(socket) => (ClientLeg::new(*socket, ticket.is_some()), String::new()),
@@ -508,6 +508,10 @@ impl Driver {
                 Frame::Text(text) => {
                     self.bytes_in += text.len() as u64;
                     self.door.text(&mut self.core, self.began.elapsed(), text);
+                    // What comes behind a request shall not overtake it.
+                    if self.core.is_asking() {
+                        break;
+                    }
                 }
                 Frame::Pong => self.core.handle(self.now(), Input::ClientPong),
                 // Whoever goes away for another reason than being done may come back.
@@ -829,9 +833,14 @@ impl Driver {
         self.goodbyes.spawn(returns::leave(socket, self.door.name(), End::ResumeRefused, self.id.clone()));
     }
 
-    fn book(&self, booked: Booked) {
-        if booked.kind == Kind::Transcription {
-            self.turnstile.spend(self.books.model_of(&booked), &booked.usage, booked.seconds);
+    fn book(&mut self, booked: Booked) {
+        match booked.kind {
+            Kind::Transcription => {
+                self.turnstile.spend(self.books.model_of(&booked), &booked.usage, booked.seconds);
+            }
+            // Its count is lost: what it must have used.
+            Kind::Reply if booked.estimated => self.turnstile.over(&booked.id, Some(&booked.usage)),
+            Kind::Reply | Kind::Refusal => {}
         }
         self.books.book(self.license.who(), &self.session, booked);
     }
@@ -961,9 +970,7 @@ impl Driver {
         };
         let ((), owed) = tokio::join!(client, service);
         for booked in owed {
-            if !booked.estimated {
-                self.turnstile.over(&booked.id, Some(&booked.usage));
-            }
+            self.turnstile.over(&booked.id, Some(&booked.usage));
             self.book(booked);
         }
     }

@@ -9,13 +9,16 @@ use tokio::sync::watch;
 use super::core::{Size, TurnAct};
 use crate::{
     admit::{
+        Principal,
         budget::{Amount, Held, Low, Purse, Spent},
         governor::{Class, Dimension, Heard, Reason},
         price::PriceList,
         quota::{Answer, Grant, Quota, Turn, Waiting},
     },
     client::wire::Usage,
+    config::Govern,
     upstream::{Ended, Event, RateLimit, ServiceError, limits::Limit},
+    wall::unix_now,
 };
 
 /// Replies of one session that are counted at once; the oldest is settled for one more.
@@ -30,8 +33,19 @@ pub enum Word {
     Waits(Reason),
     /// Not at all; why.
     Refused(Reason),
-    /// It cannot be paid; and what is said before the call ends.
-    TooDear(Spent, Option<String>),
+    /// It cannot be paid.
+    TooDear(TooDear),
+}
+
+/// Why a reply cannot be paid.
+#[derive(Debug)]
+pub struct TooDear {
+    /// The limit.
+    pub spent: Spent,
+    /// When there is room again, as far as it is known.
+    pub retry_after: Option<Duration>,
+    /// What is said before the call ends.
+    pub farewell: Option<String>,
 }
 
 /// How a call's budgets stand.
@@ -66,6 +80,11 @@ struct Granted {
 }
 
 impl Granted {
+    /// The service was asked and nobody knows whether it has heard: its limits may count it, its bill does not.
+    fn never_began(self) {
+        self.quota.settle(None);
+    }
+
     fn settle(self, used: Option<(u64, Amount)>) {
         let (tokens, amount) = used.unzip();
         self.quota.settle(tokens);
@@ -82,36 +101,58 @@ pub struct Turnstile {
     model: String,
     tenant: String,
     weight: u32,
+    class: Class,
     patience: Duration,
     scarce: watch::Receiver<bool>,
+    /// The account's limits keep nothing back.
+    free: bool,
     purse: Purse,
     prices: Arc<PriceList>,
     waiting: Option<(u64, Pin<Box<Waiting>>, Held)>,
     granted: Option<Granted>,
-    asked: Option<Granted>,
+    asked: Vec<Granted>,
+    /// For the answer that the service is about to give.
+    expected: Option<Held>,
     /// By the service's ids.
     running: Vec<(String, Granted)>,
 }
 
 impl Turnstile {
-    /// For calls of this tenant with this model; a turn waits so long at most. `purse`: the call's.
+    /// For calls of this one with this model; a turn waits so long at most. `purse`: the call's.
     pub fn new(
         quota: Arc<Quota>,
         model: &str,
-        (tenant, weight): (&str, u32),
-        patience: Duration,
+        who: &Principal,
+        (govern, patience): (Govern, Duration),
         (purse, prices): (Purse, Arc<PriceList>),
     ) -> Self {
-        let (model, tenant) = (model.to_owned(), tenant.to_owned());
-        let scarce = quota.scarcity(&model);
-        let (waiting, granted, asked, running) = (None, None, None, Vec::new());
-        Self { quota, model, tenant, weight, patience, scarce, purse, prices, waiting, granted, asked, running }
+        let (model, tenant) = (model.to_owned(), who.tenant_id().to_owned());
+        let (weight, class) = (who.weight(), who.class());
+        let (scarce, free) = (quota.scarcity(&model), govern == Govern::Never);
+        let (waiting, granted, expected, asked, running) = (None, None, None, Vec::new(), Vec::new());
+        Self {
+            quota,
+            model,
+            tenant,
+            weight,
+            class,
+            patience,
+            scarce,
+            free,
+            purse,
+            prices,
+            waiting,
+            granted,
+            asked,
+            expected,
+            running,
+        }
     }
 
     fn turn(&self, size: Size) -> Turn<'_> {
-        let Self { model, tenant, weight, patience, .. } = self;
+        let Self { model, tenant, weight, class, patience, .. } = self;
         let tokens = size.tokens();
-        Turn { model, tenant, weight: *weight, class: Class::Interactive, tokens, patience: *patience }
+        Turn { model, tenant, weight: *weight, class: *class, tokens, patience: *patience }
     }
 
     fn at_most(&self, size: Size) -> Amount {
@@ -130,27 +171,27 @@ impl Turnstile {
             TurnAct::Asked { size } => {
                 // More was said while it waited.
                 let granted = self.granted.take().filter(|granted| granted.quota.tokens() >= size.tokens());
-                self.asked = Some(granted.unwrap_or_else(|| self.charge(size)));
+                let granted = granted.unwrap_or_else(|| self.charge(size));
+                self.asked.push(granted);
             }
-            TurnAct::Again => self.granted = self.asked.take(),
+            TurnAct::Again => self.granted = self.asked.pop(),
             TurnAct::Never { used } => {
                 let used = used.map(|usage| self.used(&usage));
-                if let Some(granted) = self.asked.take() {
-                    granted.settle(used);
-                }
+                self.asked.drain(..).for_each(|granted| granted.settle(used));
             }
             TurnAct::Began { response, asked, size } => {
                 if self.running.len() == RUNNING {
                     self.running.remove(0).1.settle(None);
                 }
-                let granted = self.asked.take_if(|_| asked).unwrap_or_else(|| self.charge(size));
+                let granted = if asked { self.asked.pop() } else { None };
+                let granted = granted.unwrap_or_else(|| self.charge(size));
                 self.running.push((response, granted));
             }
             TurnAct::Over { response, used, next } => {
                 self.over(&response, used.as_ref());
                 return Some(Says::Means(self.means(next)));
             }
-            TurnAct::Look { next } => return Some(Says::Means(self.means(next))),
+            TurnAct::Look { next } => return Some(Says::Means(self.look(next))),
             TurnAct::Lost => self.lose(),
         }
         None
@@ -158,10 +199,19 @@ impl Turnstile {
 
     fn ask(&mut self, number: u64, size: Size) -> Word {
         self.forget();
+        self.expected = None;
         let budget = match self.purse.ask(self.at_most(size)) {
             Ok(held) => held,
-            Err(spent) => return Word::TooDear(spent, self.purse.when_spent().1),
+            Err(spent) => {
+                let wait = spent.resets_at.map(|at| Duration::from_secs(at.saturating_sub(unix_now()).max(1)));
+                let farewell = self.purse.when_spent().1;
+                return Word::TooDear(TooDear { spent, retry_after: wait, farewell });
+            }
         };
+        if self.free {
+            self.granted = Some(Granted { quota: self.quota.charge(self.turn(size)), budget });
+            return Word::Granted;
+        }
         match self.quota.ask(self.turn(size)) {
             Answer::Granted(quota) => {
                 self.granted = Some(Granted { quota, budget });
@@ -176,8 +226,20 @@ impl Turnstile {
     }
 
     /// A reply that nobody asked for, or that has become larger meanwhile.
-    fn charge(&self, size: Size) -> Granted {
+    fn charge(&mut self, size: Size) -> Granted {
+        self.expected = None;
         Granted { quota: self.quota.charge(self.turn(size)), budget: self.purse.charge(self.at_most(size)) }
+    }
+
+    /// The service may answer by itself soon: that is held now, so that all who begin to speak at once see each other.
+    fn look(&mut self, next: Size) -> Means {
+        self.expected = None;
+        let mut means = self.means(next);
+        match self.purse.ask(self.at_most(next)) {
+            Ok(held) => self.expected = Some(held),
+            Err(_) => means.tight = true,
+        }
+        means
     }
 
     fn means(&mut self, next: Size) -> Means {
@@ -211,8 +273,9 @@ impl Turnstile {
     }
 
     fn lose(&mut self) {
-        let running = std::mem::take(&mut self.running).into_iter().map(|(_, grant)| grant);
-        running.chain(self.asked.take()).for_each(|grant| grant.settle(None));
+        self.expected = None;
+        self.running.drain(..).for_each(|(_, granted)| granted.settle(None));
+        self.asked.drain(..).for_each(Granted::never_began);
     }
 
     /// Whether little is left.

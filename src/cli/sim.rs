@@ -13,7 +13,7 @@ use super::{Usage, logs, tell};
 use crate::{
     chaos::{Proxy, Script},
     config::{LogConfig, parse_listen},
-    sim::{Faults, Shape, Sim, SimConfig},
+    sim::{Faults, Shape, Sim, SimConfig, SimStats},
 };
 
 /// Arguments of `sim`.
@@ -53,7 +53,18 @@ pub struct SimArgs {
     config: Option<PathBuf>,
 }
 
-/// Serves until it is told to leave.
+/// What it has done, in one line.
+fn counted(stats: &SimStats) -> String {
+    let SimStats { usage, sessions_opened, responses, limited, .. } = stats;
+    let (input, output) = (usage.text + usage.audio, usage.output_text + usage.output_audio);
+    let refused: u64 = limited.values().sum();
+    format!(
+        "counted: {sessions_opened} sessions, {responses} replies, {} tokens (in {input}, out {output}); refused for limits: {refused}",
+        input + output,
+    )
+}
+
+/// Serves until it is told to leave, and says then what it has counted.
 ///
 /// # Errors
 /// When a file is broken or the address cannot be had.
@@ -96,6 +107,8 @@ pub async fn run(args: SimArgs) -> anyhow::Result<ExitCode> {
         done = tokio::signal::ctrl_c() => done?,
         _ = term.recv() => {}
     }
+    let stats = sim.stats();
     sim.stop().await;
+    tell(io::stderr(), &counted(&stats));
     Ok(ExitCode::SUCCESS)
 }

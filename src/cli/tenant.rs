@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 
 use super::{Usage, serve, tell};
 use crate::{
-    admit::{key, store::Store},
+    admit::{governor::Class, key, store::Store},
     audio::Codec,
     config::{BudgetConfig, Config, KeyConfig, KeyHash, Moment, Net, Scope, TENANT_IDS, TenantConfig, is_tenant_id},
     wall::unix_now,
@@ -76,6 +76,12 @@ struct Add {
     /// Calls at once; 0: no limit
     #[arg(long, value_name = "N", default_value_t = 0)]
     max_calls: usize,
+    /// Its part of an account's limits, against other tenants of the account
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    weight: u32,
+    /// Whether somebody waits on the line for its answers: those of batch come after all others
+    #[arg(long, value_name = "CLASS", default_value = "interactive")]
+    class: Class,
     /// Requests at any door in a minute; 0: no limit
     #[arg(long, value_name = "N", default_value_t = 0)]
     connects_per_minute: u32,
@@ -196,6 +202,8 @@ fn add(store: &Store, config: &Config, add: Add, file: &Path) -> anyhow::Result<
         formats: add.formats,
         upstream: add.upstream,
         max_calls: add.max_calls,
+        weight: add.weight,
+        class: add.class,
         connects_per_minute: add.connects_per_minute,
         max_call_s: add.max_call_s,
         idle_s: add.idle_s,

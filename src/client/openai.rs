@@ -57,6 +57,8 @@ pub enum Kind {
         /// In no conversation: it runs beside others.
         aside: bool,
     },
+    /// A reply is called off.
+    Cancel,
     /// Nothing that we decide on.
     Other,
     /// No event at all.
@@ -160,6 +162,7 @@ impl Head<'_> {
                 let reply = self.response.and_then(|r| serde_json::from_str::<ReplyHead<'_>>(r.get()).ok());
                 Kind::CreateReply { aside: reply.and_then(|r| r.conversation).as_deref() == Some("none") }
             }
+            Some("response.cancel") => Kind::Cancel,
             Some(_) => Kind::Other,
             None => invalid("invalid_event", "Missing required parameter: 'type'.".to_owned()),
         }
@@ -410,6 +413,7 @@ mod tests {
                 r#"{"type":"conversation.item.create","item":{"role":"user","role":"system"}}"#,
                 Kind::CreateItem { system: true },
             ),
+            (r#"{"type":"response.cancel","response_id":"resp_1"}"#, Kind::Cancel),
             (r#"{"type":"of_tomorrow"}"#, Kind::Other),
         ] {
             assert_eq!(kind(text), want, "{text}");

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{AllowanceConfig, BudgetConfig, PolicyConfig, Secret};
-use crate::audio::Codec;
+use crate::{admit::governor::Class, audio::Codec};
 
 /// `[auth]`: call tokens, and what people are called upstream.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -75,6 +75,8 @@ pub struct TenantConfig {
     pub max_calls: usize,
     /// Its part of an account's limits, against other tenants of the account.
     pub weight: u32,
+    /// Whether somebody waits on the line for its answers; those of `batch` come after all others.
+    pub class: Class,
     /// Requests at any door in a minute; 0: no limit of its own.
     pub connects_per_minute: u32,
     /// Longest call, seconds; none: `call.max_s`.
@@ -106,6 +108,7 @@ impl Default for TenantConfig {
             upstream: None,
             max_calls: 0,
             weight: 1,
+            class: Class::Interactive,
             connects_per_minute: 0,
             max_call_s: None,
             idle_s: None,

@@ -22,11 +22,13 @@ pub struct TurnsConfig {
     pub govern: Govern,
     /// How long an answer may wait for them, ms.
     pub wait_ms: u64,
+    /// The same for tenants of class `batch`.
+    pub batch_wait_ms: u64,
 }
 
 impl Default for TurnsConfig {
     fn default() -> Self {
-        Self { govern: Govern::NearLimit, wait_ms: 3_000 }
+        Self { govern: Govern::NearLimit, wait_ms: 3_000, batch_wait_ms: 60_000 }
     }
 }
 

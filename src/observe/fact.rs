@@ -189,7 +189,7 @@ impl Fact {
             }
             Self::TurnRefused { limit, reason } => {
                 counter!("voxrelay_turns_refused_total", "limit" => limit.clone()).increment(1);
-                tracing::warn!(%reason, "an answer was refused for the account's limits");
+                tracing::warn!(%reason, "an answer was refused");
             }
             Self::ReplyEnded { status, answered_after, relay_added } => {
                 let status = match status {

@@ -263,7 +263,7 @@ fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
         ticket: Some(shared.returns.restored(name, written.tokens)),
         books,
         reconnect: shared.reconnect(),
-        turn_patience: shared.turn_patience(),
+        turns: shared.turns(&who),
         budgets: shared.budgets.clone(),
         spent,
         heir: shared.heir.clone(),

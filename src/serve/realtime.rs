@@ -415,7 +415,7 @@ fn admit(
             ticket,
             books,
             reconnect: task.reconnect(),
-            turn_patience: task.turn_patience(),
+            turns: task.turns(&who),
             budgets: task.budgets.clone(),
             spent: Amount::default(),
             heir: task.heir.clone(),

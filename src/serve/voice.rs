@@ -188,7 +188,7 @@ fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgra
             ticket,
             books,
             reconnect: task.reconnect(),
-            turn_patience: task.turn_patience(),
+            turns: task.turns(&who),
             budgets: task.budgets.clone(),
             spent: Amount::default(),
             heir: task.heir.clone(),

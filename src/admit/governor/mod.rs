@@ -91,6 +91,7 @@ fn millis<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
 /// Who goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[derive(clap::ValueEnum)]
 pub enum Class {
     /// Somebody waits for it on the line.
     Interactive,

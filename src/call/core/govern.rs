@@ -12,7 +12,7 @@ use super::{Core, Output};
 use crate::{
     admit::governor::Reason,
     call::{At, books::Booked, ms, slot::Want, turnstile::Word},
-    client::wire::{ErrorBody, ServerMsg, Usage},
+    client::wire::{ServerMsg, Usage},
     config::Govern,
     observe::fact::Fact,
     upstream::{Command, Ended},
@@ -90,7 +90,10 @@ impl Size {
 enum Gate {
     #[default]
     Closed,
+    /// It was told, and the account has not answered yet.
     Asking,
+    /// The account has said that it must wait.
+    Waiting,
     Open,
 }
 
@@ -124,6 +127,8 @@ pub(super) struct Governing {
     told: VecDeque<(u64, bool)>,
     /// It will not have that changed, or does not say whether it has.
     stays: bool,
+    /// When a refusal was written down last.
+    refused_at: Option<At>,
     /// Tokens of the conversation that it has.
     before: u64,
     /// Tokens that no reply has read, and those that the replies since the last count have.
@@ -146,6 +151,7 @@ impl Default for Governing {
             answers: true,
             told,
             stays: false,
+            refused_at: None,
             before: 0,
             unread: 0,
             reading: 0,
@@ -159,6 +165,8 @@ const CHARS_PER_TOKEN: usize = 4;
 const MS_PER_TOKEN: u64 = 100;
 /// Delays of so many replies are remembered: those that may still be booked.
 const DELAYED: usize = 8;
+/// Refusals of one call are written down so often at most.
+const REFUSED_EVERY: Duration = Duration::from_secs(1);
 /// Configurations that a service has not confirmed and still may.
 const UNCONFIRMED: usize = 8;
 /// A service that says nothing to a change of who answers, and answers no turn within so long, has taken it.
@@ -167,9 +175,6 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 impl Core {
     /// Whether the reply that is wanted may be asked for now; if nobody has asked that, it is asked.
     pub(super) fn may_ask(&mut self, now: At) -> bool {
-        if let Some(leaving) = &mut self.leaving {
-            return !std::mem::replace(&mut leaving.asked, true); // the farewell, and nothing behind it
-        }
         if self.plan.govern == Govern::Never && !self.governing.tight {
             return true;
         }
@@ -178,7 +183,7 @@ impl Core {
                 self.governing.gate = Gate::Closed;
                 true
             }
-            Gate::Asking => false,
+            Gate::Asking | Gate::Waiting => false,
             Gate::Closed => {
                 self.governing.gate = Gate::Asking;
                 self.governing.number += 1;
@@ -203,15 +208,14 @@ impl Core {
             return self.turn_act(TurnAct::Never { used: Some(Usage::default()) });
         }
         self.wants_none();
-        if self.plan.govern != Govern::Never || self.governing.tight {
-            self.governing.gate = Gate::Open;
-        }
+        self.not_said();
+        self.governing.gate = Gate::Open;
         self.turn_act(TurnAct::Again);
     }
 
     /// What the account says to a wish.
     pub(super) fn turn_word(&mut self, now: At, number: u64, word: Word) {
-        if self.governing.gate != Gate::Asking || self.governing.number != number {
+        if !matches!(self.governing.gate, Gate::Asking | Gate::Waiting) || self.governing.number != number {
             return; // it was forgotten meanwhile
         }
         match word {
@@ -223,28 +227,32 @@ impl Core {
                 }
                 self.note(Fact::TurnAdmitted { waited });
             }
-            Word::Waits(reason) => self.throttled(&reason),
-            Word::TooDear(spent, farewell) => {
+            Word::Waits(reason) => {
+                self.governing.gate = Gate::Waiting;
+                self.throttled(&reason);
+            }
+            Word::TooDear(refused) => {
                 self.governing.gate = Gate::Closed;
-                self.too_dear(now, &spent, farewell);
+                self.too_dear(now, refused);
             }
             Word::Refused(reason) => {
                 self.governing.gate = Gate::Closed;
-                self.slot.drop_next();
-                self.refused(reason.dimension.name(), reason.to_string());
+                self.refused(now, reason.dimension.name(), reason.to_string());
                 let (message, retryable) = match reason.wait {
                     Some(_) => (format!("no answer now: the account's limit is reached ({reason})"), true),
                     None => (format!("no answer: it is larger than the account's limit ({reason})"), false),
                 };
-                let error = self.error("rate_limited", message, retryable);
-                let retry_after_ms = reason.wait.map(ms);
-                self.say(ServerMsg::Error { error: ErrorBody { retry_after_ms, ..error } });
+                self.no_answer("rate_limited", message, reason.wait, retryable);
             }
         }
     }
 
-    /// For the operator: metrics, log and ledger.
-    pub(super) fn refused(&mut self, limit: &'static str, reason: String) {
+    /// For the operator: metrics, log and ledger; of a caller that asks and asks, one a second.
+    pub(super) fn refused(&mut self, now: At, limit: &'static str, reason: String) {
+        if self.governing.refused_at.is_some_and(|at| now.saturating_sub(at) < REFUSED_EVERY) {
+            return;
+        }
+        self.governing.refused_at = Some(now);
         self.note(Fact::TurnRefused { limit: limit.into(), reason: reason.clone() });
         let id = format!("{}-refused-{}", self.life.call, self.governing.number);
         self.out.push_back(Output::Book(Booked::refusal(&id, reason)));
@@ -341,7 +349,15 @@ impl Core {
     pub(super) fn turns_lost(&mut self) {
         self.governing.told.clear();
         self.governing.answers = true;
+        if self.slot.busy() && self.slot.active().is_none() {
+            self.not_said();
+        }
         self.turn_act(TurnAct::Lost);
+    }
+
+    /// A wish was told that the account has not answered.
+    pub fn is_asking(&self) -> bool {
+        self.governing.gate == Gate::Asking
     }
 
     /// Another process goes on: the account knows nothing of what was asked of the one before.

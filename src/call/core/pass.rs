@@ -29,6 +29,8 @@ use crate::{
 
 /// Longest part of an append, characters of base64: with its envelope below the service's 15 MB.
 const LONGEST_APPEND: usize = 14_900_000;
+/// Replies that a client may want at once.
+const WISHES: usize = 32;
 /// Names our own update, so that the service's complaint is told from one about the client's.
 const OPENING: u64 = 0;
 
@@ -46,6 +48,8 @@ pub(super) struct Pass {
     input: Format,
     /// Half a sample of a binary frame, whose other half comes with the next.
     odd: Option<u8>,
+    /// Replies that the client wants and the account has not granted.
+    wishes: VecDeque<Wish>,
     /// The reply that the client asked for.
     asked: Option<Asked>,
     /// Replies beside the conversation that were asked for and have not begun.
@@ -79,6 +83,17 @@ pub(super) struct Pass {
     shift_ms: i64,
 }
 
+/// A reply that the client wants.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Wish {
+    /// In no conversation.
+    aside: bool,
+    /// The client's name for it.
+    event_id: Option<String>,
+    /// As it goes to the service.
+    text: Bytes,
+}
+
 /// What the client asked for. (An option in an option is not told from none once it is written down.)
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Asked {
@@ -110,6 +125,7 @@ impl Pass {
             stage: Stage::Dialling,
             held: VecDeque::new(),
             held_bytes: 0,
+            wishes: VecDeque::new(),
             input: Format::PCM_24K,
             odd: None,
             asked: None,
@@ -262,6 +278,10 @@ impl Core {
                 self.forward_named(said.text);
             }
             Kind::CreateReply { aside } => self.rule_reply(now, *aside, said),
+            Kind::Cancel => {
+                self.take_back();
+                self.forward_named(said.text);
+            }
             Kind::Other => self.forward_named(said.text),
             Kind::Invalid { code, message } => {
                 let (code, message) = (code.clone(), message.clone());
@@ -318,6 +338,10 @@ impl Core {
         if ruled.is_err() {
             return self.forward_ruled(ruled, said);
         }
+        if self.pass().wishes.len() == WISHES {
+            let message = format!("More than {WISHES} requests for responses wait for the account's limits.");
+            return self.complain("rate_limit_exceeded", message, None, said.event_id);
+        }
         if !aside && !self.slot.take() {
             let running = self.slot.active().map(|id| format!(" in progress: {id}")).unwrap_or_default();
             let message = format!(
@@ -326,16 +350,55 @@ impl Core {
             );
             return self.complain("conversation_already_has_active_response", message, None, said.event_id);
         }
-        if aside {
-            self.pass().asides += 1;
-        } else {
-            self.pass().asked = Some(Asked { event_id: said.event_id.clone() });
-            let text = ruled.as_ref().ok().and_then(Clone::clone).unwrap_or_else(|| said.text.clone());
-            self.pass().asked_text = Some(text);
+        if !aside {
             self.turn.asked(now);
-            self.service_seen = now; // it owes us an answer from here on
         }
-        self.forward_ruled(ruled, said);
+        let Said { text, event_id, .. } = said;
+        let text = ruled.ok().flatten().unwrap_or(text);
+        self.pass().wishes.push_back(Wish { aside, event_id, text });
+    }
+
+    /// Asks for what the client wants answered next, when it is granted.
+    pub(super) fn pass_asks(&mut self, now: At) {
+        loop {
+            if self.pass().wishes.is_empty() {
+                return self.wants_none();
+            }
+            if !self.up || self.pass().stage != Stage::Open || !self.may_ask(now) {
+                return;
+            }
+            let Some(Wish { aside, event_id, text }) = self.pass().wishes.pop_front() else { return };
+            self.turn_asked();
+            if aside {
+                self.pass().asides += 1;
+            } else {
+                self.slot.take(); // a session that was lost meanwhile has freed it
+                self.pass().asked = Some(Asked { event_id });
+                self.pass().asked_text = Some(text.clone());
+                self.service_seen = now; // it owes us an answer from here on
+            }
+            self.forward(text);
+        }
+    }
+
+    /// What the client wants answered next will not be.
+    pub(super) fn wish_refused(&mut self, code: &str, message: String) {
+        let Some(Wish { aside, event_id, .. }) = self.pass().wishes.pop_front() else { return };
+        if !aside {
+            self.slot.not_taken(false);
+        }
+        // As the service calls it.
+        let code = if code == "budget_exhausted" { "insufficient_quota" } else { "rate_limit_exceeded" };
+        self.complain(code, message, None, event_id);
+    }
+
+    /// The client takes back what has not been asked for yet.
+    fn take_back(&mut self) {
+        if self.pass().wishes.iter().any(|wish| !wish.aside) {
+            self.pass().wishes.retain(|wish| wish.aside);
+            self.slot.not_taken(false);
+            self.wants_none();
+        }
     }
 
     fn forward(&mut self, text: Bytes) {
@@ -385,12 +448,12 @@ impl Core {
             }
             Event::WordsPass => self.words_pass(&text),
             Event::ReplyCreated { aside: true, response } if self.pass().asides > 0 => {
-                self.turn_began(&response, false);
+                self.turn_began(&response, true);
                 self.pass().asides -= 1;
             }
             // Some services say of no reply which conversation it belongs to.
             Event::ReplyCreated { response, .. } => {
-                self.turn_began(&response, false);
+                self.turn_began(&response, self.slot.is_ours());
                 self.slot.created(&response);
                 let turn = self.turn.take_marks();
                 let times = Times { turn, started: Some(now), ..Times::default() };

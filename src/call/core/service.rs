@@ -143,7 +143,11 @@ impl Core {
             Kind::Transcription => booked.writer.clone_from(&self.writer),
         }
         let audio_ms = self.playout.audio_ms(&booked.id);
+        let transcription = booked.kind == Kind::Transcription;
         self.out.push_back(Output::Book(Booked { audio_ms, ..booked }));
+        if transcription {
+            self.look_at_budget();
+        }
     }
 
     fn reply_created(&mut self, now: At, response: &str) {

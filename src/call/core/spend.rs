@@ -2,30 +2,41 @@
 //!
 //! What a reply may cost is asked together with its tokens ([`super::govern`]); here is what becomes of the answers. Decides, and
 //! counts nothing.
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Core, Output, TurnAct};
 use crate::{
-    admit::budget::{Low, Spent},
-    call::{At, end::End, slot::Want, turnstile::Means},
+    admit::budget::{Low, Spent, Whose, Window},
+    call::{
+        At,
+        end::End,
+        ms,
+        slot::Want,
+        turnstile::{Means, TooDear},
+    },
     client::wire::{ErrorBody, ServerMsg},
+    upstream::Command,
 };
 
 /// A farewell that does not come to its end within so long is cut.
 const FAREWELL: At = At::from_secs(20);
-/// A budget that is only held for others is asked again after so long, ms.
-const HELD_MS: u64 = 1_000;
+/// A budget that is only held for others is asked again after so long.
+const HELD: Duration = Duration::from_secs(1);
 
-/// A call that says goodbye.
+/// A call that may spend no more, and ends when what is paid for has been heard.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Leaving {
     /// Why.
     why: String,
+    /// What is said before.
+    farewell: Option<String>,
+    /// It was asked for.
+    asked: bool,
     /// At the latest then.
     until: At,
-    /// The farewell was asked for.
-    pub(super) asked: bool,
 }
 
 impl Core {
@@ -34,31 +45,33 @@ impl Core {
         let Means { low, tight, spent, farewell } = means;
         self.is_tight(tight);
         low.iter().for_each(|low| self.budget_low(low));
-        if let Some(spent) = spent {
+        // A minute's budget comes back while the caller waits; the next answer is asked for, and refused as long as it does not.
+        if let Some(spent) = spent.filter(|spent| spent.window != Window::Minute) {
             self.spent(now, &spent, farewell);
         }
     }
 
-    /// A reply was refused for this. `farewell`: as for [`Means`].
-    pub(super) fn too_dear(&mut self, now: At, spent: &Spent, farewell: Option<String>) {
-        self.slot.drop_next();
-        self.refused("budget", spent.figures());
-        if !spent.is_only_held() {
-            return self.spent(now, spent, farewell);
+    /// A reply was refused for this.
+    pub(super) fn too_dear(&mut self, now: At, refused: TooDear) {
+        let TooDear { spent, retry_after, farewell } = refused;
+        self.refused(now, "budget", spent.figures());
+        if !spent.is_only_held() && spent.window != Window::Minute {
+            return self.spent(now, &spent, farewell);
         }
-        let error = self.error("budget_exhausted", format!("no answer now: {spent}"), true);
-        self.say(ServerMsg::Error { error: ErrorBody { retry_after_ms: Some(HELD_MS), ..error } });
+        let wait = if spent.is_only_held() { Some(HELD) } else { retry_after };
+        self.no_answer("budget_exhausted", format!("no answer now: {spent}"), wait, true);
     }
 
     fn budget_low(&mut self, low: &Low) {
-        let more = [
-            ("scope", json!(low.whose)),
-            ("window", json!(low.window)),
-            ("unit", json!(low.unit)),
-            ("percent", json!(low.percent.clamp(0, 100))),
-        ];
+        let mut more = vec![("scope", json!(low.whose)), ("window", json!(low.window)), ("unit", json!(low.unit))];
+        let mut message = format!("{}: little is left", low.name());
+        // How much a tenant has spent is nothing for its callers.
+        if matches!(low.whose, Whose::User | Whose::Call) {
+            let percent = low.percent.clamp(0, 100);
+            more.push(("percent", json!(percent)));
+            message = format!("{}: {percent} % are used", low.name());
+        }
         let more = more.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        let message = format!("{}: {} % are used", low.name(), low.percent);
         self.say(ServerMsg::Notice { code: "budget_low".to_owned(), message, more });
     }
 
@@ -68,22 +81,48 @@ impl Core {
             return;
         }
         let why = spent.to_string();
-        // Words that nobody hears are worth nothing; and where the conversation is the client's, it is not for us to speak.
-        let Some(farewell) = farewell.filter(|_| self.pass.is_none() && self.up && self.is_connected()) else {
+        // Where the conversation is the client's, it is not for us to speak, and nobody knows what it has heard.
+        if self.pass.is_some() {
             return self.end(now, End::BudgetExhausted(why));
-        };
-        self.leaving = Some(Leaving { why, until: now + FAREWELL, asked: false });
+        }
         self.slot.drop_waiting();
         self.slot.never_spoke();
         self.wants_none();
-        let instructions = format!("Say goodbye to the caller. Say exactly this, and nothing else: {farewell}");
-        self.slot.want(Want { instructions: Some(instructions) });
+        let farewell = farewell.filter(|_| self.up && self.is_connected());
+        self.leaving = Some(Leaving { why, farewell, asked: false, until: now + self.plan.max_backlog });
     }
 
-    /// When a call that says goodbye ends: when that is said, at the latest when its time is over.
+    /// Asks for the farewell, once nothing else runs, and for nothing else; whether the call says goodbye.
+    pub(super) fn says_goodbye(&mut self, now: At) -> bool {
+        let Some(leaving) = &mut self.leaving else { return false };
+        self.slot.drop_waiting();
+        let farewell = leaving.farewell.as_ref().filter(|_| !leaving.asked && self.up && !self.slot.busy());
+        let Some(farewell) = farewell else { return true };
+        let instructions = format!("Say goodbye to the caller. Say exactly this, and nothing else: {farewell}");
+        // What is still to be heard of the answer before it has its own time.
+        (leaving.asked, leaving.until) = (true, now + self.plan.max_backlog + FAREWELL);
+        self.slot.never_spoke();
+        self.slot.want(Want { instructions: Some(instructions) });
+        if let Some(Want { instructions }) = self.slot.next(self.commands) {
+            self.service_seen = now;
+            self.turn_asked();
+            self.ask(Command::CreateReply { instructions });
+        }
+        true
+    }
+
+    /// What was asked for will be asked for again, since it has not begun.
+    pub(super) fn not_said(&mut self) {
+        if let Some(leaving) = &mut self.leaving {
+            leaving.asked = false;
+        }
+    }
+
+    /// When a call that says goodbye ends: when all is heard, at the latest when its time is over.
     pub(super) fn leaves_by(&self) -> Option<At> {
         let leaving = self.leaving.as_ref()?;
-        let said = leaving.asked && !self.slot.busy() && self.playout.is_empty();
+        let waits = leaving.farewell.is_some() && !leaving.asked;
+        let said = !waits && !self.slot.busy() && self.playout.is_empty();
         Some(if said { At::ZERO } else { leaving.until })
     }
 
@@ -93,10 +132,21 @@ impl Core {
         self.leaving.as_ref().map(|leaving| End::BudgetExhausted(leaving.why.clone()))
     }
 
-    /// A turn begins: what other calls have spent meanwhile may leave no room for its answer.
+    /// Somebody begins to speak, or was written down: what has been spent meanwhile, here and by others, may leave no room for an
+    /// answer.
     pub(super) fn look_at_budget(&mut self) {
         let next = self.projected();
         self.out.push_back(Output::Turn(TurnAct::Look { next }));
+    }
+
+    /// A wish is turned down; the call goes on.
+    pub(super) fn no_answer(&mut self, code: &'static str, message: String, wait: Option<Duration>, retryable: bool) {
+        if self.pass.is_some() {
+            return self.wish_refused(code, message);
+        }
+        self.slot.drop_next();
+        let error = self.error(code, message, retryable);
+        self.say(ServerMsg::Error { error: ErrorBody { retry_after_ms: wait.map(ms), ..error } });
     }
 }
 
@@ -138,6 +188,10 @@ mod tests {
         })
     }
 
+    fn dear(spent: Spent) -> TooDear {
+        TooDear { spent, retry_after: None, farewell: None }
+    }
+
     fn farewell() -> Means {
         Means { spent: Some(spent(900, 0)), tight: true, farewell: Some("That is all for today.".into()), low: vec![] }
     }
@@ -155,17 +209,30 @@ mod tests {
         let (code, message, more) = told.unwrap();
         assert_eq!(
             (code.as_str(), message.as_str()),
-            ("budget_low", "the tenant's budget for this month: 83 % are used")
+            ("budget_low", "the tenant's budget for this month: little is left")
         );
-        assert_eq!(json!(more), json!({"scope": "tenant", "window": "month", "unit": "usd", "percent": 83}));
-        assert_eq!(end(&rig), None);
+        assert_eq!(json!(more), json!({"scope": "tenant", "window": "month", "unit": "usd"}));
+        rig.input(Input::Means(Means { low: vec![Low { whose: Whose::Call, ..low(83) }], ..Means::default() }));
+        let told = rig.log.iter().rev().find_map(|(_, output)| match output {
+            Output::Send(ServerMsg::Notice { more, .. }) => more.get("percent").cloned(),
+            _ => None,
+        });
+        assert_eq!((told, end(&rig)), (Some(json!(83)), None), "how much a tenant has used is no caller's business");
     }
 
     #[test]
-    fn without_a_farewell_the_call_ends_at_once_and_with_one_when_it_was_heard() {
+    fn the_call_ends_when_all_that_is_paid_for_and_the_farewell_were_heard() {
         let mut silent = rig(Govern::NearLimit, false);
+        silent.message(ClientMsg::Text { text: "hello".into() });
+        silent.input(Input::Turn { number: 1, word: Word::Granted });
+        silent.created("resp_1");
+        silent.reply_audio("resp_1", "a", 2 * SECOND);
+        silent.done("resp_1", Ended::Completed);
         silent.input(Input::Means(Means { farewell: None, ..farewell() }));
-        assert_eq!(end(&silent), Some((At::ZERO, 4402)));
+        silent.pass(SECOND);
+        assert_eq!(end(&silent), None, "what is paid for is heard");
+        silent.pass(2 * SECOND);
+        assert_eq!(end(&silent).map(|(_, close)| close), Some(4402));
         assert!(silent.said().contains(&"error budget_exhausted".to_owned()));
         let mut rig = rig(Govern::NearLimit, false);
         rig.input(Input::Means(farewell()));
@@ -183,28 +250,79 @@ mod tests {
     }
 
     #[test]
-    fn a_farewell_that_never_comes_keeps_no_call_and_nothing_is_answered_behind_it() {
+    fn nothing_takes_the_farewells_place_and_nothing_is_answered_behind_it() {
         let mut rig = rig(Govern::NearLimit, false);
         rig.message(ClientMsg::Text { text: "hello".into() });
         rig.input(Input::Turn { number: 1, word: Word::Granted });
         rig.created("resp_1");
         rig.input(Input::Means(farewell()));
-        rig.done("resp_1", Ended::Completed);
+        // The farewell waits for the answer that runs, whatever is said meanwhile; and is asked for again if it cannot be had.
         rig.message(ClientMsg::Text { text: "one more".into() });
-        rig.pass(19 * SECOND);
-        assert_eq!(end(&rig), None);
+        rig.done("resp_1", Ended::Completed);
+        rig.message(ClientMsg::Interrupt { reply: None, played_ms: None });
+        let asked =
+            |rig: &mut Rig| rig.said().into_iter().filter(|word| word.starts_with("CreateReply")).collect::<Vec<_>>();
+        assert_eq!(asked(&mut rig), ["CreateReply", "CreateReply with instructions"]);
+        rig.input(Input::ServiceGone(End::Internal, true));
+        rig.input(Input::SessionUp(None));
+        assert_eq!(asked(&mut rig), ["CreateReply with instructions"]);
+        rig.created("resp_bye");
+        rig.reply_audio("resp_bye", "a", SECOND);
+        rig.done("resp_bye", Ended::Completed);
+        rig.message(ClientMsg::Text { text: "and one more".into() });
         rig.pass(2 * SECOND);
+        assert_eq!((end(&rig).map(|(_, close)| close), asked(&mut rig).len()), (Some(4402), 0));
+    }
+
+    #[test]
+    fn a_farewell_that_never_comes_keeps_no_call_for_ever() {
+        let mut rig = rig(Govern::NearLimit, false);
+        rig.input(Input::Means(farewell()));
+        rig.created("resp_bye");
+        for _ in 0..400 {
+            rig.reply_audio("resp_bye", "a", SECOND);
+            rig.pass(SECOND);
+        }
         assert_eq!(end(&rig).map(|(_, close)| close), Some(4402));
-        let said = rig.said();
-        let asked = said.iter().filter(|word| word.starts_with("CreateReply")).count();
-        assert_eq!(asked, 2, "the answer and the farewell: {said:?}");
+    }
+
+    #[test]
+    fn a_client_that_is_away_hears_what_was_kept_for_it_before_the_call_ends() {
+        let mut rig = rig(Govern::NearLimit, false);
+        rig.message(ClientMsg::Text { text: "hello".into() });
+        rig.input(Input::Turn { number: 1, word: Word::Granted });
+        rig.created("resp_1");
+        rig.reply_audio("resp_1", "a", 2 * SECOND);
+        rig.input(Input::ClientGone(End::ClientLost));
+        rig.done("resp_1", Ended::Completed);
+        rig.input(Input::Means(farewell()));
+        rig.pass(5 * SECOND);
+        assert_eq!(end(&rig), None);
+        rig.input(Input::ClientBack { late: At::ZERO, credential: None });
+        rig.pass(4 * SECOND);
+        assert_eq!(end(&rig).map(|(_, close)| close), Some(4402));
+    }
+
+    #[test]
+    fn a_minutes_budget_refuses_answers_and_ends_no_call() {
+        let mut rig = rig(Govern::NearLimit, false);
+        let minute = Spent { window: Window::Minute, ..spent(900, 0) };
+        rig.input(Input::Means(Means { spent: Some(minute.clone()), tight: true, ..Means::default() }));
+        rig.message(ClientMsg::Text { text: "hello".into() });
+        let refused = TooDear { retry_after: Some(40 * SECOND), ..dear(minute) };
+        rig.input(Input::Turn { number: 1, word: Word::TooDear(refused) });
+        let wait = rig.log.iter().find_map(|(_, output)| match output {
+            Output::Send(ServerMsg::Error { error }) => error.retry_after_ms,
+            _ => None,
+        });
+        assert_eq!((wait, end(&rig)), (Some(40_000), None));
     }
 
     #[test]
     fn what_is_only_held_for_others_refuses_one_answer_and_no_call() {
         let mut rig = rig(Govern::NearLimit, false);
         rig.message(ClientMsg::Text { text: "hello".into() });
-        rig.input(Input::Turn { number: 1, word: Word::TooDear(spent(800, 150), None) });
+        rig.input(Input::Turn { number: 1, word: Word::TooDear(dear(spent(800, 150))) });
         assert!(rig.said().contains(&"error budget_exhausted".to_owned()));
         rig.pass(SECOND);
         assert_eq!(end(&rig), None);
@@ -215,7 +333,7 @@ mod tests {
         let why = "budget user tokens day: need 150, have 50".to_owned();
         assert_eq!(booked, Some(("refused".to_owned(), why)), "and the operator knows why");
         rig.message(ClientMsg::Text { text: "hello".into() });
-        rig.input(Input::Turn { number: 2, word: Word::TooDear(spent(900, 0), None) });
+        rig.input(Input::Turn { number: 2, word: Word::TooDear(dear(spent(900, 0))) });
         assert_eq!(end(&rig).map(|(_, close)| close), Some(4402));
     }
 

@@ -10,6 +10,7 @@ use crate::{
         core::{Core, Input, Life, Output, Resume, TurnAct},
         end::End,
         policy::Policy,
+        turnstile::Word,
     },
     client::openai::{self, Said},
     config::{AgentConfig, PolicyConfig, Rule},
@@ -29,6 +30,8 @@ struct Rig {
     goes_over: bool,
     dials: usize,
     turns: Vec<TurnAct>,
+    /// The account has room for all.
+    grants: bool,
     end: Option<End>,
 }
 
@@ -62,6 +65,7 @@ impl Rig {
             goes_over: false,
             dials: 0,
             turns: vec![],
+            grants: true,
             end: None,
         }
     }
@@ -95,7 +99,12 @@ impl Rig {
                 Output::Greet(_) | Output::HangUp { .. } => {}
                 Output::Dial => self.dials += 1,
                 Output::LeaveService | Output::Book(_) => {}
-                Output::Turn(act) => self.turns.push(act),
+                Output::Turn(act) => {
+                    if let (TurnAct::Ask { number, .. }, true) = (&act, self.grants) {
+                        self.core.handle(self.now, Input::Turn { number: *number, word: Word::Granted });
+                    }
+                    self.turns.push(act);
+                }
                 other => panic!("the owner's business: {other:?}"),
             }
         }
@@ -255,7 +264,7 @@ fn one_reply_at_a_time_and_others_beside_it() {
     // Both are counted, each by its own end.
     let ids = |rig: &Rig, begun: bool| -> Vec<String> {
         let id = |act: &TurnAct| match act {
-            TurnAct::Began { response, asked: false, .. } if begun => Some(response.clone()),
+            TurnAct::Began { response, asked: true, .. } if begun => Some(response.clone()),
             TurnAct::Over { response, .. } if !begun => Some(response.clone()),
             _ => None,
         };
@@ -978,4 +987,53 @@ fn an_answer_that_was_cut_and_then_broke_off_is_told_as_far_as_it_was_heard() {
     rig.hear(r#"{"type":"conversation.item.truncated","event_id":"e","item_id":"item_a_2","content_index":0,"audio_end_ms":1000}"#);
     let told = retold(&mut rig);
     assert_eq!(told.last().unwrap()["content"][0]["text"], "One two three ... [interrupted about here]");
+}
+
+fn number(rig: &Rig) -> u64 {
+    let asked = |act: &TurnAct| if let TurnAct::Ask { number, .. } = act { Some(*number) } else { None };
+    rig.turns.iter().rev().find_map(asked).unwrap()
+}
+
+#[test]
+fn what_a_client_wants_answered_is_asked_for_when_the_account_grants_it() {
+    let create = r#"{"type":"response.create","event_id":"mine"}"#;
+    let aside = r#"{"type":"response.create","response":{"conversation":"none"}}"#;
+    let mut rig = Rig::open();
+    rig.grants = false;
+    rig.say(create);
+    rig.say(aside);
+    assert_eq!(std::mem::take(&mut rig.to_service), Vec::<String>::new());
+    rig.say(create);
+    assert!(rig.told().iter().any(|text| text.contains("conversation_already_has_active_response")), "one at a time");
+    rig.input(Input::Turn { number: number(&rig), word: Word::Granted });
+    assert_eq!(std::mem::take(&mut rig.to_service), [create]);
+    rig.input(Input::Turn { number: number(&rig), word: Word::Granted });
+    assert_eq!(std::mem::take(&mut rig.to_service), [aside]);
+    // One that is refused is told by the client's own name for it, and the next one may be asked for.
+    rig.hear(r#"{"type":"response.created","event_id":"e","response":{"id":"resp_1","conversation_id":"conv_1"}}"#);
+    rig.hear(r#"{"type":"response.done","event_id":"e","response":{"id":"resp_1","status":"completed"}}"#);
+    rig.told();
+    rig.say(create);
+    rig.input(Input::Turn { number: number(&rig), word: Word::Refused(reason()) });
+    let told = rig.told();
+    assert!(told.iter().any(|text| text.contains("rate_limit_exceeded") && text.contains("mine")), "{told:?}");
+    rig.say(create);
+    // And what is taken back is not asked for.
+    rig.say(r#"{"type":"response.cancel"}"#);
+    assert!(matches!(rig.turns.last(), Some(TurnAct::Forget)), "{:?}", rig.turns);
+    rig.input(Input::Turn { number: number(&rig), word: Word::Granted });
+    assert_eq!(std::mem::take(&mut rig.to_service), [r#"{"type":"response.cancel"}"#]);
+    rig.say(create);
+    rig.input(Input::Turn { number: number(&rig), word: Word::Granted });
+    assert_eq!(std::mem::take(&mut rig.to_service), [create]);
+}
+
+fn reason() -> crate::admit::governor::Reason {
+    use crate::admit::governor::{Ask, Asked, Class, Limits, Pool};
+    let mut pool = Pool::new(Limits { tokens: Some(600), ..Limits::default() }, At::ZERO);
+    let ask = Ask { tenant: "t", weight: 1, class: Class::Interactive, tokens: 10_000, until: SECOND };
+    match pool.ask(At::ZERO, ask) {
+        Asked::Refused(reason) => reason,
+        other => panic!("{other:?}"),
+    }
 }
