@@ -8,7 +8,6 @@ pub(crate) mod refusal;
 mod voice;
 
 use std::{
-    collections::BTreeMap,
     future, io,
     net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
@@ -54,6 +53,8 @@ use crate::{
         gate::good_for,
         governor::Class,
         price::{PriceError, PriceList},
+        router::Route,
+        routes::Routes,
         sources::{Agents, Reload, Sources},
         store::StoreError,
     },
@@ -62,9 +63,10 @@ use crate::{
         driver::{self, Call},
         end::End,
         returns::{self, Arrival, Returns, Ticket},
+        way::Way,
         written::Heir,
     },
-    config::{AgentConfig, Config, Govern, LedgerConfig, TlsConfig, USUAL_UPSTREAM, UpstreamConfig},
+    config::{AgentConfig, Config, Govern, LedgerConfig, TlsConfig, UpstreamConfig},
     http::{broker, calls, cors, pages, tokens, usage},
     ledger::{
         Health, Ledger, LedgerError,
@@ -76,7 +78,7 @@ use crate::{
         tls::{Files, Tls, TlsError},
         ws::{Socket, SocketLimits},
     },
-    upstream::open::Upstream,
+    upstream::{accounts::Accounts, open::Upstream, status::StatusPage},
     wall::{unix_now, unix_now_ms},
 };
 
@@ -128,6 +130,9 @@ pub enum ServeError {
         /// Why.
         problem: String,
     },
+    /// The status page cannot be asked.
+    #[error("incidents.url: {0}")]
+    Incidents(String),
     /// The system has no thread left.
     #[error("no thread can be had: {0}")]
     Thread(io::Error),
@@ -153,8 +158,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) gate: Arc<Gate>,
     agents: Arc<ArcSwap<Agents>>,
-    upstream: Upstream,
-    upstreams: BTreeMap<String, Upstream>,
+    pub(crate) accounts: Arc<Accounts>,
+    pub(crate) routes: Arc<Routes>,
     pub(crate) exchanges: broker::Exchanges,
     returns: Returns,
     /// The process that follows this one, once there is one.
@@ -228,7 +233,27 @@ impl Shared {
 
     /// The account of whoever pays; `None`: it is not configured.
     pub(crate) fn upstream(&self, who: &Principal) -> Option<&Upstream> {
-        who.upstream().map_or(Some(&self.upstream), |name| self.upstreams.get(name))
+        self.accounts.get(who.upstream())
+    }
+
+    /// How a call that asks for this model, or this tier, comes to its sessions. The tiers are those of the start.
+    pub(crate) fn way(&self, who: &Principal, upstream: &Upstream, name: &str) -> Way {
+        Way::tier(name, &self.routes, &self.accounts, who)
+            .unwrap_or_else(|| Way::fixed(upstream.clone(), who.upstream(), name))
+    }
+
+    /// Whether somebody may use what has this name: a model; or a tier, at least in part.
+    pub(crate) fn may_use(&self, who: &Principal, name: &str) -> bool {
+        who.may_use(name) || self.reach(who, name).iter().any(|route| who.may_use(&route.model))
+    }
+
+    /// Whether this is a tier that may come to this model.
+    fn leads_to(&self, who: &Principal, tier: &str, model: &str) -> bool {
+        self.reach(who, tier).iter().any(|route| route.model == model)
+    }
+
+    fn reach(&self, who: &Principal, tier: &str) -> Vec<Route> {
+        self.routes.resolve(tier).map(|tier| self.routes.reach(tier, who.upstream())).unwrap_or_default()
     }
 
     /// The way back to a call that came in at this door, and what its client is told of it; none, where calls are not kept.
@@ -366,8 +391,8 @@ impl Server {
         let shared = Arc::new(Shared {
             gate,
             agents: sources.agents(),
-            upstream,
-            upstreams,
+            accounts: Arc::new(Accounts::new(upstream, upstreams)),
+            routes: Routes::new(&config, prices.clone()),
             exchanges: broker::Exchanges::default(),
             returns: Returns::default(),
             heir: Heir::default(),
@@ -395,8 +420,12 @@ impl Server {
                 }
             });
         }
-        for upstream in shared.upstreams.values().chain([&shared.upstream]) {
+        for (_, upstream) in shared.accounts.all() {
             tasks.spawn(upstream.quota().clone().run());
+        }
+        if let Some(page) = StatusPage::new(&shared.config.incidents).map_err(ServeError::Incidents)? {
+            let routes = shared.routes.clone();
+            tasks.spawn(page.watch(move |report| routes.heard(report)));
         }
         let entrance = Entrance { socket, tls, router, max_connections };
         let followed = watch::Sender::new(0);
@@ -612,8 +641,7 @@ async fn agents(State(shared): State<Arc<Shared>>, request: Request) -> Response
 }
 
 async fn metrics_page(State(shared): State<Arc<Shared>>) -> Response<Body> {
-    shared.upstream.quota().measure(USUAL_UPSTREAM);
-    shared.upstreams.iter().for_each(|(name, upstream)| upstream.quota().measure(name));
+    shared.accounts.all().for_each(|(name, upstream)| upstream.quota().measure(name));
     match &shared.metrics {
         Some(metrics) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render()).into_response(),
         None => (StatusCode::NOT_FOUND, "no metrics are collected in this process\n").into_response(),

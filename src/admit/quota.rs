@@ -18,7 +18,10 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::governor::{Ask, Asked, Class, Heard, Limits, Pool, Reason, Reservation, Ticket, View};
+use super::{
+    governor::{Ask, Asked, Class, Heard, Limits, Pool, Reason, Reservation, Ticket, View},
+    router::Headroom,
+};
 use crate::config::LimitsConfig;
 
 /// Models that have a pool of their own, until some are used no more.
@@ -206,6 +209,15 @@ impl Quota {
     /// Whether so little of a model is left that whoever lets the service answer by itself should ask instead.
     pub fn scarcity(self: &Arc<Self>, model: &str) -> watch::Receiver<bool> {
         self.with(model, |_, _, account| account.scarce.subscribe())
+    }
+
+    /// What is left for a model, for whoever may go elsewhere.
+    pub fn headroom(self: &Arc<Self>, model: &str) -> Headroom {
+        self.with(model, |now, _, account| match (account.pool.is_short(now), account.pool.is_scarce(now)) {
+            (true, _) => Headroom::Nothing,
+            (false, true) => Headroom::Scarce,
+            (false, false) => Headroom::Plenty,
+        })
     }
 
     /// The pools as they are, by model.

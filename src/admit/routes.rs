@@ -15,7 +15,7 @@ use super::{
         feed::Report, typical_reply,
     },
 };
-use crate::{config::Config, observe::fact::Fact};
+use crate::{client::wire::Usage, config::Config, observe::fact::Fact};
 
 /// All tiers of a process.
 #[derive(Debug)]
@@ -50,9 +50,19 @@ impl Routes {
         self.router().resolve(name)
     }
 
+    /// Where its calls may come to ([`Router::reach`]).
+    pub fn reach(&self, tier: TierId, account: Option<&str>) -> Vec<Route> {
+        self.router().reach(tier, account)
+    }
+
+    /// What a reply has cost there; `None`: not known.
+    pub fn cost(&self, route: &Route, usage: &Usage) -> Option<Usd> {
+        self.prices.cost(&route.model, usage, None).map(|cost| cost.total())
+    }
+
     /// What a typical reply costs there; `None`: not known. For [`Wish::price`].
     pub fn price(&self, route: &Route) -> Option<Usd> {
-        self.prices.cost(&route.model, &typical_reply(), None).map(|cost| cost.total())
+        self.cost(route, &typical_reply())
     }
 
     /// Which route to dial now ([`Router::choose`]).

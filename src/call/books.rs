@@ -2,7 +2,7 @@
 //!
 //! A count is told more than once as more is known of it; the ledger keeps one row of each id. Here a row gets its price: that
 //! of the day on which it is booked.
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,7 @@ use crate::{
     admit::{
         Principal,
         price::{Cost, PriceList},
+        router::Route,
     },
     client::wire::Usage,
     config::USUAL_UPSTREAM,
@@ -36,6 +37,9 @@ pub struct Booked {
     pub audio_ms: u64,
     /// Heard of it, ms; 0 where it is not known, or not yet.
     pub heard_ms: u64,
+    /// From the request, or the turn that is answered, to the first audio, ms; none: there was none, or nobody saw it.
+    #[serde(default)]
+    pub first_audio_ms: Option<u64>,
     /// The service's count is lost: this is ours.
     pub estimated: bool,
     /// Of a reply that had to wait, or was refused: why, and for how long.
@@ -50,9 +54,9 @@ impl Booked {
     /// A reply.
     pub fn reply(id: &str, status: &str, usage: Usage) -> Self {
         let (id, status) = (id.to_owned(), status.to_owned());
-        let (seconds, writer, delay) = (None, None, None);
-        let (audio_ms, heard_ms, estimated) = (0, 0, false);
-        Self { id, kind: Kind::Reply, status, usage, seconds, audio_ms, heard_ms, estimated, delay, writer }
+        let (seconds, writer, delay, first_audio_ms) = (None, None, None, None);
+        let (kind, audio_ms, heard_ms, estimated) = (Kind::Reply, 0, 0, false);
+        Self { id, kind, status, usage, seconds, audio_ms, heard_ms, first_audio_ms, estimated, delay, writer }
     }
 
     /// A reply that was refused for this reason.
@@ -88,6 +92,8 @@ pub struct Books {
     pub call: String,
     /// The agent that was called.
     pub agent: String,
+    /// The account that the session runs on, as the ledger calls it.
+    pub account: String,
     /// The model that answers.
     pub model: String,
     /// The model that writes down what the caller says, as long as the session does not name one; none: not known.
@@ -105,10 +111,17 @@ impl Books {
         }
     }
 
+    /// Where the session runs.
+    pub fn route(&self) -> Route {
+        let upstream = Some(self.account.clone()).filter(|account| account != USUAL_UPSTREAM);
+        Route { upstream, model: self.model.clone() }
+    }
+
     /// Books a count of this session.
     pub fn book(&self, who: &Principal, session: &str, booked: Booked) {
         let model = self.model_of(&booked).to_owned();
-        let Booked { id, kind, status, usage, seconds, audio_ms, heard_ms, estimated, delay, .. } = booked;
+        let Booked { id, kind, status, usage, seconds, audio_ms, heard_ms, first_audio_ms, estimated, delay, .. } =
+            booked;
         let waited_ms = delay.as_ref().map(|delay| delay.waited_ms).filter(|_| kind == Kind::Reply);
         self.ledger.book(Entry {
             id,
@@ -119,7 +132,7 @@ impl Books {
             key: who.key_label(),
             user: who.user().map(str::to_owned),
             agent: self.agent.clone(),
-            route: format!("{}/{model}", who.upstream().unwrap_or(USUAL_UPSTREAM)),
+            route: format!("{}/{model}", self.account),
             cost: match kind {
                 Kind::Refusal => Some(Cost::default()),
                 Kind::Reply | Kind::Transcription => self.prices.cost(&model, &usage, seconds),
@@ -132,10 +145,40 @@ impl Books {
             seconds,
             audio_ms,
             heard_ms,
-            first_audio_ms: None,
+            first_audio_ms,
             waited_ms,
             reason: delay.map(|delay| delay.reason),
             estimated,
         });
+    }
+}
+
+/// Replies of the route before that are remembered: a reply is told of once more when it has been heard.
+const EARLIER: usize = 16;
+
+/// What was counted on the route before, and stays with it.
+#[derive(Debug, Default)]
+pub struct Earlier {
+    /// Counted on the route that runs, the newest.
+    counted: VecDeque<String>,
+    before: Option<(VecDeque<String>, Books, String)>,
+}
+
+impl Earlier {
+    /// The call goes on elsewhere.
+    pub fn moves(&mut self, books: &Books, session: &str) {
+        self.before = Some((std::mem::take(&mut self.counted), books.clone(), session.to_owned()));
+    }
+
+    /// The books and the session of a reply of before; `None`: it is the running route's.
+    pub fn of(&mut self, booked: &Booked) -> Option<(&Books, &String)> {
+        let known = self.before.as_ref().is_some_and(|(counted, ..)| counted.contains(&booked.id));
+        if !known && !self.counted.contains(&booked.id) {
+            if self.counted.len() == EARLIER {
+                self.counted.pop_front();
+            }
+            self.counted.push_back(booked.id.clone());
+        }
+        self.before.as_ref().filter(|_| known).map(|(_, books, session)| (books, session))
     }
 }

@@ -4,6 +4,7 @@
 //! that a call can be written down and continued. One part, one file: [`client`] what the client says, [`service`] what
 //! the service says, [`clock`] what time brings, [`away`] a client that is gone for a while, [`continuity`] one session after
 //! another, [`heir`] a process that follows this one, [`govern`] and [`spend`] what limits and budgets leave, and [`pass`] both sides where the client owns the conversation.
+mod asked;
 mod away;
 mod client;
 mod clock;
@@ -25,6 +26,7 @@ pub use self::govern::{Delay, Size, TurnAct};
 use self::{away::Away, continuity::Sessions, govern::Governing, pass::Pass, spend::Leaving};
 use super::{
     At,
+    answers::{Answers, Told},
     books::Booked,
     end::End,
     intake::Intake,
@@ -223,6 +225,15 @@ pub enum Input<'a> {
     Scarce(bool),
     /// How the call's budgets stand.
     Means(Means),
+    /// Another model answers from here on.
+    ModelChanged {
+        /// The model before; at the beginning, the tier that was asked for.
+        from: String,
+        /// The model.
+        to: String,
+        /// Why, in a word.
+        reason: &'static str,
+    },
     /// Time passed.
     Tick,
 }
@@ -290,6 +301,8 @@ pub enum Output {
     Book(Booked),
     /// Tell the account.
     Turn(TurnAct),
+    /// Tell whoever chooses where sessions are opened.
+    Told(Told),
     /// Ping the client.
     PingClient,
     /// Ping the service.
@@ -376,6 +389,9 @@ pub struct Core {
     governing: Governing,
     /// It says goodbye, since it may spend no more.
     leaving: Option<Leaving>,
+    /// How soon the newest replies were heard.
+    #[serde(default)]
+    answers: Answers,
     commands: u64,
     sent: VecDeque<(u64, About)>,
     errors: u64,
@@ -475,6 +491,7 @@ impl Core {
             uncounted: Vec::new(),
             governing: Governing::default(),
             leaving: None,
+            answers: Answers::default(),
             commands: 0,
             sent: VecDeque::new(),
             errors: 0,
@@ -544,6 +561,7 @@ impl Core {
             Input::Turn { number, word } => self.turn_word(now, number, word),
             Input::Scarce(scarce) => self.scarce(scarce),
             Input::Means(means) => self.means(now, means),
+            Input::ModelChanged { from, to, reason } => self.model_changed(&from, &to, reason),
             Input::Tick => {}
         }
         if self.held_bytes() + self.early_bytes > EARLY_MAX && !self.up {
@@ -717,6 +735,7 @@ impl Core {
         if let Some(Want { instructions }) = self.slot.next(self.commands) {
             self.service_seen = now; // it owes us an answer from here on, however long it was silent before
             self.turn_asked();
+            self.answers.asked(now);
             self.ask(Command::CreateReply { instructions });
         }
     }
@@ -794,8 +813,9 @@ impl Core {
         }
         if let Some(usage) = usage {
             let booked = Booked::reply(&reply.response, status_name(status), usage);
-            let delay = self.delay_of(&reply.response);
-            self.out.push_back(Output::Book(Booked { audio_ms, heard_ms, delay, ..booked }));
+            let (delay, first_audio_ms) =
+                (self.delay_of(&reply.response), self.answers.first_audio_ms(&reply.response));
+            self.out.push_back(Output::Book(Booked { audio_ms, heard_ms, first_audio_ms, delay, ..booked }));
         }
         self.say(ServerMsg::ReplyEnded { reply: reply.id, status, reason, audio_ms, heard_ms, usage, latency });
     }

@@ -20,7 +20,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     At,
-    books::{Booked, Books},
+    answers::Told,
+    books::{Booked, Books, Earlier},
     client_leg::ClientLeg,
     core::{Core, Input, Output, continuity::lives},
     door::Door,
@@ -28,13 +29,16 @@ use super::{
     rate::Rerate,
     returns::{self, Arrival, Ticket},
     service_leg::{Came, ServiceLeg, Up},
+    tools,
     turnstile::{Says, Turnstile},
+    way::{On, Opened, Way, Whose},
     written::{Heir, Written},
 };
 use crate::{
     admit::{
         Asked, Cut, License,
         budget::{Amount, Budgets},
+        router::Cause,
     },
     audio::Codec,
     client::wire::ServerMsg,
@@ -47,8 +51,7 @@ use crate::{
     observe::fact::Fact,
     upstream::{
         Command, UpstreamError, Wanted, ga,
-        limits::{self, Board, Source},
-        open::{Session, Upstream},
+        limits::{self, Source},
     },
     wall::unix_now,
 };
@@ -102,7 +105,7 @@ pub struct Call {
     /// The session that it wants.
     pub wanted: Wanted,
     /// Where sessions come from.
-    pub upstream: Upstream,
+    pub way: Way,
     /// The client.
     pub client: Client,
     /// The way back to it, where there is one.
@@ -194,7 +197,13 @@ struct Driver {
     /// The service takes PCM at another rate than a client of its protocol sends.
     rerate: Option<Rerate>,
     ticket: Option<Ticket>,
+    /// Where the last session runs, or ran.
+    on: Arc<On>,
     books: Books,
+    /// Of another route, before it.
+    earlier: Earlier,
+    /// Tools that were answered since a reply ended, and of them those that had failed.
+    tools: (u64, u64),
     turnstile: Turnstile,
     goodbyes: TaskTracker,
     drain: watch::Receiver<Option<Instant>>,
@@ -202,7 +211,6 @@ struct Driver {
     leaving: bool,
     stop: CancellationToken,
     license: License,
-    board: Arc<Board>,
     heir: Heir,
     /// The core wants the call to be written down.
     goes_over: bool,
@@ -241,36 +249,24 @@ enum Wake {
 
 impl Driver {
     fn new(call: Call, began: Instant) -> Self {
-        let Call {
-            id,
-            mut core,
-            door,
-            license,
-            wanted,
-            upstream,
-            client,
-            ticket,
-            books,
-            reconnect,
-            turns,
-            budgets,
-            spent,
-            ..
-        } = call;
-        let Call { heir, goodbyes, drain, stop, .. } = call;
-        let rerate = Rerate::to(upstream.config().input_rate).filter(|_| door.setup().is_none());
-        let board = upstream.board().clone();
-        let whose = (wanted, license.who().clone(), id.clone());
+        let Call { id, mut core, door, license, wanted, way, client, ticket, books, reconnect, turns, .. } = call;
+        let Call { budgets, spent, heir, goodbyes, drain, stop, .. } = call;
+        let on = way.home().clone();
+        let rerate = Rerate::to(on.upstream.config().input_rate).filter(|_| door.setup().is_none());
+        let whose = Whose { wanted, who: license.who().clone(), call: id.clone() };
         let purse = budgets.purse(license.who(), &id, spent);
-        let quota = upstream.quota().clone();
-        let turnstile = Turnstile::new(quota, &books.model, license.who(), turns, (purse, books.prices.clone()));
-        let mut service = ServiceLeg::new(whose, upstream, reconnect, goodbyes.clone());
-        let (client, session) = match client {
-            Client::Here(socket) => (ClientLeg::new(*socket, ticket.is_some()), String::new()),
+        let (quota, model) = (on.upstream.quota().clone(), &on.route.model);
+        let turnstile = Turnstile::new(quota, model, license.who(), turns, (purse, books.prices.clone()));
+        let (service, client, session) = match client {
+            Client::Here(socket) => {
+                let service = ServiceLeg::new(whose, way, reconnect, goodbyes.clone());
+                (service, ClientLeg::new(*socket, ticket.is_some()), String::new())
+            }
             Client::Away { outbox, session, .. } => {
-                service.lost(); // the core says when it wants one
+                // The core says when it wants a session.
+                let service = ServiceLeg::resumed(whose, way, reconnect, goodbyes.clone(), books.route());
                 core.continues(began.elapsed());
-                (ClientLeg::away(outbox), session)
+                (service, ClientLeg::away(outbox), session)
             }
         };
         Self {
@@ -284,14 +280,16 @@ impl Driver {
             dialled_at: began,
             rerate,
             ticket,
+            on,
             books,
+            earlier: Earlier::default(),
+            tools: (0, 0),
             turnstile,
             goodbyes,
             drain,
             leaving: false,
             stop,
             license,
-            board,
             heir,
             goes_over: false,
             cut: false,
@@ -448,13 +446,14 @@ impl Driver {
 
     fn service_text(&mut self, text: Bytes) {
         let now = self.now();
-        let Self { service, core, door, board, license, turnstile, .. } = self;
+        let Self { service, core, door, on, license, turnstile, tools, .. } = self;
         let Some(up) = service.running() else { return };
         let passes = door.setup().is_none();
         up.shape.incoming(text, |text| {
             let event = if passes { ga::glance(&text) } else { ga::decode(&text) };
-            limits::heard(board, license.who().tenant_id(), &event);
+            limits::heard(on.upstream.board(), license.who().tenant_id(), &event);
             turnstile.heard(&event);
+            on.heard(&event, core.stage(), tools);
             core.handle(now, if passes { Input::Heard(event, text) } else { Input::Service(event) });
         });
     }
@@ -603,8 +602,13 @@ impl Driver {
                 Output::DialNext => self.service.dial_next(),
                 Output::Switch => {
                     self.service.switch();
+                    if let Some(on) = self.service.on().cloned() {
+                        self.moves_to(on);
+                    }
                     self.session = self.service.id().unwrap_or_default().to_owned();
                 }
+                Output::Told(Told::FirstAudio(after)) => self.on.first_audio(after),
+                Output::Told(Told::Dead(stage)) => self.on.failed(stage),
                 Output::LeaveService => self.service.leave_all(),
                 Output::Book(booked) => self.book(booked),
                 Output::Turn(act) => {
@@ -657,6 +661,9 @@ impl Driver {
     }
 
     fn command(&mut self, command: &Command, number: u64) {
+        if let Command::ToolOutput { output, .. } = command {
+            self.tools = (self.tools.0 + 1, self.tools.1 + u64::from(tools::has_failed(output)));
+        }
         if let Some(setup) = self.door.setup() {
             self.forward(ga::encode(command, setup, number));
         }
@@ -754,7 +761,7 @@ impl Driver {
         match came {
             Came::Ready => {}
             Came::Opened(done) => match *done {
-                Ok(session) => self.session_up(session),
+                Ok(opened) => self.session_up(opened),
                 Err(error) => self.service_gone(&error),
             },
             Came::Next(found) => {
@@ -767,12 +774,14 @@ impl Driver {
         }
     }
 
-    fn session_up(&mut self, session: Session) {
+    fn session_up(&mut self, opened: Opened) {
+        self.moves_to(opened.on.clone());
+        let session = &opened.session;
         Fact::SessionUp { after: self.dialled_at.elapsed() }.record();
         tracing::debug!(session = session.id, expires_at = session.expires_at, "session");
         self.session.clone_from(&session.id);
         let (lives, created) = (lives(session.expires_at, unix_now()), session.created.clone());
-        self.service.runs(session);
+        self.service.runs(opened);
         let scarce = self.turnstile.is_scarce();
         self.turn_says(Says::Scarce(scarce));
         self.core.handle(self.now(), Input::SessionUp(lives));
@@ -781,10 +790,40 @@ impl Driver {
         }
     }
 
+    /// A session runs on this route from now on.
+    fn moves_to(&mut self, on: Arc<On>) {
+        let (to, first) = (&on.route.model, self.session.is_empty());
+        let (was, degraded) = (self.on.degraded(), on.degraded());
+        let reason = degraded.map_or(if was.is_some() { "recovered" } else { "route" }, Cause::name);
+        let from = match (first, self.service.way().tier_name()) {
+            (true, tier) => tier.filter(|_| degraded.is_some()),
+            (false, _) => Some(self.books.model.as_str()).filter(|model| model != to),
+        };
+        if let Some(from) = from {
+            tracing::info!(from, to, reason, "another model answers");
+            let (from, to) = (from.to_owned(), to.clone());
+            self.core.handle(self.now(), Input::ModelChanged { from, to, reason });
+        }
+        if self.books.route() != on.route {
+            self.earlier.moves(&self.books, &self.session);
+            (self.books.account, self.books.model) = (on.account().to_owned(), on.route.model.clone());
+        }
+        let moves = self.on.route != on.route;
+        self.on = on;
+        if moves {
+            self.rerate = Rerate::to(self.on.upstream.config().input_rate).filter(|_| self.door.setup().is_none());
+            let says = self.turnstile.moves(self.on.upstream.quota().clone(), &self.on.route.model);
+            says.into_iter().for_each(|says| self.turn_says(says));
+            let scarce = self.turnstile.is_scarce();
+            self.turn_says(Says::Scarce(scarce));
+        }
+    }
+
     fn service_gone(&mut self, error: &UpstreamError) {
         tracing::warn!(%error, "the service is gone");
         if self.service.socket().is_some() {
-            self.board.refused(Source::Close, self.license.who().tenant_id(), error);
+            self.on.upstream.board().refused(Source::Close, self.license.who().tenant_id(), error);
+            self.on.lost(error, self.core.stage());
         }
         self.service.lost();
         self.core.handle(self.now(), Input::ServiceGone(End::upstream(error), error.another_may_do()));
@@ -842,7 +881,8 @@ impl Driver {
             Kind::Reply if booked.estimated => self.turnstile.over(&booked.id, Some(&booked.usage)),
             Kind::Reply | Kind::Refusal => {}
         }
-        self.books.book(self.license.who(), &self.session, booked);
+        let (books, session) = self.earlier.of(&booked).unwrap_or((&self.books, &self.session));
+        books.book(self.license.who(), session, booked);
     }
 
     fn drain(&mut self, until: Option<Instant>) {
@@ -916,6 +956,8 @@ impl Driver {
             core: self.core.clone(),
             door: self.door.written(self.service.intent()),
             agent: self.books.agent.clone(),
+            tier: self.service.way().tier_name().map(str::to_owned),
+            account: self.books.account.clone(),
             model: self.books.model.clone(),
             who: self.license.who().named(),
             session: self.session.clone(),
@@ -984,7 +1026,8 @@ async fn last_counts(up: &mut Up, owed: &mut [Booked]) {
                 let counted = Booked::counted(&ga::glance(&text));
                 for booked in owed.iter_mut() {
                     if let Some(counted) = counted.as_ref().filter(|counted| counted.id == booked.id) {
-                        *booked = Booked { audio_ms: booked.audio_ms, ..counted.clone() };
+                        let Booked { audio_ms, first_audio_ms, .. } = *booked;
+                        *booked = Booked { audio_ms, first_audio_ms, ..counted.clone() };
                     }
                 }
             }),

@@ -6,6 +6,7 @@
 //! heard), [`tools`], [`mirror`] and [`ring`] (what was said, for the next session), [`policy`] (what a client that owns its
 //! conversation may set). All of it is plain data that can be written down. [`returns`] is the way back to a call for a client
 //! that lost its socket.
+pub mod answers;
 pub mod books;
 pub mod client_leg;
 pub mod core;
@@ -26,6 +27,7 @@ pub mod slot;
 pub mod tools;
 pub mod turn;
 pub mod turnstile;
+pub mod way;
 pub mod written;
 
 use std::time::Duration;

@@ -21,6 +21,9 @@ pub struct Policy {
     /// The session has its values already.
     #[serde(default)]
     joined: bool,
+    /// Each session has the model of its route.
+    #[serde(default)]
+    routed: bool,
 }
 
 /// What can be ruled.
@@ -45,7 +48,7 @@ impl Policy {
             (Field::MaxOutputTokens, longest, json!(agent.max_output_tokens)),
         ];
         let rules = rules.into_iter().filter(|(_, rule, _)| *rule != Rule::Allow).collect();
-        Self { model: model.to_owned(), rules, models: Vec::new(), joined: false }
+        Self { model: model.to_owned(), rules, models: Vec::new(), joined: false, routed: false }
     }
 
     /// Only these models may be named; an empty list is all of them.
@@ -58,6 +61,12 @@ impl Policy {
     #[must_use]
     pub fn joined(self) -> Self {
         Self { joined: true, ..self }
+    }
+
+    /// For sessions of a tier: none is told a model, for each has that of its route.
+    #[must_use]
+    pub fn routed(self) -> Self {
+        Self { routed: true, ..self }
     }
 
     /// The model that a session names to write down what is said, and may not.
@@ -91,6 +100,7 @@ impl Policy {
         // Which model a name means is decided at the door, once.
         let model = session.get_mut("model").filter(|model| !self.model.is_empty() && **model != self.model);
         let changed = model.map(|model| *model = json!(self.model)).is_some();
+        let changed = changed || self.routed && session.remove("model").is_some();
         // Where models are ruled, what was read is also what is sent (see `rule`).
         self.rule(session) || changed || !self.models.is_empty()
     }

@@ -2,27 +2,22 @@
 //!
 //! Opens, switches and says goodbye as it is told; a session that waits is kept alive. Decides nothing.
 use std::{
-    future::Future,
-    pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use tokio_util::task::TaskTracker;
 
+use super::way::{On, Opened, Opening, Way, Whose};
 use crate::{
-    admit::{Principal, quota::SessionSeat},
+    admit::{quota::SessionSeat, router::Route},
     net::ws::{Frame, Socket},
-    upstream::{
-        Intent, Shape, UpstreamError, Wanted,
-        open::{Session, Upstream},
-    },
+    upstream::{Intent, Shape, UpstreamError, open::Session},
 };
 
 /// How long a goodbye to a session may take.
 const GOODBYE: Duration = Duration::from_secs(1);
-
-type Opening = Pin<Box<dyn Future<Output = Result<Session, UpstreamError>> + Send>>;
 
 /// A session's socket, and how its messages are written.
 #[derive(Debug)]
@@ -35,6 +30,8 @@ pub struct Up {
     pub shape: Shape,
     /// Its place among those that the account may have.
     pub seat: Option<SessionSeat>,
+    /// Where it runs.
+    pub on: Arc<On>,
 }
 
 impl Up {
@@ -44,10 +41,10 @@ impl Up {
     }
 }
 
-impl From<Session> for Up {
-    fn from(session: Session) -> Self {
+impl From<Opened> for Up {
+    fn from(Opened { session, on }: Opened) -> Self {
         let Session { id, socket, shape, seat, .. } = session;
-        Self { id, socket, shape, seat }
+        Self { id, socket, shape, seat, on }
     }
 }
 
@@ -63,20 +60,20 @@ pub enum Came {
     /// The running session can be read, or can take more.
     Ready,
     /// The session that was missing.
-    Opened(Box<Result<Session, UpstreamError>>),
+    Opened(Box<Result<Opened, UpstreamError>>),
     /// The session that shall follow is up, will end at this moment in Unix seconds, and waits; or it cannot be had.
     Next(Result<Option<u64>, UpstreamError>),
 }
 
 /// The service's leg.
 pub struct ServiceLeg {
-    wanted: Wanted,
-    who: Principal,
-    call: String,
-    upstream: Upstream,
+    whose: Arc<Whose>,
+    way: Way,
     patience: Duration,
     running: State,
     next: State,
+    /// Where the last one runs, or ran.
+    current: Option<Route>,
     /// The place of a session that is lost.
     seat: Option<SessionSeat>,
     goodbyes: TaskTracker,
@@ -84,42 +81,37 @@ pub struct ServiceLeg {
 
 impl std::fmt::Debug for ServiceLeg {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServiceLeg").field("call", &self.call).finish_non_exhaustive()
+        f.debug_struct("ServiceLeg").field("call", &self.whose.call).finish_non_exhaustive()
     }
 }
 
 impl ServiceLeg {
     /// A leg whose first session is being opened. `patience`: how long a lost one is tried to be had anew.
-    pub fn new(
-        (wanted, who, call): (Wanted, Principal, String),
-        upstream: Upstream,
-        patience: Duration,
-        goodbyes: TaskTracker,
-    ) -> Self {
-        let (running, next) = (State::Gone, State::Gone);
-        let seat = None;
-        let mut leg = Self { wanted, who, call, upstream, patience, running, next, seat, goodbyes };
-        leg.running = State::Opening(leg.first());
-        leg
+    pub fn new(whose: Whose, way: Way, patience: Duration, goodbyes: TaskTracker) -> Self {
+        let whose = Arc::new(whose);
+        let running = State::Opening(way.open(&whose, &goodbyes));
+        Self { whose, way, patience, running, next: State::Gone, current: None, seat: None, goodbyes }
     }
 
-    fn first(&self) -> Opening {
-        let (wanted, who, call, upstream) =
-            (self.wanted.clone(), self.who.clone(), self.call.clone(), self.upstream.clone());
-        Box::pin(async move { upstream.open(&wanted, &who, &call).await })
+    /// As [`Self::new`], for a call that had a session elsewhere, on this route; it is not opened before it is asked for.
+    pub fn resumed(whose: Whose, way: Way, patience: Duration, goodbyes: TaskTracker, current: Route) -> Self {
+        let (running, next, current) = (State::Gone, State::Gone, Some(current));
+        Self { whose: Arc::new(whose), way, patience, running, next, current, seat: None, goodbyes }
     }
 
     /// `seat`: that of the session before; none: it needs one of its own.
     fn another(&self, seat: Option<SessionSeat>) -> Opening {
-        let (wanted, who, call, upstream) =
-            (self.wanted.clone(), self.who.clone(), self.call.clone(), self.upstream.clone());
-        let patience = self.patience;
-        Box::pin(async move { upstream.reopen(&wanted, &who, &call, patience, seat).await })
+        self.way.reopen(&self.whose, &self.goodbyes, self.patience, self.current.clone(), seat)
+    }
+
+    /// Where its sessions come from.
+    pub fn way(&self) -> &Way {
+        &self.way
     }
 
     /// What kind of session it is.
     pub fn intent(&self) -> Intent {
-        self.wanted.intent
+        self.whose.wanted.intent
     }
 
     /// The session that runs.
@@ -139,8 +131,17 @@ impl ServiceLeg {
     }
 
     /// The session that was opened runs.
-    pub fn runs(&mut self, session: Session) {
-        self.running = State::Up(Box::new(session.into()));
+    pub fn runs(&mut self, opened: Opened) {
+        self.current = Some(opened.on.route.clone());
+        self.running = State::Up(Box::new(opened.into()));
+    }
+
+    /// Where the running session runs.
+    pub fn on(&self) -> Option<&Arc<On>> {
+        match &self.running {
+            State::Up(up) => Some(&up.on),
+            State::Gone | State::Opening(_) => None,
+        }
     }
 
     /// The running session's id.
@@ -201,6 +202,7 @@ impl ServiceLeg {
     pub fn switch(&mut self) {
         self.leave();
         self.running = std::mem::replace(&mut self.next, State::Gone);
+        self.current = self.on().map(|on| on.route.clone()).or(self.current.take());
     }
 
     fn leave(&mut self) {
@@ -246,9 +248,9 @@ impl ServiceLeg {
             State::Opening(opening) => {
                 let Poll::Ready(done) = opening.as_mut().poll(cx) else { return Poll::Pending };
                 Poll::Ready(Came::Next(match done {
-                    Ok(session) => {
-                        let expires_at = session.expires_at;
-                        self.next = State::Up(Box::new(session.into()));
+                    Ok(opened) => {
+                        let expires_at = opened.session.expires_at;
+                        self.next = State::Up(Box::new(opened.into()));
                         Ok(expires_at)
                     }
                     Err(error) => {

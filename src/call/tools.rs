@@ -99,6 +99,15 @@ impl Tools {
     }
 }
 
+/// Whether a result says that there is none: it is an object that has an `error`.
+pub fn has_failed(output: &str) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Output {
+        error: Option<serde::de::IgnoredAny>,
+    }
+    serde_json::from_str(output).is_ok_and(|Output { error }| error.is_some())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

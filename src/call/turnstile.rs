@@ -103,6 +103,8 @@ pub struct Turnstile {
     weight: u32,
     class: Class,
     patience: Duration,
+    /// What the last wish was for.
+    wished: Size,
     scarce: watch::Receiver<bool>,
     /// The account's limits keep nothing back.
     free: bool,
@@ -137,6 +139,7 @@ impl Turnstile {
             weight,
             class,
             patience,
+            wished: Size::default(),
             scarce,
             free,
             purse,
@@ -147,6 +150,17 @@ impl Turnstile {
             expected,
             running,
         }
+    }
+
+    /// Sessions are another account's or model's from now on: what runs is settled where it ran, and who waits there waits here; what it
+    /// is to be told.
+    pub fn moves(&mut self, quota: Arc<Quota>, model: &str) -> Option<Says> {
+        let waits = self.waiting.take().map(|(number, ..)| number);
+        self.forget();
+        self.lose();
+        self.scarce = quota.scarcity(model);
+        (self.quota, self.model) = (quota, model.to_owned());
+        waits.and_then(|number| self.act(TurnAct::Ask { number, size: self.wished }))
     }
 
     fn turn(&self, size: Size) -> Turn<'_> {
@@ -199,7 +213,7 @@ impl Turnstile {
 
     fn ask(&mut self, number: u64, size: Size) -> Word {
         self.forget();
-        self.expected = None;
+        (self.expected, self.wished) = (None, size);
         let budget = match self.purse.ask(self.at_most(size)) {
             Ok(held) => held,
             Err(spent) => {

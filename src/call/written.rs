@@ -72,6 +72,10 @@ pub struct Written {
     pub door: WrittenDoor,
     /// The agent's name.
     pub agent: String,
+    /// The tier that its sessions are opened by, if there is one.
+    pub tier: Option<String>,
+    /// The account of the session that it had, as the ledger calls it.
+    pub account: String,
     /// The model that answers.
     pub model: String,
     /// Who speaks for it.
@@ -204,6 +208,8 @@ mod tests {
                 persona: Box::default(),
             },
             agent: "default".into(),
+            tier: Some("fast".into()),
+            account: "default".into(),
             model: "model".into(),
             who: Principal::operator().named(),
             session: "sess_1".into(),

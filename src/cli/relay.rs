@@ -40,6 +40,7 @@ impl Relay {
             ServeError::Listen { .. } | ServeError::Thread(_) | ServeError::Handover(_) => anyhow::Error::new(error),
             ServeError::Open { .. }
             | ServeError::Upstream { .. }
+            | ServeError::Incidents(_)
             | ServeError::Tls(_)
             | ServeError::Store(_)
             | ServeError::Prices(_)

@@ -191,6 +191,28 @@ pub(super) fn check(config: &Config, problem: &mut impl FnMut(&str, String, &str
             problem(&format!("tiers.{name}"), found, "a name that no model has");
         }
         tier.check(name, tiers, |upstream| config.upstreams.contains_key(upstream), problem);
+        check_rates(config, name, tier, problem);
+    }
+}
+
+/// A call's audio has one rate from its beginning to its end, wherever its sessions run.
+fn check_rates(config: &Config, name: &str, tier: &TierConfig, problem: &mut impl FnMut(&str, String, &str)) {
+    let rate = |upstream: Option<&String>| match upstream {
+        Some(upstream) => config.upstreams.get(upstream).map(|upstream| upstream.input_rate),
+        None => Some(config.upstream.input_rate),
+    };
+    let Some(first) = tier.routes.first().and_then(|route| rate(route.upstream.as_ref())) else { return };
+    let routes = tier.routes.iter().enumerate().map(|(at, route)| (format!("routes[{at}]"), route.upstream.as_ref()));
+    let canary = tier.canary.iter().map(|canary| ("canary".to_owned(), canary.upstream.as_ref()));
+    let next = tier.degrade_to.as_ref().and_then(|next| config.tiers.get(next)).and_then(|next| next.routes.first());
+    let next = next.map(|route| ("degrade_to".to_owned(), route.upstream.as_ref()));
+    for (field, upstream) in routes.chain(canary).chain(next) {
+        if let Some(found) = rate(upstream).filter(|rate| *rate != first) {
+            let account = upstream.map_or("upstream".to_owned(), |upstream| format!("upstreams.{upstream}"));
+            let found = format!("{account}, whose input_rate is {found}");
+            let allowed = format!("accounts of one input_rate, {first} as that of its first route");
+            problem(&format!("tiers.{name}.{field}"), found, &allowed);
+        }
     }
 }
 
@@ -394,6 +416,16 @@ mod tests {
             (canary("min_calls = 1"), "min_calls: 1; 10 to 1000000 sessions"),
             (canary("observe_s = 9999999"), "observe_s: 9999999; 0 to"),
             (canary("speed = 1"), "unknown field `speed`"),
+            (
+                "[upstreams.old]\ninput_rate = 16000\n[tiers.a]\nroutes = [{ model = \"m\" }, { upstream = \"old\", model = \"m\" }]"
+                    .to_owned(),
+                "tiers.a.routes[1]: upstreams.old, whose input_rate is 16000; accounts of one input_rate, 24000 as",
+            ),
+            (
+                "[upstreams.old]\ninput_rate = 16000\n[tiers.a]\ndegrade_to = \"b\"\nroutes = [{ model = \"m\" }]\n[tiers.b]\nroutes = [{ upstream = \"old\", model = \"m\" }]"
+                    .to_owned(),
+                "tiers.a.degrade_to: upstreams.old, whose",
+            ),
             ("[incidents]\nurl = \"status.example.com\"".to_owned(), "incidents.url: `status.example.com`; the http"),
             ("[incidents]\nurl = \"https://me@status.example.com\"".to_owned(), "incidents.url"),
             ("[incidents]\nurl = \"ftp://status.example.com\"".to_owned(), "incidents.url"),

@@ -23,9 +23,9 @@ use crate::{
     admit::{Denied, Principal},
     call::{books::Books, policy::Policy},
     client::openai::{INVALID_REQUEST, SERVER_ERROR},
-    config::Scope,
+    config::{Scope, USUAL_UPSTREAM},
     serve::{
-        FULL_RETRY, Fields, Shared, fields,
+        FULL_RETRY, Fields, Shared, fields, random_id,
         realtime::{self, Refusal, no_model},
     },
     upstream::{UpstreamError, limits::QUOTA, open::Upstream},
@@ -77,7 +77,8 @@ fn model_of(who: &Principal, session: Option<&Value>) -> String {
 fn books(shared: &Shared, who: &Principal, call: String, door: &'static str, model: String) -> Books {
     let agent = who.secret().map_or_else(|| realtime::usual_agent(shared, who), |secret| &secret.agent).to_owned();
     let (ledger, prices) = (shared.ledger.clone(), shared.prices.clone());
-    Books { ledger, prices, call, agent, model, writer: None, door }
+    let account = who.upstream().unwrap_or(USUAL_UPSTREAM).to_owned();
+    Books { ledger, prices, call, agent, account, model, writer: None, door }
 }
 
 /// The query's fields; one that cannot be read is none: the paths here need none.
@@ -119,7 +120,9 @@ pub(super) fn merge(
         Some(Value::String(model)) => Some(model.as_str()),
         Some(_) => return Err(bad("invalid_type", "`session.model` must be a string.").at("session.model")),
     };
-    let model = realtime::model(shared, who, upstream, &agent, asked)?;
+    let name = realtime::model(shared, who, upstream, &agent, asked)?;
+    let direct = shared.way(who, upstream, &name).direct(who, random_id("secret"));
+    let model = direct.ok_or_else(|| no_model(&name))?;
     let models = who.tenant().map_or(&[][..], |tenant| &tenant.config.models);
     let policy = Policy::new(&agent, &model, who.policy()).with_models(models);
     if let Some(model) = policy.forbidden_model(&session) {

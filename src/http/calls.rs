@@ -83,6 +83,13 @@ fn quota(upstream: &Upstream, who: &Principal) -> Value {
     json!(pools)
 }
 
+/// The tiers that the tenant may use, and how their routes are: all tenants' calls have made them so. `null`: there are none.
+fn tiers(shared: &Shared, who: &Principal) -> Value {
+    let mut view = shared.routes.view();
+    view.tiers.retain(|name, _| shared.may_use(who, name));
+    if view.tiers.is_empty() { Value::Null } else { json!(view) }
+}
+
 fn report(shared: &Shared, who: &Principal) -> Value {
     let config = who.tenant().map(|tenant| &tenant.config);
     let some = |n: u64| (n > 0).then_some(n);
@@ -109,5 +116,6 @@ fn report(shared: &Shared, who: &Principal) -> Value {
         "budgets": shared.budgets.view(who),
         "now": {"calls": shared.gate.roster().count(who.tenant_id())},
         "upstream": upstream,
+        "routes": tiers(shared, who),
     })
 }

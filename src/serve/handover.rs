@@ -35,9 +35,10 @@ use crate::{
         door::Door,
         driver::{self, Call, Client},
         returns::{Arrival, Returns},
+        way::Way,
         written::{Handing, Heir, LARGEST, Written, WrittenDoor},
     },
-    config::KeyHash,
+    config::{KeyHash, USUAL_UPSTREAM},
     net::inherit,
     upstream::{Intent, Wanted},
     wall::unix_now,
@@ -228,12 +229,24 @@ impl WaitingRoom {
 
 /// Goes on with a call of the process before.
 fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
-    let Written { id, ran, core, door, agent, model, who, session, spent, .. } = written;
+    let Written { id, ran, core, door, agent, tier, account, model, who, session, spent, .. } = written;
     let who = shared.gate.knows(who, unix_now()).ok_or("its credential is not good here")?;
-    let upstream = shared.upstream(&who).cloned().ok_or("its tenant's service is not configured")?;
+    let way = match tier.map(|tier| Way::tier(&tier, &shared.routes, &shared.accounts, &who)) {
+        Some(Some(way)) => way,
+        // A tier that this process does not have leaves the call where it was.
+        lost => {
+            let name = if lost.is_some() {
+                Some(account.as_str()).filter(|name| *name != USUAL_UPSTREAM)
+            } else {
+                who.upstream()
+            };
+            let upstream = shared.accounts.get(name).cloned().ok_or("its tenant's service is not configured")?;
+            Way::fixed(upstream, name, &model)
+        }
+    };
     let intent = match &door {
         WrittenDoor::Thin { audio, input, .. } => {
-            if *input != upstream_input(audio.input, upstream.config().input_rate) {
+            if *input != upstream_input(audio.input, way.home().upstream.config().input_rate) {
                 return Err("its service takes audio of another rate here".to_owned());
             }
             Intent::Realtime
@@ -249,6 +262,7 @@ fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
         prices: shared.prices.clone(),
         call: id.clone(),
         agent,
+        account,
         model: model.clone(),
         writer: door.setup().and_then(|setup| setup.agent.transcription.clone()),
         door: name,
@@ -258,7 +272,7 @@ fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
         door,
         license,
         wanted: Wanted::new(model, intent),
-        upstream,
+        way,
         client: Client::Away { outbox: Written::outbox(written.said, written.kept, written.waiting), ran, session },
         ticket: Some(shared.returns.restored(name, written.tokens)),
         books,

@@ -21,6 +21,7 @@ use crate::{
         door::Door,
         driver::{Call, Client},
         policy::Policy,
+        way::Way,
     },
     client::openai::{self, INVALID_REQUEST, SERVER_ERROR},
     config::{AgentConfig, OpenAiConfig, OtherModels, PolicyConfig, Scope},
@@ -83,7 +84,7 @@ impl From<Denied> for Refusal {
 #[derive(Debug)]
 struct Knock {
     who: Principal,
-    upstream: Upstream,
+    way: Way,
     wanted: Wanted,
     agent: Arc<AgentConfig>,
     /// The agent's name.
@@ -226,7 +227,7 @@ async fn knock(shared: &Shared, head: &Parts, preview: bool) -> Result<Visitor, 
         (Intent::Realtime, Some(own)) => {
             let named = asked.map(|asked| model(shared, &who, &upstream, &agent, Some(asked))).transpose()?;
             match named {
-                Some(other) if other != own => {
+                Some(other) if other != own && !shared.leads_to(&who, &other, own) => {
                     let message = "The client secret was made for another model.".to_owned();
                     return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid_model", message).at("model"));
                 }
@@ -245,9 +246,14 @@ async fn knock(shared: &Shared, head: &Parts, preview: bool) -> Result<Visitor, 
         None => who,
     };
     let slot = line(shared)?;
-    let wanted = Wanted { joins, ..Wanted::new(model, intent) };
+    // A client secret is its account's, and so is a call that is joined; a session that only writes down names its model later.
+    let way = match (intent, &joins, who.secret()) {
+        (Intent::Realtime, None, None) => shared.way(&who, &upstream, &model),
+        _ => Way::fixed(upstream, who.upstream(), &model),
+    };
+    let wanted = Wanted { joins, ..Wanted::new(way.home().route.model.as_str(), intent) };
     let asked = asked.map(str::to_owned);
-    Ok(Visitor::Caller(Box::new(Knock { who, upstream, wanted, agent, name, asked, beta, comes_back }), slot))
+    Ok(Visitor::Caller(Box::new(Knock { who, way, wanted, agent, name, asked, beta, comes_back }), slot))
 }
 
 /// A line for a call.
@@ -326,8 +332,11 @@ pub(crate) fn model(
     if let Some(asked) = asked.filter(|asked| asked.len() > LONGEST_MODEL) {
         return Err(no_model(asked));
     }
-    let model = asked.map_or(Ok(own.clone()), |asked| resolve(&shared.config.openai, own, asked))?;
-    if who.may_use(&model) { Ok(model) } else { Err(no_model(asked.unwrap_or(&model))) }
+    let model = asked.map_or(Ok(own.clone()), |asked| match shared.routes.resolve(asked) {
+        Some(_) => Ok(asked.to_owned()),
+        None => resolve(&shared.config.openai, own, asked),
+    })?;
+    if shared.may_use(who, &model) { Ok(model) } else { Err(no_model(asked.unwrap_or(&model))) }
 }
 
 fn intent(asked: Option<&str>, model: Option<&str>) -> Result<Intent, Refusal> {
@@ -381,8 +390,9 @@ fn admit(
     let task = shared.clone();
     let (who, max_message) = (knock.who.clone(), shared.config.openai.max_message_bytes);
     run(shared, &who, &id.clone(), slot, pending, max_message, move |client| {
-        let Knock { who, upstream, wanted, agent, name, asked, beta, comes_back } = knock;
+        let Knock { who, way, wanted, agent, name, asked, beta, comes_back } = knock;
         let policy = match wanted.intent {
+            Intent::Realtime if way.tier_name().is_some() => Policy::new(&agent, "", who.policy()).routed(),
             Intent::Realtime => Policy::new(&agent, &wanted.model, who.policy()),
             // An agent's values are those of a voice session.
             Intent::Transcription => Policy::new(&AgentConfig::default(), "", PolicyConfig::default()),
@@ -396,7 +406,8 @@ fn admit(
         let prices = task.prices.clone();
         // The client chooses it, and its session says it.
         let writer = None;
-        let books = Books { ledger, prices, call: id.clone(), agent: name, model, writer, door: "openai" };
+        let account = way.home().account().to_owned();
+        let books = Books { ledger, prices, call: id.clone(), agent: name, account, model, writer, door: "openai" };
         let (ticket, resume) = task.way_back("openai").filter(|_| comes_back && who.secret().is_none()).unzip();
         Call {
             core: Core::pass_through(
@@ -410,7 +421,7 @@ fn admit(
             door: Door::openai(asked, beta),
             license,
             wanted,
-            upstream,
+            way,
             client: Client::Here(Box::new(client)),
             ticket,
             books,

@@ -18,6 +18,7 @@ use crate::{
         core::{Core, Plan},
         door::Door,
         driver::{Call, Client},
+        way::Way,
     },
     client::{
         thin::{self, Query, Resume},
@@ -38,8 +39,7 @@ struct Knock {
     /// The agent's name, and the agent.
     name: String,
     agent: Arc<AgentConfig>,
-    upstream: Upstream,
-    model: String,
+    way: Way,
     slot: OwnedSemaphorePermit,
 }
 
@@ -133,32 +133,34 @@ async fn knock(shared: &Shared, head: &Parts) -> Result<Visitor, Refusal> {
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "upstream_unavailable", message)
     })?;
     let model = agent.model.as_ref().unwrap_or(&upstream.config().model).clone();
-    if !who.may_use(&model) {
+    if !shared.may_use(&who, &model) {
         let message = format!("agent `{shown}` has a model that this credential may not use");
         return Err(forbidden("agent", message));
     }
+    let way = shared.way(&who, &upstream, &model);
+    let model = &way.home().route.model;
     // Whoever comes back to a call that runs is no new one.
     if query.resume.is_none() {
         shared.accounts()?;
-        let first = Amount::at_most(&shared.prices, &model, agent.base_tokens(), reply_tokens(&agent));
+        let first = Amount::at_most(&shared.prices, model, agent.base_tokens(), reply_tokens(&agent));
         shared.budgets.may_begin(&who, first).map_err(Denied::from)?;
     }
     let slot = shared.line().map_err(|why| Refusal {
         retry_after: Some(FULL_RETRY),
         ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", why.to_owned())
     })?;
-    Ok(Visitor::Caller(Box::new(Knock { who, query, name, agent, upstream, model, slot })))
+    Ok(Visitor::Caller(Box::new(Knock { who, query, name, agent, way, slot })))
 }
 
 /// Answers 101 and runs the call in a task of its own.
 fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgrade: Upgrade) -> Response<Body> {
     let (response, pending) = upgrade.accept(thin::PROTOCOL);
     let max_message = shared.config.server.max_message_bytes;
-    let Knock { who, query, name, agent, upstream, model, slot } = knock;
+    let Knock { who, query, name, agent, way, slot } = knock;
     let task = shared.clone();
     run(shared, &who.clone(), &id.clone(), slot, pending, max_message, move |client| {
         let config = &task.config;
-        let plan = plan(config, &upstream, &query, name, &agent);
+        let plan = plan(config, &way.home().upstream, &query, name, &agent);
         let audio = plan.audio;
         let writer = agent.transcription.clone();
         let setup = SessionSetup {
@@ -173,7 +175,8 @@ fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgra
             prices: task.prices.clone(),
             call: id.clone(),
             agent: plan.agent.clone(),
-            model: model.clone(),
+            account: way.home().account().to_owned(),
+            model: way.home().route.model.clone(),
             writer,
             door: "thin",
         };
@@ -182,8 +185,8 @@ fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgra
             id,
             door: Door::thin(setup, audio, config.audio.gather),
             license,
-            wanted: Wanted::voice(model),
-            upstream,
+            wanted: Wanted::voice(way.home().route.model.as_str()),
+            way,
             client: Client::Here(Box::new(client)),
             ticket,
             books,

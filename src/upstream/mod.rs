@@ -3,6 +3,7 @@
 //! [`Command`] and [`Event`] are the only words that the call core knows. Inside the relay every message has the GA shape
 //! ([`ga`]); a service that speaks another one has a file for its addresses and credentials beside it, and a [`Shape`] at
 //! the edge of its socket.
+pub mod accounts;
 pub mod azure;
 pub mod beta;
 pub mod breaker;

@@ -320,6 +320,46 @@ impl Upstream {
         }
     }
 
+    /// Opens a session, with one try: for whoever has other accounts to go to. What must be waited for before (a moment that the service
+    /// has named, a place among its sessions, or for calls that have lost one, `again`, their turn) is waited for until `end`.
+    /// `seat`: that of the session before; it is given back where there is none.
+    ///
+    /// # Errors
+    /// The try's, or that there was none ([`UpstreamError::Paused`], [`UpstreamError::Limited`]).
+    pub async fn once(
+        &self,
+        (wanted, who, call): (&Wanted, &Principal, &str),
+        seat: Option<SessionSeat>,
+        again: bool,
+        end: Instant,
+    ) -> Result<Session, (UpstreamError, Option<SessionSeat>)> {
+        let paused = |limited, retry_after| UpstreamError::Paused { limited, retry_after };
+        if again && time::timeout_at(end, self.account.redials.turn()).await.is_err() {
+            return Err((paused(false, RETRY_PAUSE), seat));
+        }
+        // How often an account is dialled that does not answer is said by whoever chooses it.
+        let held = self.breaker().held(Instant::now());
+        if Instant::now() + held > end {
+            return Err((paused(true, held), seat));
+        }
+        time::sleep(held).await;
+        let taken = self.seat(wanted, seat, end).await.map_err(|limited| (limited, None))?;
+        let order = self.order(wanted, who, call);
+        match self.attempt(wanted, who, &order).await {
+            Ok(session) => {
+                self.account.redials.worked();
+                Ok(Session { seat: taken, ..session })
+            }
+            Err(error) => {
+                let verdict = error.verdict();
+                if again && verdict.transient && verdict.code != "rate_limited" {
+                    self.account.redials.failed();
+                }
+                Err((error, taken))
+            }
+        }
+    }
+
     fn order(&self, wanted: &Wanted, who: &Principal, call: &str) -> Order {
         Order::new(&wanted.session(), self.config().secret_ttl_s, who, Some(call))
     }

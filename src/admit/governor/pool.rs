@@ -207,6 +207,12 @@ impl Pool {
         self.scarce_until.is_some()
     }
 
+    /// Whether a request of the usual size would have to wait.
+    pub fn is_short(&mut self, now: Duration) -> bool {
+        let now = self.pass(now);
+        !self.places.is_empty() || self.short(now, Purse::All, self.usual).is_some()
+    }
+
     /// Whether nobody has anything of it.
     pub fn is_idle(&self) -> bool {
         self.places.is_empty() && self.meters.iter().all(|meter| meter.reserved == 0)

@@ -147,6 +147,14 @@ pub struct Taken {
     sticks: Option<u64>,
 }
 
+impl Taken {
+    /// A session that comes up too late to be used: nobody's next call follows it.
+    #[must_use]
+    pub fn beaten(self) -> Self {
+        Self { sticks: None, ..self }
+    }
+}
+
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
@@ -158,6 +166,8 @@ pub struct Choice {
     pub reason: Reason,
     /// When no session is up after so long, [`Router::hedge`] may name a second route to dial beside; none: there is no other.
     pub hedge_after: Option<Duration>,
+    /// There are others that might be dialled, should this one fail.
+    pub others: bool,
 }
 
 /// An occurrence worth a line in a log.
@@ -251,6 +261,23 @@ impl Router {
     /// The tier of this name; `None`: it is a model's, and none of ours.
     pub fn resolve(&self, name: &str) -> Option<TierId> {
         self.names.get(name).copied()
+    }
+
+    /// All routes that a call of this tier may come to, candidates and what it degrades to among them. `account`: as in [`Wish`].
+    pub fn reach(&self, id: TierId, account: Option<&str>) -> Vec<Route> {
+        let (mut all, mut next) = (Vec::new(), self.tier(id));
+        // A configuration that was not checked may lead back.
+        for _ in 0..self.tiers.len() {
+            let Some(tier) = next else { break };
+            let own = tier.routes.iter().map(|route| (&route.upstream, &route.model));
+            let canary = tier.canary.iter().map(|canary| (&canary.config.upstream, &canary.config.model));
+            all.extend(own.chain(canary).map(|(upstream, model)| Route {
+                upstream: upstream.clone().or_else(|| account.map(str::to_owned)),
+                model: model.clone(),
+            }));
+            next = tier.degrade_to.and_then(|to| self.tier(to));
+        }
+        all
     }
 
     /// What has happened since it was asked last.

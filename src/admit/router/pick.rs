@@ -110,7 +110,8 @@ impl Router {
             let Some(field) = fields.get(at) else { continue };
             if let Some((candidate, by)) = self.pick(wish, field, group, rng) {
                 let passed = fields.iter().take(at + 1).flat_map(|field| field.passed.iter().cloned());
-                return Ok(self.take(now, wish, field, candidate, by, passed.collect()));
+                let others = fields.iter().flat_map(|field| &field.candidates).any(|one| one.route != candidate.route);
+                return Ok(Choice { others, ..self.take(now, wish, field, candidate, by, passed.collect()) });
             }
         }
         Err(refusal(fields.into_iter().flat_map(|field| field.passed).collect()))
@@ -317,6 +318,7 @@ impl Router {
             degraded: field.cause,
             reason: Reason { by, passed },
             hedge_after: other.then_some(after),
+            others: other,
         }
     }
 }

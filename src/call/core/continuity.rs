@@ -18,6 +18,7 @@ use super::{Core, Output, Stall};
 use crate::{
     call::{
         At,
+        answers::Told,
         books::Booked,
         end::End,
         mirror::Retell,
@@ -167,6 +168,7 @@ impl Core {
             self.out.push_back(Output::Book(booked));
         }
         self.uncounted.clear();
+        self.answers.lost();
         match self.pass {
             Some(_) => self.pass_lost(now),
             None => self.give_up_session(now),
@@ -283,7 +285,8 @@ impl Core {
     }
 
     pub(super) fn estimate(&self, response: &str, audio_ms: u64) -> Booked {
-        estimate_of(self.last_usage, response, audio_ms)
+        let first_audio_ms = self.answers.first_audio_ms(response);
+        Booked { first_audio_ms, ..estimate_of(self.last_usage, response, audio_ms) }
     }
 
     /// A session is there: it is set up, told what was said, and hears what was not answered.
@@ -406,6 +409,8 @@ impl Core {
     /// What the service does not answer: first ask whether it lives, then do as if it had hung up (fault matrix U8).
     pub(super) fn service_is_dead(&mut self, now: At) {
         self.deaf_since = Some(self.given_alive);
+        let stage = self.stage();
+        self.out.push_back(Output::Told(Told::Dead(stage)));
         let silent = UpstreamError::Timeout { stage: "answer a ping", after: self.life.stall };
         self.session_lost(now, End::upstream(&silent), true);
     }

@@ -372,6 +372,7 @@ impl Core {
             if aside {
                 self.pass().asides += 1;
             } else {
+                self.answers.asked(now);
                 self.slot.take(); // a session that was lost meanwhile has freed it
                 self.pass().asked = Some(Asked { event_id });
                 self.pass().asked_text = Some(text.clone());
@@ -444,6 +445,7 @@ impl Core {
             }
             Event::Committed { item } => {
                 let (_, to) = self.turn.found(now);
+                self.answers.asked(now);
                 self.pass().keep.turn(&item, to);
             }
             Event::WordsPass => self.words_pass(&text),
@@ -454,6 +456,7 @@ impl Core {
             // Some services say of no reply which conversation it belongs to.
             Event::ReplyCreated { response, .. } => {
                 self.turn_began(&response, self.slot.is_ours());
+                self.answers.began(now, &response);
                 self.slot.created(&response);
                 let turn = self.turn.take_marks();
                 let times = Times { turn, started: Some(now), ..Times::default() };
@@ -500,8 +503,10 @@ impl Core {
     /// Whether it is the first of its reply.
     fn audio_passes(&mut self, now: At) -> bool {
         match &mut self.pass().live {
-            Some((_, times)) if times.first_delta.is_none() => {
+            Some((response, times)) if times.first_delta.is_none() => {
                 times.first_delta = Some(now);
+                let response = response.clone();
+                self.heard_at(now, &response);
                 true
             }
             _ => false,

@@ -104,6 +104,7 @@ impl Core {
     /// The caller's audio is a turn: one that we committed, or one that the service found.
     fn turn_made(&mut self, now: At, item: &str) {
         self.give_up_words(now);
+        self.answers.asked(now);
         self.sessions.turn_at = now;
         if let Some((_, id)) = self.awaited.pop_front() {
             self.turn.committed(now);
@@ -142,9 +143,9 @@ impl Core {
             }
             Kind::Transcription => booked.writer.clone_from(&self.writer),
         }
-        let audio_ms = self.playout.audio_ms(&booked.id);
+        let (audio_ms, first_audio_ms) = (self.playout.audio_ms(&booked.id), self.answers.first_audio_ms(&booked.id));
         let transcription = booked.kind == Kind::Transcription;
-        self.out.push_back(Output::Book(Booked { audio_ms, ..booked }));
+        self.out.push_back(Output::Book(Booked { audio_ms, first_audio_ms, ..booked }));
         if transcription {
             self.look_at_budget();
         }
@@ -155,6 +156,7 @@ impl Core {
             return; // said twice
         }
         self.turn_began(response, self.slot.is_ours());
+        self.answers.began(now, response);
         let began = self.slot.created(response);
         self.mirror.replies(response);
         let turn = if began == Began::Wanted { self.turn.take_marks() } else { Marks::default() };
@@ -168,6 +170,7 @@ impl Core {
 
     fn reply_audio(&mut self, now: At, response: &str, item: &str, content_index: u32, audio: bytes::Bytes) {
         let length = ms(self.plan.upstream_output.duration(audio.len()));
+        self.heard_at(now, response);
         if self.playout.by_response(response).is_some_and(|reply| reply.cut.is_none() && !reply.is_generated()) {
             self.mirror.said_audio(response, item, length);
         }

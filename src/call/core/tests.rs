@@ -201,7 +201,7 @@ fn word(output: &Output) -> Option<String> {
             ServerMsg::Pong { t } => format!("pong {t}"),
             ServerMsg::Resumed { .. } => "resumed".into(),
         },
-        Output::Turn(_) => return None,
+        Output::Turn(_) | Output::Told(_) => return None,
         Output::Audio { .. } => "frame".into(),
         Output::AudioTail => "tail".into(),
         Output::DropAudio => "drop audio".into(),

@@ -113,6 +113,7 @@ impl World {
             Output::AudioTail | Output::DropInput | Output::HandOver | Output::Fact(_) => {}
             Output::Forward(_) | Output::Greet(_) | Output::Relay { .. } | Output::End(_) => {}
             Output::Turn(act) => self.turn(call, act),
+            Output::Told(_) => {}
             Output::Renew(_) => self.later(call, 50 * MS, Ev::Renewed),
         }
     }
