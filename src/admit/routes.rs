@@ -50,6 +50,11 @@ impl Routes {
         self.router().resolve(name)
     }
 
+    /// Whether its calls have somewhere cheaper to go ([`Router::degrades`]).
+    pub fn degrades(&self, tier: TierId) -> bool {
+        self.router().degrades(tier)
+    }
+
     /// Where its calls may come to ([`Router::reach`]).
     pub fn reach(&self, tier: TierId, account: Option<&str>) -> Vec<Route> {
         self.router().reach(tier, account)

@@ -30,7 +30,7 @@ use super::{
     returns::{self, Arrival, Ticket},
     service_leg::{Came, ServiceLeg, Up},
     tools,
-    turnstile::{Says, Turnstile},
+    turnstile::{Says, Turnstile, Word},
     way::{On, Opened, Way, Whose},
     written::{Heir, Written},
 };
@@ -87,6 +87,8 @@ const QUIET_BUFFER: usize = 512;
 const SHRINK_AFTER: Duration = Duration::from_secs(2);
 /// Audio in one message to a thin client.
 const MESSAGE: Duration = Duration::from_millis(20);
+/// A call that is to become cheaper has another session within this.
+const CHEAPER_WITHIN: Duration = Duration::from_secs(20);
 /// How long a goodbye may take to be written, and to a client that we have just called slow.
 const GOODBYE: Duration = Duration::from_secs(1);
 const SLOW_GOODBYE: Duration = Duration::from_secs(10);
@@ -205,6 +207,8 @@ struct Driver {
     /// Tools that were answered since a reply ended, and of them those that had failed.
     tools: (u64, u64),
     turnstile: Turnstile,
+    /// It has asked for something cheaper since then.
+    cheaper_since: Option<Instant>,
     goodbyes: TaskTracker,
     drain: watch::Receiver<Option<Instant>>,
     /// The core was told that this server goes away.
@@ -285,6 +289,7 @@ impl Driver {
             earlier: Earlier::default(),
             tools: (0, 0),
             turnstile,
+            cheaper_since: None,
             goodbyes,
             drain,
             leaving: false,
@@ -632,13 +637,40 @@ impl Driver {
         None
     }
 
-    fn turn_says(&mut self, says: Says) {
+    fn turn_says(&mut self, mut says: Says) {
+        self.cheaper(&mut says);
         let input = match says {
             Says::Word(number, word) => Input::Turn { number, word },
             Says::Scarce(scarce) => Input::Scarce(scarce),
             Says::Means(means) => Input::Means(means),
         };
         self.core.handle(self.now(), input);
+    }
+
+    /// Where little is left of a budget and there is something cheaper, the call goes on with that before anything else becomes of it.
+    fn cheaper(&mut self, says: &mut Says) {
+        let little = match says {
+            Says::Means(means) => !means.low.is_empty() || means.spent.is_some(),
+            Says::Word(_, Word::TooDear(_)) => true,
+            Says::Word(..) | Says::Scarce(_) => false,
+        };
+        if !little || !self.turnstile.degrades() {
+            return;
+        }
+        let now = Instant::now();
+        if self.cheaper_since.is_none() && self.service.way().degrade() {
+            self.cheaper_since = Some(now);
+            self.core.handle(self.now(), Input::Rotate);
+        }
+        let there = self.on.degraded() == Some(Cause::Budget);
+        if there || self.cheaper_since.is_none_or(|since| now > since + CHEAPER_WITHIN) {
+            return;
+        }
+        match says {
+            Says::Means(means) => (means.tight, means.spent) = (true, None),
+            Says::Word(_, Word::TooDear(refused)) => refused.for_now = true,
+            Says::Word(..) | Says::Scarce(_) => {}
+        }
     }
 
     /// The client's socket may be given more audio.

@@ -16,7 +16,7 @@ use crate::{
         quota::{Answer, Grant, Quota, Turn, Waiting},
     },
     client::wire::Usage,
-    config::Govern,
+    config::{Govern, WhenSpent},
     upstream::{Ended, Event, RateLimit, ServiceError, limits::Limit},
     wall::unix_now,
 };
@@ -46,6 +46,8 @@ pub struct TooDear {
     pub retry_after: Option<Duration>,
     /// What is said before the call ends.
     pub farewell: Option<String>,
+    /// The call is about to become cheaper: the next answer may do.
+    pub for_now: bool,
 }
 
 /// How a call's budgets stand.
@@ -219,7 +221,7 @@ impl Turnstile {
             Err(spent) => {
                 let wait = spent.resets_at.map(|at| Duration::from_secs(at.saturating_sub(unix_now()).max(1)));
                 let farewell = self.purse.when_spent().1;
-                return Word::TooDear(TooDear { spent, retry_after: wait, farewell });
+                return Word::TooDear(TooDear { spent, retry_after: wait, farewell, for_now: false });
             }
         };
         if self.free {
@@ -266,6 +268,11 @@ impl Turnstile {
     /// What was used beside replies, by this model: words that were written down.
     pub fn spend(&self, model: &str, usage: &Usage, seconds: Option<f64>) {
         self.purse.spend(Amount::of(&self.prices, model, usage, seconds));
+    }
+
+    /// Whether the call shall go on with something cheaper, when little is left.
+    pub fn degrades(&self) -> bool {
+        self.purse.when_spent().0 == WhenSpent::Degrade
     }
 
     /// What the call has used so far.

@@ -227,11 +227,12 @@ impl Way {
         self.tier.as_ref().map(|tier| tier.name.as_str())
     }
 
-    /// Whether the call's budget is spent, so that its next sessions shall be those of `degrade_to`. The running session stays.
-    pub fn degrade(&self, spent: bool) {
-        if let Some(tier) = &self.tier {
-            tier.spent.store(spent, Ordering::Relaxed);
-        }
+    /// Little is left of the call's budget, so that its next sessions shall be those of `degrade_to`, if there is one: whether there is. The
+    /// running session stays.
+    pub fn degrade(&self) -> bool {
+        let Some(tier) = self.tier.as_ref().filter(|tier| tier.routes.degrades(tier.id)) else { return false };
+        tier.spent.store(true, Ordering::Relaxed);
+        true
     }
 
     /// Opens a call's first session.

@@ -6,7 +6,7 @@ use tokio::{task::JoinSet, time};
 use voxrelay::{
     admit::price::{Cost, Usd},
     client::wire::Usage,
-    config::{AllowanceConfig, Config, TenantConfig},
+    config::{AllowanceConfig, Config, TenantConfig, WhenSpent},
     ledger::{Entry, Kind, Ledger},
     sim::SimConfig,
     wall::{unix_now, unix_now_ms},
@@ -382,4 +382,45 @@ async fn at_openais_door_the_end_of_a_budget_is_an_end_of_quota() {
         assert!(turns < 50);
     };
     assert_eq!((close, error["code"].as_str()), (1013, Some("insufficient_quota")), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_goes_on_with_something_cheaper_as_long_as_that_fits() {
+    let mut key = String::new();
+    let change = |config: &mut Config| {
+        let agent = config.agents.entry("default".to_owned()).or_default();
+        (agent.max_output_tokens, agent.model) = (Some(100), Some("best".to_owned()));
+        config.tiers = toml::from_str(
+            "[best]\ndegrade_to = \"cheap\"\nroutes = [{ model = \"gpt-realtime-2.1\" }]\n\
+             [cheap]\nroutes = [{ model = \"gpt-realtime-2.1-mini\" }]\n",
+        )
+        .unwrap();
+        key = tenant(config, "acme", |tenant| {
+            tenant.budget.call.usd = Some("0.08".parse().unwrap());
+            tenant.budget.when_spent = WhenSpent::Degrade;
+            tenant.budget.warn_percent = 40;
+        });
+    };
+    let rig = Rig::with(change, quick(), "").await;
+    let mut client = rig.dial("/v1/voice?turns=manual&pace=fast", &key).await.unwrap();
+    let (mut seen, mut turns) = (vec![], 0);
+    let close = loop {
+        match answered(&mut client, &mut seen).await {
+            Ok(()) => turns += 1,
+            Err(code) => break code,
+        }
+        assert!(turns < 200);
+    };
+    assert_eq!(close, 4402);
+    let at = |code: &str| seen.iter().position(|message| message["code"] == code);
+    let (low, changed) = (at("budget_low").unwrap(), at("model_changed").expect("it became cheaper"));
+    assert!(low < changed, "{seen:?}");
+    let notice = &seen[changed];
+    assert_eq!(
+        (notice["to"].as_str(), notice["reason"].as_str()),
+        (Some("gpt-realtime-2.1-mini"), Some("budget")),
+        "{notice}"
+    );
+    let answers = seen[changed..].iter().filter(|message| message["status"] == "completed").count();
+    assert!(answers > 0, "and went on");
 }

@@ -263,6 +263,11 @@ impl Router {
         self.names.get(name).copied()
     }
 
+    /// Whether there is another tier for calls of this one that may spend no more.
+    pub fn degrades(&self, id: TierId) -> bool {
+        self.tier(id).is_some_and(|tier| tier.degrade_to.is_some())
+    }
+
     /// All routes that a call of this tier may come to, candidates and what it degrades to among them. `account`: as in [`Wish`].
     pub fn reach(&self, id: TierId, account: Option<&str>) -> Vec<Route> {
         let (mut all, mut next) = (Vec::new(), self.tier(id));

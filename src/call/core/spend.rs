@@ -53,12 +53,13 @@ impl Core {
 
     /// A reply was refused for this.
     pub(super) fn too_dear(&mut self, now: At, refused: TooDear) {
-        let TooDear { spent, retry_after, farewell } = refused;
+        let TooDear { spent, retry_after, farewell, for_now } = refused;
         self.refused(now, "budget", spent.figures());
-        if !spent.is_only_held() && spent.window != Window::Minute {
+        let soon = for_now || spent.is_only_held();
+        if !soon && spent.window != Window::Minute {
             return self.spent(now, &spent, farewell);
         }
-        let wait = if spent.is_only_held() { Some(HELD) } else { retry_after };
+        let wait = if soon { Some(HELD) } else { retry_after };
         self.no_answer("budget_exhausted", format!("no answer now: {spent}"), wait, true);
     }
 
@@ -189,7 +190,7 @@ mod tests {
     }
 
     fn dear(spent: Spent) -> TooDear {
-        TooDear { spent, retry_after: None, farewell: None }
+        TooDear { spent, retry_after: None, farewell: None, for_now: false }
     }
 
     fn farewell() -> Means {
