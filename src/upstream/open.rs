@@ -339,10 +339,12 @@ impl Upstream {
         }
         // How often an account is dialled that does not answer is said by whoever chooses it.
         let held = self.breaker().held(Instant::now());
-        if Instant::now() + held > end {
-            return Err((paused(true, held), seat));
+        if !held.is_zero() {
+            if Instant::now() + held > end {
+                return Err((paused(true, held), seat));
+            }
+            time::sleep(held).await;
         }
-        time::sleep(held).await;
         let taken = self.seat(wanted, seat, end).await.map_err(|limited| (limited, None))?;
         let order = self.order(wanted, who, call);
         match self.attempt(wanted, who, &order).await {

@@ -34,6 +34,8 @@ mod resume;
 #[cfg(test)]
 mod routes;
 #[cfg(test)]
+mod routes_of_calls;
+#[cfg(test)]
 mod shapes;
 #[cfg(test)]
 mod support;

@@ -98,7 +98,7 @@ impl Rig {
                 Output::PingClient | Output::Fact(_) | Output::DropAudio => {}
                 Output::Greet(_) | Output::HangUp { .. } => {}
                 Output::Dial => self.dials += 1,
-                Output::LeaveService | Output::Book(_) => {}
+                Output::LeaveService | Output::Book(_) | Output::Told(_) => {}
                 Output::Turn(act) => {
                     if let (TurnAct::Ask { number, .. }, true) = (&act, self.grants) {
                         self.core.handle(self.now, Input::Turn { number: *number, word: Word::Granted });
