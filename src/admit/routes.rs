@@ -103,7 +103,7 @@ impl Routes {
         self.with(|router, now| router.refused(now, on));
     }
 
-    /// A reply is heard, so long after the end of the caller's turn.
+    /// A reply is heard, so long after the service had all that it needed for it.
     pub fn first_audio(&self, on: &Taken, after: Duration) {
         self.with(|router, now| router.first_audio(now, on, after));
     }

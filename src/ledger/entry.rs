@@ -68,7 +68,7 @@ pub struct Entry {
     pub audio_ms: u64,
     /// Of it really heard, ms.
     pub heard_ms: u64,
-    /// From the end of the caller's turn to the reply's first audio, ms; none: not known, or it had no audio.
+    /// From the request, or the turn that the service answers by itself, to the reply's first audio, ms; none: not known, or it had no audio.
     pub first_audio_ms: Option<u64>,
     /// The service's own count was lost: these are numbers of ours.
     pub estimated: bool,

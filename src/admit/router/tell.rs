@@ -44,7 +44,7 @@ impl Router {
         });
     }
 
-    /// A reply is heard, so long after the end of the caller's turn.
+    /// A reply is heard, so long after the service had all that it needed for it.
     pub fn first_audio(&mut self, now: Duration, on: &Taken, after: Duration) {
         let now = self.clock.at(now);
         let closes = self.health(now, &on.route).first_audio(now, after);
