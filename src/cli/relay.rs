@@ -36,7 +36,7 @@ impl Relay {
         } else {
             None
         };
-        let server = Box::pin(Server::start(config, metrics)).await.map_err(|error| match error {
+        let server = Server::start(config, metrics).await.map_err(|error| match error {
             ServeError::Listen { .. } | ServeError::Thread(_) | ServeError::Handover(_) => anyhow::Error::new(error),
             ServeError::Open { .. }
             | ServeError::Upstream { .. }
