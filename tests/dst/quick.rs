@@ -461,7 +461,7 @@ impl Call {
             Output::PingService => self.core.handle(self.now, Input::ServicePong),
             Output::End(End::Asked) => self.over = true,
             Output::End(end) => panic!("turn {} of {:?}: {end}", self.turns, self.way),
-            Output::Turn(_) | Output::Fact(_) | Output::AudioTail | Output::HangUp { .. } => {}
+            Output::Turn(_) | Output::Told(_) | Output::Fact(_) | Output::AudioTail | Output::HangUp { .. } => {}
             _ => panic!("{output:?}"),
         }
     }
