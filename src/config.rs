@@ -318,6 +318,8 @@ pub struct CallConfig {
     pub max_s: u64,
     /// A call without any message from its client ends after so many seconds; 0: never.
     pub idle_s: u64,
+    /// A call in which neither side says anything ends after so many seconds, whatever audio comes; 0: never.
+    pub silence_s: u64,
     /// How long a client may take for a tool, seconds; then the model is told.
     pub tool_timeout_s: u64,
     /// A reply without an event for so long is called stalled, seconds (fault matrix U8).
@@ -337,6 +339,7 @@ impl Default for CallConfig {
         Self {
             max_s: 14_400,
             idle_s: 900,
+            silence_s: 3_600,
             tool_timeout_s: 30,
             stall_s: 10,
             max_backlog_s: 300,
@@ -769,7 +772,7 @@ impl Config {
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Values { problems }) }
     }
 
-    fn ranges(&self) -> [(&'static str, u64, u64, u64, &'static str); 18] {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64, &'static str); 19] {
         let (server, audio, call) = (&self.server, &self.audio, &self.call);
         [
             ("server.max_calls", server.max_calls as u64, 1, 1_000_000, "calls"),
@@ -782,6 +785,7 @@ impl Config {
             ("audio.out_batch_ms", audio.out_batch_ms, 20, 1_000, "ms"),
             ("call.max_s", call.max_s, 1, 604_800, "seconds"),
             ("call.idle_s", call.idle_s, 0, 86_400, "seconds"),
+            ("call.silence_s", call.silence_s, 0, 86_400, "seconds"),
             ("call.tool_timeout_s", call.tool_timeout_s, 1, 600, "seconds"),
             ("call.stall_s", call.stall_s, 1, 600, "seconds"),
             ("call.max_backlog_s", call.max_backlog_s, 1, 3_600, "seconds"),

@@ -286,6 +286,7 @@ impl Shared {
             call,
             max: secs(who.max_call_s(usual.max_s)),
             idle: (idle > 0).then(|| secs(idle)),
+            silence: (usual.silence_s > 0).then(|| secs(usual.silence_s)),
             stall: secs(usual.stall_s),
             credential: good_for(who, unix_now()),
         }

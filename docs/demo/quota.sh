@@ -9,6 +9,7 @@ cd "$(dirname "$0")"
 voxrelay=${VOXRELAY:-../../target/release/voxrelay}
 work=$(mktemp -d)
 export XDG_DATA_HOME="$work"
+export LC_ALL=C
 unset OPENAI_API_KEY OPENAI_BASE_URL VOXRELAY_TOKEN
 running=()
 leave() {

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    governor::{Ask, Asked, Class, Heard, Limits, Pool, Reason, Reservation, Ticket, View},
+    governor::{Ask, Asked, Class, Heard, Limits, Pool, Reason, Reservation, RetryBudget, Ticket, View},
     router::Headroom,
 };
 use crate::config::LimitsConfig;
@@ -63,6 +63,7 @@ type Name = Arc<str>;
 #[derive(Debug)]
 struct Account {
     pool: Pool,
+    retries: RetryBudget,
     waiting: HashMap<Ticket, oneshot::Sender<Said>>,
     scarce: watch::Sender<bool>,
 }
@@ -118,7 +119,8 @@ impl Quota {
         let name = self.name(&mut accounts, model);
         let account = accounts.by_model.entry(name.clone()).or_insert_with(|| {
             let limits = self.section(&name).map_or_else(Limits::default, Limits::from);
-            Account { pool: Pool::new(limits, now), waiting: HashMap::new(), scarce: watch::Sender::new(false) }
+            let (waiting, scarce) = (HashMap::new(), watch::Sender::new(false));
+            Account { pool: Pool::new(limits, now), retries: RetryBudget::default(), waiting, scarce }
         });
         let done = work(now, &name, account);
         let left = self.go_on(now, &name, account);
@@ -168,6 +170,7 @@ impl Quota {
     pub fn ask(self: &Arc<Self>, turn: Turn<'_>) -> Answer {
         let Turn { model, tenant, weight, class, tokens, patience } = turn;
         self.with(model, |now, name, account| {
+            account.retries.request();
             match account.pool.ask(now, Ask { tenant, weight, class, tokens, until: now + patience }) {
                 Asked::Admitted(reservation) => Answer::Granted(self.grant(name, reservation)),
                 Asked::Refused(reason) => Answer::Refused(reason),
@@ -183,7 +186,15 @@ impl Quota {
     /// A reply that nobody asked us for has begun: it is counted, whatever is left.
     pub fn charge(self: &Arc<Self>, turn: Turn<'_>) -> Grant {
         let Turn { model, tenant, weight, class, tokens, .. } = turn;
-        self.with(model, |now, name, account| self.grant(name, account.pool.charge(now, tenant, weight, class, tokens)))
+        self.with(model, |now, name, account| {
+            account.retries.request();
+            self.grant(name, account.pool.charge(now, tenant, weight, class, tokens))
+        })
+    }
+
+    /// Whether a reply that has failed for the limits may be asked for again: a tenth of all may.
+    pub fn may_retry(self: &Arc<Self>, model: &str) -> bool {
+        self.with(model, |_, _, account| account.retries.retry())
     }
 
     /// Whether a session of a model may be opened now.

@@ -60,6 +60,8 @@ pub struct Life {
     pub max: Duration,
     /// Longest time without a message; none: for ever.
     pub idle: Option<Duration>,
+    /// Longest time in which neither side says anything, whatever audio comes; none: for ever.
+    pub silence: Option<Duration>,
     /// A reply without an event for so long is stalled.
     pub stall: Duration,
     /// The client's credential is good for so long; none: as long as somebody else says.
@@ -397,6 +399,8 @@ pub struct Core {
     errors: u64,
     client_seen: At,
     message_seen: At,
+    /// When somebody spoke, typed or asked last.
+    spoke_at: At,
     pinged: Option<At>,
     service_seen: At,
     stall: Stall,
@@ -497,6 +501,7 @@ impl Core {
             errors: 0,
             client_seen: At::ZERO,
             message_seen: At::ZERO,
+            spoke_at: At::ZERO,
             pinged: None,
             service_seen: At::ZERO,
             stall: Stall::None,
@@ -515,6 +520,9 @@ impl Core {
     pub fn handle(&mut self, now: At, input: Input<'_>) {
         if self.ended {
             return;
+        }
+        if says_something(&input) || self.somebody_speaks() {
+            self.spoke_at = now;
         }
         // Sessions are changed only where nobody reads on from the old one before it is done.
         let may_change = matches!(input, Input::Tick);
@@ -871,6 +879,29 @@ fn written(command: &Command) -> usize {
         Command::UserText { text } => text.len(),
         Command::ToolOutput { output, .. } => output.len(),
         _ => 0,
+    }
+}
+
+/// Audio alone says nothing: it may be silence.
+fn says_something(input: &Input<'_>) -> bool {
+    match input {
+        Input::Message(message) => matches!(
+            message,
+            ClientMsg::Commit | ClientMsg::Text { .. } | ClientMsg::ToolResult { .. } | ClientMsg::Interrupt { .. }
+        ),
+        Input::Said(said) => matches!(said.kind, openai::Kind::Commit | openai::Kind::CreateReply { .. }),
+        Input::ClientBack { .. } => true,
+        Input::Service(event) | Input::Heard(event, _) => matches!(
+            event,
+            Event::SpeechStarted { .. }
+                | Event::SpeechStopped { .. }
+                | Event::ReplyCreated { .. }
+                | Event::Audio { .. }
+                | Event::AudioPasses
+                | Event::UserText { .. }
+                | Event::ReplyDone { .. }
+        ),
+        _ => false,
     }
 }
 

@@ -512,10 +512,6 @@ impl Driver {
                 Frame::Text(text) => {
                     self.bytes_in += text.len() as u64;
                     self.door.text(&mut self.core, self.began.elapsed(), text);
-                    // What comes behind a request shall not overtake it.
-                    if self.core.is_asking() {
-                        break;
-                    }
                 }
                 Frame::Pong => self.core.handle(self.now(), Input::ClientPong),
                 // Whoever goes away for another reason than being done may come back.
@@ -855,7 +851,7 @@ impl Driver {
         tracing::warn!(%error, "the service is gone");
         if self.service.socket().is_some() {
             self.on.upstream.board().refused(Source::Close, self.license.who().tenant_id(), error);
-            self.on.lost(error, self.core.stage());
+            self.on.lost(error);
         }
         self.service.lost();
         self.core.handle(self.now(), Input::ServiceGone(End::upstream(error), error.another_may_do()));

@@ -62,6 +62,9 @@ pub enum End {
     /// Nothing came from the client.
     #[error("no message for {} s", .0.as_secs())]
     Idle(Duration),
+    /// Audio came, but nobody has spoken.
+    #[error("nobody has spoken for {} s", .0.as_secs())]
+    Silent(Duration),
     /// The client answers no pings.
     #[error("no answer to two pings")]
     NoPong,
@@ -152,6 +155,7 @@ impl End {
             | Self::MessageTooLarge { .. }
             | Self::AudioTooFast
             | Self::Idle(_)
+            | Self::Silent(_)
             | Self::NoPong
             | Self::TokenExpired
             | Self::Revoked
@@ -207,7 +211,7 @@ impl End {
             }
             Self::MessageTooLarge { .. } => of("message_too_large", 1009, true),
             Self::AudioTooFast => Report { retry_after: Some(COME_BACK), ..of("audio_too_fast", 4429, true) },
-            Self::Idle(_) | Self::NoPong => of("idle_timeout", 4408, true),
+            Self::Idle(_) | Self::Silent(_) | Self::NoPong => of("idle_timeout", 4408, true),
             Self::TokenExpired => of("token_expired", 4401, true),
             Self::Revoked => of("unauthorized", 4401, true),
             Self::EndedByTenant => of("forbidden", 4403, false),

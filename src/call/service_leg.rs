@@ -176,15 +176,13 @@ impl ServiceLeg {
         });
     }
 
-    /// One that has been waiting for a place of its own may end without; then there is this one.
+    /// One that was on its way may end without a session, since it has waited for a place of its own, or has been tried for long: then
+    /// there is this one.
     fn or_another(&self, opening: Opening, seat: Option<SessionSeat>) -> Opening {
-        if seat.is_none() {
-            return opening;
-        }
         let another = self.another(seat);
         Box::pin(async move {
             match opening.await {
-                Err(UpstreamError::Limited(_)) => another.await,
+                Err(error) if error.verdict().transient => another.await,
                 done => done,
             }
         })
@@ -202,6 +200,7 @@ impl ServiceLeg {
     pub fn switch(&mut self) {
         self.leave();
         self.running = std::mem::replace(&mut self.next, State::Gone);
+        self.seat = None; // the next one has its own
         self.current = self.on().map(|on| on.route.clone()).or(self.current.take());
     }
 

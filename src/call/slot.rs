@@ -259,6 +259,14 @@ impl Slot {
         }
     }
 
+    /// What was wanted by the reply that runs.
+    pub fn wanted(&self, response: &str) -> Option<Want> {
+        match &self.state {
+            State::Active(id, want) if id.as_deref() == Some(response) => Some(want.clone()),
+            _ => None,
+        }
+    }
+
     /// When to call [`Self::tick`].
     pub fn deadline(&self) -> Option<At> {
         self.vad_until.filter(|at| *at != At::MAX)

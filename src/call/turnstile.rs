@@ -33,6 +33,8 @@ pub enum Word {
     Waits(Reason),
     /// Not at all; why.
     Refused(Reason),
+    /// It has failed, and so have too many others of the account.
+    NotAgain,
     /// It cannot be paid.
     TooDear(TooDear),
 }
@@ -162,7 +164,7 @@ impl Turnstile {
         self.lose();
         self.scarce = quota.scarcity(model);
         (self.quota, self.model) = (quota, model.to_owned());
-        waits.and_then(|number| self.act(TurnAct::Ask { number, size: self.wished }))
+        waits.and_then(|number| self.act(TurnAct::Ask { number, size: self.wished, again: false }))
     }
 
     fn turn(&self, size: Size) -> Turn<'_> {
@@ -182,7 +184,10 @@ impl Turnstile {
     /// Does what the core says; what it is to be told.
     pub fn act(&mut self, act: TurnAct) -> Option<Says> {
         match act {
-            TurnAct::Ask { number, size } => return Some(Says::Word(number, self.ask(number, size))),
+            TurnAct::Ask { again: true, number, .. } if !self.quota.may_retry(&self.model) => {
+                return Some(Says::Word(number, Word::NotAgain));
+            }
+            TurnAct::Ask { number, size, .. } => return Some(Says::Word(number, self.ask(number, size))),
             TurnAct::Forget => self.forget(),
             TurnAct::Asked { size } => {
                 // More was said while it waited.

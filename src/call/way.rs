@@ -108,13 +108,14 @@ impl On {
     }
 
     /// A session that was up is lost. One that has reached its longest time did what it should; limits are no failures.
-    pub fn lost(&self, error: &UpstreamError, stage: Stage) {
+    pub fn lost(&self, error: &UpstreamError) {
         let verdict = error.verdict();
         match (error, verdict.code) {
             (UpstreamError::Refused { code, .. }, _) if code == "session_expired" => {}
             (_, "rate_limited") => self.tell(|routes, taken| routes.limited(taken, verdict.retry_after)),
-            (_, "upstream_auth" | "upstream_refused") => self.tell(Routes::refused),
-            _ => self.failed(stage),
+            (_, "upstream_auth" | "upstream_refused") if !error.another_may_do() => self.tell(Routes::refused),
+            // However many were lost with the same service, in whatever they did.
+            _ => self.failed(Stage::MidStream),
         }
     }
 
@@ -207,14 +208,17 @@ impl Way {
     }
 
     /// The model that somebody who speaks to the service directly gets: chosen now, and among the routes of the tenant's own account, whose
-    /// client secret or call it will be. `call`: decides as a call's id does. `None`: there is none.
-    pub fn direct(&self, who: &Principal, call: String) -> Option<String> {
-        let Some(tier) = &self.tier else { return Some(self.home.route.model.clone()) };
+    /// client secret or call it will be. `call`: decides as a call's id does.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn direct(&self, who: &Principal, call: String) -> Result<String, Why> {
+        let Some(tier) = &self.tier else { return Ok(self.home.route.model.clone()) };
         let whose = Arc::new(Whose { wanted: Wanted::voice(""), who: who.clone(), call });
         let mut hunt = Hunt::new(tier, &whose, &TaskTracker::new(), None);
         let reach = tier.routes.reach(tier.id, who.upstream()).into_iter();
         hunt.tried.extend(reach.filter(|route| route.upstream.as_deref() != who.upstream()));
-        hunt.ask(Routes::choose).ok().map(|choice| choice.taken.route.model)
+        hunt.ask(Routes::choose).map(|choice| choice.taken.route.model).map_err(|refusal| refusal.why)
     }
 
     /// Where sessions come from as long as nothing was chosen: of a tier, its first route.
@@ -347,7 +351,8 @@ impl Hunt {
         self.rounds += 1;
         let verdict = last.map(UpstreamError::verdict);
         let hung = matches!(last, Some(UpstreamError::Timeout { .. }));
-        let useless = refusal.why == Why::Forbidden || verdict.is_some_and(|verdict| !verdict.transient);
+        let for_good = verdict.is_some_and(|verdict| !verdict.transient) && refusal.why != Why::Open;
+        let useless = refusal.why == Why::Forbidden || for_good;
         if useless || !self.again && (hung || self.rounds >= FIRST_ROUNDS) {
             return None;
         }

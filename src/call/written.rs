@@ -177,8 +177,14 @@ mod tests {
 
     fn written(audio: usize) -> Written {
         let second = Duration::from_secs(1);
-        let life =
-            Life { call: "call_1".into(), max: 3_600 * second, idle: None, stall: 10 * second, credential: None };
+        let life = Life {
+            call: "call_1".into(),
+            max: 3_600 * second,
+            idle: None,
+            silence: None,
+            stall: 10 * second,
+            credential: None,
+        };
         let mut core = Core::owner(life, Plan::none(), Some(Resume { token: "secret".into(), window: 30 * second }));
         core.handle(second, Input::SessionUp(None));
         core.handle(second, Input::Audio { length: second, upstream: &vec![7; audio] });

@@ -58,7 +58,10 @@ pub enum Kind {
         aside: bool,
     },
     /// A reply is called off.
-    Cancel,
+    Cancel {
+        /// It says which.
+        named: bool,
+    },
     /// Nothing that we decide on.
     Other,
     /// No event at all.
@@ -77,6 +80,8 @@ struct Head<'a> {
     kind: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     event_id: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    response_id: Option<&'a RawValue>,
     #[serde(borrow, default)]
     audio: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -162,7 +167,7 @@ impl Head<'_> {
                 let reply = self.response.and_then(|r| serde_json::from_str::<ReplyHead<'_>>(r.get()).ok());
                 Kind::CreateReply { aside: reply.and_then(|r| r.conversation).as_deref() == Some("none") }
             }
-            Some("response.cancel") => Kind::Cancel,
+            Some("response.cancel") => Kind::Cancel { named: self.response_id.is_some() },
             Some(_) => Kind::Other,
             None => invalid("invalid_event", "Missing required parameter: 'type'.".to_owned()),
         }
@@ -413,7 +418,8 @@ mod tests {
                 r#"{"type":"conversation.item.create","item":{"role":"user","role":"system"}}"#,
                 Kind::CreateItem { system: true },
             ),
-            (r#"{"type":"response.cancel","response_id":"resp_1"}"#, Kind::Cancel),
+            (r#"{"type":"response.cancel","response_id":"resp_1"}"#, Kind::Cancel { named: true }),
+            (r#"{"type":"response.cancel"}"#, Kind::Cancel { named: false }),
             (r#"{"type":"of_tomorrow"}"#, Kind::Other),
         ] {
             assert_eq!(kind(text), want, "{text}");

@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 pub(crate) use self::exchange::Exchanges;
 use super::body::BodyError;
 use crate::{
-    admit::{Denied, Principal},
+    admit::{Denied, Principal, router},
     call::{books::Books, policy::Policy},
     client::openai::{INVALID_REQUEST, SERVER_ERROR},
     config::{Scope, USUAL_UPSTREAM},
@@ -122,7 +122,17 @@ pub(super) fn merge(
     };
     let name = realtime::model(shared, who, upstream, &agent, asked)?;
     let direct = shared.way(who, upstream, &name).direct(who, random_id("secret"));
-    let model = direct.ok_or_else(|| no_model(&name))?;
+    let model = direct.map_err(|why| match why {
+        router::Why::Open => Refusal {
+            retry_after: Some(crate::serve::FULL_RETRY),
+            ..Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "upstream_unavailable",
+                "the service does not answer".to_owned(),
+            )
+        },
+        router::Why::Forbidden | router::Why::Tried => no_model(&name),
+    })?;
     let models = who.tenant().map_or(&[][..], |tenant| &tenant.config.models);
     let policy = Policy::new(&agent, &model, who.policy()).with_models(models);
     if let Some(model) = policy.forbidden_model(&session) {

@@ -186,7 +186,7 @@ impl Upstream {
             }
             let seat = match self.seat(wanted, None, end).await {
                 Ok(seat) => seat,
-                Err(limited) => return Err(last.unwrap_or(limited)),
+                Err((limited, _)) => return Err(last.unwrap_or(limited)),
             };
             let error = match self.attempt(wanted, who, &order).await {
                 Ok(session) => return Ok(Session { seat, ..session }),
@@ -219,7 +219,7 @@ impl Upstream {
         wanted: &Wanted,
         mut seat: Option<SessionSeat>,
         end: Instant,
-    ) -> Result<Option<SessionSeat>, UpstreamError> {
+    ) -> Result<Option<SessionSeat>, (UpstreamError, Option<SessionSeat>)> {
         if wanted.joins.is_some() {
             return Ok(None);
         }
@@ -244,7 +244,7 @@ impl Upstream {
                 Some(at) => time::sleep_until(at).await,
                 None => {
                     self.quota().gave_up(&wanted.model, &reason);
-                    return Err(UpstreamError::Limited(reason));
+                    return Err((UpstreamError::Limited(reason), seat));
                 }
             }
         }
@@ -295,7 +295,7 @@ impl Upstream {
             time::sleep(held).await;
             let taken = match self.seat(wanted, seat.take(), end).await {
                 Ok(taken) => taken,
-                Err(limited) => return Err(last.unwrap_or(limited)),
+                Err((limited, _)) => return Err(last.unwrap_or(limited)),
             };
             let error = match self.attempt(wanted, who, &order).await {
                 Ok(session) => {
@@ -345,7 +345,7 @@ impl Upstream {
             }
             time::sleep(held).await;
         }
-        let taken = self.seat(wanted, seat, end).await.map_err(|limited| (limited, None))?;
+        let taken = self.seat(wanted, seat, end).await?;
         let order = self.order(wanted, who, call);
         match self.attempt(wanted, who, &order).await {
             Ok(session) => {

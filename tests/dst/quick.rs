@@ -195,6 +195,7 @@ impl Call {
             call: "call_1".into(),
             max: Duration::MAX / 4,
             idle: None,
+            silence: None,
             stall: Duration::from_secs(10),
             credential: None,
         };

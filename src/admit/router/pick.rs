@@ -109,9 +109,16 @@ impl Router {
         for (group, at) in first.chain(all()) {
             let Some(field) = fields.get(at) else { continue };
             if let Some((candidate, by)) = self.pick(wish, field, group, rng) {
+                // What was asked for comes first: whoever would get less finds out whether it is back.
+                let due = fields.iter().take(at).find_map(|field| Some((field, due(field)?, By::Probe)));
+                let (field, candidate, by) = due.unwrap_or((field, candidate, by));
                 let passed = fields.iter().take(at + 1).flat_map(|field| field.passed.iter().cloned());
                 let others = fields.iter().flat_map(|field| &field.candidates).any(|one| one.route != candidate.route);
-                return Ok(Choice { others, ..self.take(now, wish, field, candidate, by, passed.collect()) });
+                let well = |one: &Candidate| Group::of(one.rank) == Group::Well && one.route != candidate.route;
+                let well = fields.iter().flat_map(|field| &field.candidates).any(well);
+                let choice = self.take(now, wish, field, candidate, by, passed.collect());
+                let hedge_after = choice.hedge_after.or((by == By::Probe && well).then_some(HEDGE_LEAST));
+                return Ok(Choice { others, hedge_after, ..choice });
             }
         }
         Err(refusal(fields.into_iter().flat_map(|field| field.passed).collect()))
@@ -125,8 +132,7 @@ impl Router {
             return None;
         }
         let (_, fields) = self.fields(now, wish);
-        let field = fields.first()?;
-        let best = best(&field.candidates, Group::Well)?;
+        let (field, best) = fields.iter().find_map(|field| Some((field, best(&field.candidates, Group::Well)?)))?;
         let (candidate, by) = by_policy(field.policy, &best, rng)?;
         self.hedged += TENTHS;
         Some(self.take(now, wish, field, candidate, by, field.passed.clone()))
@@ -321,6 +327,11 @@ impl Router {
             others: other,
         }
     }
+}
+
+/// A route that has failed, and is to be tried now.
+fn due(field: &Field) -> Option<&Candidate> {
+    field.candidates.iter().find(|one| one.rank == Rank::Probe && one.weight > 0)
 }
 
 /// Those of the best rank of a group, in the order of the file.

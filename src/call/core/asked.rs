@@ -19,7 +19,7 @@ impl Core {
     /// How far the service was, if it fails now: it owes an answer of which nothing is heard, or it does not.
     pub fn stage(&self) -> Stage {
         let heard = self.slot.active().is_some_and(|response| self.answers.first_audio_ms(response).is_some());
-        if self.slot.busy() && !heard { Stage::FirstAudio } else { Stage::MidStream }
+        if self.slot.busy() && !self.wish_waits() && !heard { Stage::FirstAudio } else { Stage::MidStream }
     }
 
     /// Clients that own their conversation are told nothing: what the session says of its model is true there.

@@ -38,6 +38,7 @@ impl Core {
             self.credential_at,
             self.expiring_at,
             self.life.idle.map(|idle| self.message_seen + idle),
+            self.silent_at(),
             Some(self.ping_at()),
             Some(self.client_seen + DEAD_AFTER),
             self.intake.ack_due(),
@@ -54,7 +55,7 @@ impl Core {
 
     /// The service owes us something.
     pub(super) fn owes(&self) -> bool {
-        self.slot.busy() || self.pass.as_ref().is_some_and(|pass| pass.awaits_settings())
+        self.slot.busy() && !self.wish_waits() || self.pass.as_ref().is_some_and(|pass| pass.awaits_settings())
     }
 
     fn stalls_at(&self) -> Option<At> {
@@ -135,7 +136,19 @@ impl Core {
         if now >= self.client_seen + DEAD_AFTER {
             return Some(End::NoPong);
         }
+        if self.silent_at().is_some_and(|at| now >= at) {
+            return self.life.silence.map(End::Silent);
+        }
         self.life.idle.filter(|idle| now >= self.message_seen + *idle).map(End::Idle)
+    }
+
+    /// When a call ends in which nobody speaks. Speech that goes on, or an answer that is heard, is no silence.
+    fn silent_at(&self) -> Option<At> {
+        self.life.silence.filter(|_| !self.somebody_speaks()).map(|silence| self.spoke_at + silence)
+    }
+
+    pub(super) fn somebody_speaks(&self) -> bool {
+        self.turn.speaking() || self.playout.active() || self.slot.busy()
     }
 
     fn credential_expires(&mut self, now: At) {

@@ -27,6 +27,8 @@ pub enum TurnAct {
         number: u64,
         /// What it may use.
         size: Size,
+        /// It has failed for the account's limits before.
+        again: bool,
     },
     /// It is not wanted any more.
     Forget,
@@ -113,6 +115,9 @@ pub(super) struct Governing {
     /// Of the last wish, and when it was told.
     number: u64,
     wished_at: At,
+    /// How often the answer that is wanted has failed for the account's limits, and whether it is asked for again for that.
+    failed: u8,
+    again: bool,
     /// Why it waits, or had to.
     delay: Option<Delay>,
     /// Replies that had to wait, by the service's ids; the newest.
@@ -144,6 +149,8 @@ impl Default for Governing {
             gate,
             number,
             wished_at,
+            failed: 0,
+            again: false,
             delay,
             delayed,
             scarce: false,
@@ -165,6 +172,8 @@ const CHARS_PER_TOKEN: usize = 4;
 const MS_PER_TOKEN: u64 = 100;
 /// Delays of so many replies are remembered: those that may still be booked.
 const DELAYED: usize = 8;
+/// An answer is asked for so often at most.
+const TRIES: u8 = 3;
 /// Refusals of one call are written down so often at most.
 const REFUSED_EVERY: Duration = Duration::from_secs(1);
 /// Configurations that a service has not confirmed and still may.
@@ -189,7 +198,8 @@ impl Core {
                 self.governing.number += 1;
                 (self.governing.wished_at, self.governing.delay) = (now, None);
                 let (number, size) = (self.governing.number, self.projected());
-                self.turn_act(TurnAct::Ask { number, size });
+                let again = std::mem::take(&mut self.governing.again);
+                self.turn_act(TurnAct::Ask { number, size, again });
                 false
             }
         }
@@ -205,7 +215,7 @@ impl Core {
     /// The service has not taken our request; it will be made again, or not.
     pub(super) fn not_asked(&mut self, again: bool) {
         if !again {
-            return self.turn_act(TurnAct::Never { used: Some(Usage::default()) });
+            return self.never_began();
         }
         self.wants_none();
         self.not_said();
@@ -230,6 +240,11 @@ impl Core {
             Word::Waits(reason) => {
                 self.governing.gate = Gate::Waiting;
                 self.throttled(&reason);
+            }
+            Word::NotAgain => {
+                self.governing.gate = Gate::Closed;
+                let message = "no answer: the service refuses too many for its limits".to_owned();
+                self.no_answer("rate_limited", message, None, true);
             }
             Word::TooDear(refused) => {
                 self.governing.gate = Gate::Closed;
@@ -268,6 +283,22 @@ impl Core {
         self.say(ServerMsg::Notice { code: "throttled".to_owned(), message, more });
     }
 
+    /// A reply of ours failed for the account's limits: whether it is asked for again, when they allow it. Not if any of it was heard, or the
+    /// caller has moved on, and not for ever.
+    pub(super) fn tries_again(&mut self, response: &str) -> bool {
+        let unheard =
+            self.playout.by_response(response).is_some_and(|reply| reply.received() == 0 && reply.cut.is_none());
+        let tried = self.governing.failed + 1 >= TRIES || self.plan.govern == Govern::Never || self.leaving.is_some();
+        if !unheard || tried || self.turn.speaking() || self.slot.has_wish() {
+            return false;
+        }
+        let Some(want) = self.slot.wanted(response) else { return false };
+        self.governing.failed += 1;
+        self.governing.again = true;
+        self.slot.want_first(want);
+        true
+    }
+
     /// Tokens that a reply uses at most: the conversation so far, what has come since, and the longest answer.
     pub(super) fn projected(&self) -> Size {
         let Governing { before, unread, reading, .. } = self.governing;
@@ -293,6 +324,7 @@ impl Core {
     /// The service has counted a reply, and all that it has read.
     pub(super) fn counted(&mut self, usage: Usage) {
         self.governing.before = usage.input_tokens + usage.output_tokens;
+        self.governing.failed = 0;
         self.governing.reading = 0;
     }
 
@@ -328,8 +360,13 @@ impl Core {
         self.turn_act(TurnAct::Over { response: response.to_owned(), used, next });
         if !self.slot.busy() {
             // What we asked for was this one, although it looked like the service's own.
-            self.turn_act(TurnAct::Never { used: Some(Usage::default()) });
+            self.never_began();
         }
+    }
+
+    /// A request that went out was refused.
+    pub(super) fn never_began(&mut self) {
+        self.turn_act(TurnAct::Never { used: Some(Usage::default()) });
     }
 
     /// The reply that runs, or was asked for, is given up.
@@ -524,7 +561,7 @@ mod tests {
         let mut rig = governed(Govern::NearLimit, false);
         rig.message(ClientMsg::Text { text: "x".repeat(40) });
         let size = size(50 + 10);
-        assert_eq!((acts(&rig), asks(&rig)), (vec![TurnAct::Ask { number: 1, size }], 0));
+        assert_eq!((acts(&rig), asks(&rig)), (vec![TurnAct::Ask { number: 1, size, again: false }], 0));
         word(&mut rig, Word::Waits(reason(Some(700))));
         assert!(rig.said().contains(&"notice throttled".to_owned()));
         rig.pass(SECOND);
@@ -541,7 +578,7 @@ mod tests {
         rig.message(ClientMsg::Discard);
         rig.speak(SECOND);
         rig.message(ClientMsg::Commit);
-        assert_eq!(acts(&rig).last(), Some(&TurnAct::Ask { number: 2, size: self::size(90 + 10) }));
+        assert_eq!(acts(&rig).last(), Some(&TurnAct::Ask { number: 2, size: self::size(90 + 10), again: false }));
         // A word to the first is none to the second.
         rig.input(Input::Turn { number: 1, word: Word::Granted });
         assert_eq!(asks(&rig), 1);
@@ -726,7 +763,53 @@ mod tests {
         rig.input(Input::SessionUp(None));
         rig.message(ClientMsg::Text { text: "x".repeat(40) });
         // What the agent begins with, the first text told again, the second, and the answer.
-        assert_eq!(acts(&rig).last(), Some(&TurnAct::Ask { number: 2, size: size(50 + 100 + 10) }));
+        assert_eq!(acts(&rig).last(), Some(&TurnAct::Ask { number: 2, size: size(50 + 100 + 10), again: false }));
+    }
+
+    /// The service fails the reply that runs for a limit, having said nothing.
+    fn limited(rig: &mut Rig, response: &str) {
+        let (reason, limit) = (Some("rate_limit_exceeded".to_owned()), Some(crate::upstream::Limit::Tokens));
+        let retry_after = Some(Duration::from_millis(400));
+        let (response, ended, usage) = (response.into(), Ended::Failed, None);
+        rig.event(Event::ReplyDone { response, ended, reason, retry_after, limit, usage });
+    }
+
+    #[test]
+    fn an_answer_that_failed_for_a_limit_is_asked_for_again_by_rule() {
+        let mut rig = governed(Govern::NearLimit, false);
+        rig.message(ClientMsg::Text { text: "hello".into() });
+        word(&mut rig, Word::Granted);
+        rig.created("resp_1");
+        rig.said();
+        limited(&mut rig, "resp_1");
+        assert!(!rig.said().iter().any(|word| word.starts_with("error")), "it is not over");
+        let again = |rig: &Rig| matches!(acts(rig).last(), Some(TurnAct::Ask { again: true, .. }));
+        assert!(again(&rig), "{:?}", acts(&rig));
+        word(&mut rig, Word::Granted);
+        rig.created("resp_2");
+        limited(&mut rig, "resp_2");
+        word(&mut rig, Word::Granted);
+        rig.created("resp_3");
+        limited(&mut rig, "resp_3");
+        assert!(rig.said().contains(&"error rate_limited".to_owned()), "three tries are enough");
+        assert_eq!(asks(&rig), 3);
+        // Nothing is said twice: not if some of it came, nor for a caller who has said something else meanwhile.
+        rig.message(ClientMsg::Text { text: "hello".into() });
+        word(&mut rig, Word::Granted);
+        rig.created("resp_4");
+        rig.reply_audio("resp_4", "a", SECOND);
+        limited(&mut rig, "resp_4");
+        assert!(!again(&rig));
+        // And an account whose answers fail one after the other gets no more tries.
+        let mut rig = governed(Govern::NearLimit, false);
+        rig.message(ClientMsg::Text { text: "hello".into() });
+        word(&mut rig, Word::Granted);
+        rig.created("resp_1");
+        limited(&mut rig, "resp_1");
+        word(&mut rig, Word::NotAgain);
+        assert!(rig.said().contains(&"error rate_limited".to_owned()));
+        rig.pass(5 * SECOND);
+        assert_eq!(asks(&rig), 1);
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub(super) struct Pass {
     asked: Option<Asked>,
     /// Replies beside the conversation that were asked for and have not begun.
     asides: u32,
+    /// The client's names for them, the newest.
+    aside_ids: VecDeque<String>,
     /// When the client last said anything but audio.
     spoke_at: At,
     /// The conversation's reply that runs.
@@ -130,6 +132,7 @@ impl Pass {
             odd: None,
             asked: None,
             asides: 0,
+            aside_ids: VecDeque::new(),
             spoke_at: At::ZERO,
             live: None,
             complained: false,
@@ -224,11 +227,13 @@ impl Core {
     /// A text message of the client.
     pub(super) fn said(&mut self, now: At, said: Said) {
         (self.client_seen, self.message_seen) = (now, now);
+        let asking = self.is_asking();
         let pass = self.pass();
         if !matches!(said.kind, Kind::Append { .. }) {
             pass.spoke_at = now;
         }
-        if pass.stage != Stage::Open {
+        // What comes behind a request shall not overtake it.
+        if pass.stage != Stage::Open || asking || !pass.held.is_empty() {
             pass.held_bytes += said.text.len();
             pass.held.push_back(said);
             return;
@@ -278,8 +283,10 @@ impl Core {
                 self.forward_named(said.text);
             }
             Kind::CreateReply { aside } => self.rule_reply(now, *aside, said),
-            Kind::Cancel => {
-                self.take_back();
+            Kind::Cancel { named } => {
+                if !*named {
+                    self.take_back();
+                }
                 self.forward_named(said.text);
             }
             Kind::Other => self.forward_named(said.text),
@@ -358,8 +365,18 @@ impl Core {
         self.pass().wishes.push_back(Wish { aside, event_id, text });
     }
 
-    /// Asks for what the client wants answered next, when it is granted.
+    /// Asks for what the client wants answered next, when it is granted; and goes on with what the client has said since.
     pub(super) fn pass_asks(&mut self, now: At) {
+        self.ask_wishes(now);
+        self.say_held(now);
+    }
+
+    /// The client's request waits for the account.
+    pub(super) fn wish_waits(&self) -> bool {
+        self.pass.as_ref().is_some_and(|pass| pass.wishes.iter().any(|wish| !wish.aside))
+    }
+
+    fn ask_wishes(&mut self, now: At) {
         loop {
             if self.pass().wishes.is_empty() {
                 return self.wants_none();
@@ -370,7 +387,12 @@ impl Core {
             let Some(Wish { aside, event_id, text }) = self.pass().wishes.pop_front() else { return };
             self.turn_asked();
             if aside {
-                self.pass().asides += 1;
+                let pass = self.pass();
+                pass.asides += 1;
+                pass.aside_ids.extend(event_id);
+                if pass.aside_ids.len() > WISHES {
+                    pass.aside_ids.pop_front();
+                }
             } else {
                 self.answers.asked(now);
                 self.slot.take(); // a session that was lost meanwhile has freed it
@@ -549,6 +571,13 @@ impl Core {
         let about = |asked: &mut Asked| error.event_id.is_none() || asked.event_id == error.event_id;
         if self.pass().asked.take_if(about).is_some() {
             self.slot.not_taken(error.code == "conversation_already_has_active_response");
+            self.never_began();
+        } else if let Some(id) = &error.event_id
+            && let Some(at) = self.pass().aside_ids.iter().position(|aside| aside == id)
+        {
+            self.pass().aside_ids.remove(at);
+            self.pass().asides = self.pass().asides.saturating_sub(1);
+            self.never_began();
         }
         true
     }
@@ -627,12 +656,12 @@ impl Core {
 
     /// What the client said while it could not be told to the service.
     fn say_held(&mut self, now: At) {
-        let pass = self.pass();
-        pass.held_bytes = 0;
-        for said in std::mem::take(&mut pass.held) {
-            if !self.ended {
-                self.rule(now, said);
-            }
+        while !self.ended && self.pass().stage == Stage::Open && !self.is_asking() {
+            let pass = self.pass();
+            let Some(said) = pass.held.pop_front() else { return };
+            pass.held_bytes = pass.held_bytes.saturating_sub(said.text.len());
+            self.rule(now, said);
+            self.ask_wishes(now);
         }
     }
 }

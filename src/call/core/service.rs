@@ -16,7 +16,7 @@ use crate::{
     ledger::Kind,
     observe::fact::Fact,
     upstream::{
-        Command, Ended, Event, ServiceError, UpstreamError,
+        Command, Ended, Event, Limit, ServiceError, UpstreamError,
         error::{plain_code, plain_field},
         event_id,
     },
@@ -71,15 +71,20 @@ impl Core {
                     self.say(ServerMsg::ToolCall { call_id, name, arguments });
                 }
             }
-            Event::ReplyDone { response, ended, reason, retry_after, usage, .. } => {
+            Event::ReplyDone { response, ended, reason, retry_after, usage, limit } => {
                 self.used(usage);
+                let limited = ended == Ended::Failed && limit.is_some_and(|limit| limit != Limit::Quota);
+                let again = limited && self.tries_again(&response);
                 self.slot.done(&response);
                 self.turn_over(&response, ended, usage);
                 if self.tools.reply_done(&response, ended == Ended::Completed) {
                     self.slot.want(Want { instructions: None });
                 }
                 let reason = reason.map(|r| plain_code(&r));
-                if ended == Ended::Failed && self.playout.by_response(&response).is_some_and(|r| !r.is_generated()) {
+                if ended == Ended::Failed
+                    && !again
+                    && self.playout.by_response(&response).is_some_and(|r| !r.is_generated())
+                {
                     self.reply_failed(reason.as_deref(), retry_after);
                 }
                 let status = ReplyStatus::from(ended);

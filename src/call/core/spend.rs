@@ -106,6 +106,7 @@ impl Core {
         self.slot.want(Want { instructions: Some(instructions) });
         if let Some(Want { instructions }) = self.slot.next(self.commands) {
             self.service_seen = now;
+            self.answers.asked(now);
             self.turn_asked();
             self.ask(Command::CreateReply { instructions });
         }

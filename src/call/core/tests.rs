@@ -16,7 +16,7 @@ pub(super) const MS: Duration = Duration::from_millis(1);
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 pub(super) fn life() -> Life {
-    Life { call: "call_1".into(), max: 3_600 * SECOND, idle: None, stall: 10 * SECOND, credential: None }
+    Life { call: "call_1".into(), max: 3_600 * SECOND, idle: None, silence: None, stall: 10 * SECOND, credential: None }
 }
 
 pub(super) fn plan() -> Plan {
@@ -572,6 +572,18 @@ fn the_calls_own_limits_end_it() {
     assert_eq!(rig.said(), ["hang up 4408 with a word"], "pongs are no messages");
     rig.pass(30 * SECOND);
     assert_eq!(rig.said(), ["end 1000"], "and nobody came back");
+
+    // Silence is streamed and nothing is said; speech, words and answers are no silence.
+    let mut rig = Rig::living(Life { silence: Some(20 * SECOND), ..life() }, Plan { auto_turns: false, ..plan() });
+    rig.speak(15 * SECOND);
+    rig.message(ClientMsg::Commit);
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", 30 * SECOND);
+    rig.done("resp_1", Ended::Completed);
+    rig.pass(29 * SECOND);
+    assert!(!rig.said().iter().any(|word| word.starts_with("hang up")), "the answer sounds");
+    rig.speak(25 * SECOND);
+    assert!(rig.said().contains(&"hang up 4408 with a word".to_owned()));
 
     let mut rig = Rig::new(plan());
     rig.said();

@@ -86,6 +86,7 @@ impl Call {
         let transcribed = rng.random_bool(0.8);
         let calm = config.length.saturating_sub(60 * SECOND);
         let life = Life {
+            silence: None,
             call: format!("call_{number}"),
             max: 400 * 24 * 3_600 * SECOND,
             idle: config.idle,

@@ -122,7 +122,7 @@ impl World {
     fn turn(&mut self, call: usize, act: TurnAct) {
         let held = &mut self.calls[call].held;
         match act {
-            TurnAct::Ask { number, size } => {
+            TurnAct::Ask { number, size, .. } => {
                 assert!(number > held.number, "a wish has a number of its own");
                 held.number = number;
                 let wait = u32::try_from(size.tokens() % 7).unwrap() * 60 * MS;

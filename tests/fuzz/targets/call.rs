@@ -72,6 +72,7 @@ struct Rig {
 impl Rig {
     fn new(says: impl Fn(&str) -> bool) -> Self {
         let life = Life {
+            silence: None,
             call: "call_1".into(),
             max: 3_600 * SECOND,
             idle: says("idle").then_some(60 * SECOND),

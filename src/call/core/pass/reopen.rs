@@ -165,6 +165,7 @@ impl Core {
             self.service_seen = now;
             self.pass().asked = Some(Asked { event_id: Said::read(again.clone()).event_id });
             self.pass().asked_text = Some(again.clone());
+            self.answers.asked(now);
             self.forward(again);
         }
         self.say_held(now);

@@ -47,8 +47,14 @@ impl Rig {
     }
 
     fn of(agent: &AgentConfig, only_writes: bool, resume: Option<Resume>) -> Self {
-        let life =
-            Life { call: "call_1".into(), max: 3_600 * SECOND, idle: None, stall: 10 * SECOND, credential: None };
+        let life = Life {
+            call: "call_1".into(),
+            max: 3_600 * SECOND,
+            idle: None,
+            silence: None,
+            stall: 10 * SECOND,
+            credential: None,
+        };
         let core = Core::pass_through(
             life,
             Policy::new(agent, "real-model", PolicyConfig::default()),
@@ -1001,8 +1007,12 @@ fn what_a_client_wants_answered_is_asked_for_when_the_account_grants_it() {
     let mut rig = Rig::open();
     rig.grants = false;
     rig.say(create);
+    // What comes behind it does not overtake it, as long as the account has not answered.
     rig.say(aside);
+    rig.say(r#"{"type":"input_audio_buffer.clear"}"#);
     assert_eq!(std::mem::take(&mut rig.to_service), Vec::<String>::new());
+    rig.input(Input::Turn { number: number(&rig), word: Word::Waits(reason()) });
+    assert_eq!(std::mem::take(&mut rig.to_service), [r#"{"type":"input_audio_buffer.clear"}"#]);
     rig.say(create);
     assert!(rig.told().iter().any(|text| text.contains("conversation_already_has_active_response")), "one at a time");
     rig.input(Input::Turn { number: number(&rig), word: Word::Granted });
@@ -1018,6 +1028,7 @@ fn what_a_client_wants_answered_is_asked_for_when_the_account_grants_it() {
     let told = rig.told();
     assert!(told.iter().any(|text| text.contains("rate_limit_exceeded") && text.contains("mine")), "{told:?}");
     rig.say(create);
+    rig.input(Input::Turn { number: number(&rig), word: Word::Waits(reason()) });
     // And what is taken back is not asked for.
     rig.say(r#"{"type":"response.cancel"}"#);
     assert!(matches!(rig.turns.last(), Some(TurnAct::Forget)), "{:?}", rig.turns);
