@@ -21,6 +21,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub use self::govern::{Delay, Size, TurnAct};
 use self::{away::Away, continuity::Sessions, govern::Governing, pass::Pass, spend::Leaving};
@@ -673,8 +674,13 @@ impl Core {
     }
 
     fn notice(&mut self, code: &str, message: &str) {
-        let more = serde_json::Map::new();
-        self.say(ServerMsg::Notice { code: code.to_owned(), message: message.to_owned(), more });
+        self.notice_with(code, message.to_owned(), []);
+    }
+
+    /// A notice with fields of its own.
+    fn notice_with(&mut self, code: &str, message: String, more: impl IntoIterator<Item = (&'static str, Value)>) {
+        let more = more.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        self.say(ServerMsg::Notice { code: code.to_owned(), message, more });
     }
 
     /// One request failed, the call goes on.

@@ -458,7 +458,7 @@ impl Driver {
             let event = if passes { ga::glance(&text) } else { ga::decode(&text) };
             limits::heard(on.upstream.board(), license.who().tenant_id(), &event);
             turnstile.heard(&event);
-            on.heard(&event, core.stage(), tools);
+            on.heard(&event, || core.stage(), tools);
             core.handle(now, if passes { Input::Heard(event, text) } else { Input::Service(event) });
         });
     }

@@ -131,7 +131,7 @@ impl On {
 
     /// What an event of the session says of the route. `stage`: how far the reply that runs is; `tools`: those that were answered since a
     /// reply ended last, and how many of them had failed.
-    pub fn heard(&self, event: &Event, stage: Stage, tools: &mut (u64, u64)) {
+    pub fn heard(&self, event: &Event, stage: impl FnOnce() -> Stage, tools: &mut (u64, u64)) {
         if self.chosen.is_none() {
             return;
         }
@@ -140,7 +140,7 @@ impl On {
             | Event::Error(ServiceError { limit: Some(_), retry_after, .. }) => {
                 self.tell(|routes, taken| routes.limited(taken, *retry_after));
             }
-            Event::ReplyDone { ended: Ended::Failed, .. } => self.failed(stage),
+            Event::ReplyDone { ended: Ended::Failed, .. } => self.failed(stage()),
             Event::ReplyDone { usage, .. } => self.replied(usage.as_ref(), std::mem::take(tools)),
             _ => {}
         }

@@ -192,32 +192,9 @@ impl Fact {
                 tracing::warn!(%reason, "an answer was refused");
             }
             Self::ReplyEnded { status, answered_after, relay_added } => {
-                let status = match status {
-                    ReplyStatus::Completed => "completed",
-                    ReplyStatus::Interrupted => "interrupted",
-                    ReplyStatus::Incomplete => "incomplete",
-                    ReplyStatus::Failed => "failed",
-                };
-                counter!("voxrelay_replies_total", "status" => status).increment(1);
-                if let Some(after) = answered_after {
-                    histogram!("voxrelay_first_audio_seconds").record(after.as_secs_f64());
-                }
-                if let Some(added) = relay_added {
-                    histogram!("voxrelay_relay_added_seconds").record(added.as_secs_f64());
-                }
-                tracing::info!(status, "reply ended");
+                reply_ended(*status, *answered_after, *relay_added);
             }
-            Self::Tokens { usage } => {
-                let of = |direction: &'static str, kind: &'static str, count: u64| {
-                    counter!("voxrelay_tokens_total", "direction" => direction, "kind" => kind).increment(count);
-                };
-                of("in", "text", usage.input_text_tokens);
-                of("in", "audio", usage.input_audio_tokens);
-                of("out", "text", usage.output_text_tokens);
-                of("out", "audio", usage.output_audio_tokens);
-                counter!("voxrelay_cached_tokens_total").increment(usage.cached_tokens);
-                tracing::info!(input = usage.input_tokens, output = usage.output_tokens, "tokens used");
-            }
+            Self::Tokens { usage } => tokens_used(usage),
             Self::UsageWritten { rows, waiting } => {
                 counter!("voxrelay_ledger_rows_total").increment(*rows as u64);
                 waits(*waiting);
@@ -256,6 +233,35 @@ impl Fact {
             }
         }
     }
+}
+
+fn reply_ended(status: ReplyStatus, answered_after: Option<Duration>, relay_added: Option<Duration>) {
+    let status = match status {
+        ReplyStatus::Completed => "completed",
+        ReplyStatus::Interrupted => "interrupted",
+        ReplyStatus::Incomplete => "incomplete",
+        ReplyStatus::Failed => "failed",
+    };
+    counter!("voxrelay_replies_total", "status" => status).increment(1);
+    if let Some(after) = answered_after {
+        histogram!("voxrelay_first_audio_seconds").record(after.as_secs_f64());
+    }
+    if let Some(added) = relay_added {
+        histogram!("voxrelay_relay_added_seconds").record(added.as_secs_f64());
+    }
+    tracing::info!(status, "reply ended");
+}
+
+fn tokens_used(usage: &Usage) {
+    let of = |direction: &'static str, kind: &'static str, count: u64| {
+        counter!("voxrelay_tokens_total", "direction" => direction, "kind" => kind).increment(count);
+    };
+    of("in", "text", usage.input_text_tokens);
+    of("in", "audio", usage.input_audio_tokens);
+    of("out", "text", usage.output_text_tokens);
+    of("out", "audio", usage.output_audio_tokens);
+    counter!("voxrelay_cached_tokens_total").increment(usage.cached_tokens);
+    tracing::info!(input = usage.input_tokens, output = usage.output_tokens, "tokens used");
 }
 
 /// Rows of the ledger that are not written yet.

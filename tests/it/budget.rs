@@ -273,6 +273,20 @@ async fn answered(client: &mut Client, seen: &mut Vec<Value>) -> Result<(), u16>
     }
 }
 
+/// Types until the budget ends the call, after fewer turns than `most`: after how many.
+async fn spends_all(client: &mut Client, seen: &mut Vec<Value>, most: usize) -> usize {
+    let mut turns = 0;
+    let close = loop {
+        match answered(client, seen).await {
+            Ok(()) => turns += 1,
+            Err(code) => break code,
+        }
+        assert!(turns < most);
+    };
+    assert_eq!(close, 4402);
+    turns
+}
+
 /// Tokens, by the service's own count.
 fn used(rig: &Rig) -> u64 {
     let usage = rig.sim.stats().usage;
@@ -300,15 +314,8 @@ async fn a_call_is_warned_says_goodbye_and_ends_within_its_budget() {
     };
     let rig = Rig::with(change, quick(), "").await;
     let mut client = rig.dial("/v1/voice?turns=manual&pace=fast", &key).await.unwrap();
-    let (mut seen, mut turns) = (vec![], 0);
-    let close = loop {
-        match answered(&mut client, &mut seen).await {
-            Ok(()) => turns += 1,
-            Err(code) => break code,
-        }
-        assert!(turns < 100);
-    };
-    assert_eq!(close, 4402);
+    let mut seen = vec![];
+    let turns = spends_all(&mut client, &mut seen, 100).await;
     let of = |kind: &str| seen.iter().filter(|message| message["type"] == kind).cloned().collect::<Vec<_>>();
     let low: Vec<Value> = of("notice").into_iter().filter(|notice| notice["code"] == "budget_low").collect();
     assert_eq!(low.len(), 1, "once: {low:?}");
@@ -403,15 +410,8 @@ async fn a_call_goes_on_with_something_cheaper_as_long_as_that_fits() {
     };
     let rig = Rig::with(change, quick(), "").await;
     let mut client = rig.dial("/v1/voice?turns=manual&pace=fast", &key).await.unwrap();
-    let (mut seen, mut turns) = (vec![], 0);
-    let close = loop {
-        match answered(&mut client, &mut seen).await {
-            Ok(()) => turns += 1,
-            Err(code) => break code,
-        }
-        assert!(turns < 200);
-    };
-    assert_eq!(close, 4402);
+    let mut seen = vec![];
+    spends_all(&mut client, &mut seen, 200).await;
     let at = |code: &str| seen.iter().position(|message| message["code"] == code);
     let (low, changed) = (at("budget_low").unwrap(), at("model_changed").expect("it became cheaper"));
     assert!(low < changed, "{seen:?}");

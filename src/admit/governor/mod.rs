@@ -21,7 +21,7 @@
 //! | [`show`] | all of it, to be looked at |
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 mod aimd;
 mod bucket;
@@ -47,8 +47,7 @@ pub use self::{
 };
 
 /// What the service allows. `None`: not limited, or learned from what the service says.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Requests a minute.
     pub requests: Option<u64>,
@@ -64,8 +63,7 @@ pub struct Limits {
     pub sessions: Option<u64>,
     /// How much of each limit is used, per cent; 1 to 100.
     pub use_percent: u8,
-    /// How much of a minute may be used at once; at most 60 s. In the file: `burst_ms`.
-    #[serde(rename = "burst_ms", deserialize_with = "millis")]
+    /// How much of a minute may be used at once; at most 60 s.
     pub burst: Duration,
 }
 
@@ -84,14 +82,9 @@ impl Default for Limits {
     }
 }
 
-fn millis<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    u64::deserialize(from).map(Duration::from_millis)
-}
-
 /// Who goes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
-#[derive(clap::ValueEnum)]
 pub enum Class {
     /// Somebody waits for it on the line.
     Interactive,

@@ -5,7 +5,6 @@ use super::{Core, Output};
 use crate::{
     admit::router::Stage,
     call::{At, answers::Told},
-    client::wire::ServerMsg,
 };
 
 impl Core {
@@ -28,8 +27,6 @@ impl Core {
             return;
         }
         let more = [("from", json!(from)), ("to", json!(to)), ("reason", json!(reason))];
-        let more = more.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        let message = format!("`{to}` answers from here on ({reason})");
-        self.say(ServerMsg::Notice { code: "model_changed".to_owned(), message, more });
+        self.notice_with("model_changed", format!("`{to}` answers from here on ({reason})"), more);
     }
 }

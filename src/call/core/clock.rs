@@ -156,8 +156,7 @@ impl Core {
         // Rounded up: a client that waits as long as it is told shall not come too late.
         let secs = ms(left).div_ceil(1_000);
         let message = format!("the credential of this call ends in {secs} s: send another one as `token`");
-        let more = serde_json::Map::from_iter([("in_s".to_owned(), serde_json::json!(secs))]);
-        self.say(ServerMsg::Notice { code: "token_expiring".to_owned(), message, more });
+        self.notice_with("token_expiring", message, [("in_s", serde_json::json!(secs))]);
     }
 
     pub(super) fn renewed(&mut self, now: At, good_for: Option<Duration>) {

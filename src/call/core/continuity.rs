@@ -383,9 +383,8 @@ impl Core {
     fn audio_gap(&mut self, from: u64, to: u64) {
         let (from_ms, to_ms) = (self.turn.client_ms(from), self.turn.client_ms(to));
         let more = [("from_ms", json!(from_ms)), ("to_ms", json!(to_ms)), ("reason", json!("buffer_full"))];
-        let more = more.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let message = format!("the model did not hear what was said from {from_ms} to {to_ms} ms");
-        self.say(ServerMsg::Notice { code: "audio_gap".to_owned(), message, more });
+        self.notice_with("audio_gap", message, more);
     }
 
     /// Speech that the new session hears too is confirmed.

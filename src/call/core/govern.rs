@@ -12,7 +12,7 @@ use super::{Core, Output};
 use crate::{
     admit::governor::Reason,
     call::{At, books::Booked, ms, slot::Want, turnstile::Word},
-    client::wire::{ServerMsg, Usage},
+    client::wire::Usage,
     config::Govern,
     observe::fact::Fact,
     upstream::{Command, Ended},
@@ -276,11 +276,8 @@ impl Core {
     fn throttled(&mut self, reason: &Reason) {
         self.governing.delay = Some(Delay { reason: reason.to_string(), waited_ms: 0 });
         self.note(Fact::TurnWaits { limit: reason.dimension.name().into(), reason: reason.to_string() });
-        let wait = reason.wait.map(ms);
-        let more = [("wait_ms", json!(wait)), ("reason", json!(reason.to_string()))];
-        let more = more.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        let message = format!("the answer waits for the account's limits ({reason})");
-        self.say(ServerMsg::Notice { code: "throttled".to_owned(), message, more });
+        let more = [("wait_ms", json!(reason.wait.map(ms))), ("reason", json!(reason.to_string()))];
+        self.notice_with("throttled", format!("the answer waits for the account's limits ({reason})"), more);
     }
 
     /// A reply of ours failed for the account's limits: whether it is asked for again, when they allow it. Not if any of it was heard, or the
@@ -502,7 +499,7 @@ mod tests {
     use crate::{
         admit::governor::Dimension,
         audio::Format,
-        client::wire::{ClientMsg, Usage},
+        client::wire::{ClientMsg, ServerMsg, Usage},
         upstream::{Ended, Event, Hearing},
     };
 

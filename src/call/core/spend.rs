@@ -72,8 +72,7 @@ impl Core {
             more.push(("percent", json!(percent)));
             message = format!("{}: {percent} % are used", low.name());
         }
-        let more = more.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        self.say(ServerMsg::Notice { code: "budget_low".to_owned(), message, more });
+        self.notice_with("budget_low", message, more);
     }
 
     /// The call may spend no more.
