@@ -401,6 +401,9 @@ pub struct AgentConfig {
     /// Said first, once per call.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub greeting: Option<String>,
+    /// A recording that is played while an answer waits for the account's limits; none: silence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_audio: Option<PathBuf>,
     /// Model that writes down what the caller says; none: no user transcript.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transcription: Option<String>,
@@ -429,6 +432,7 @@ impl Default for AgentConfig {
             voice: "marin".to_owned(),
             model: None,
             greeting: None,
+            hold_audio: None,
             transcription: Some("gpt-transcribe".to_owned()),
             max_output_tokens: None,
             speed: None,

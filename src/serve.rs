@@ -55,9 +55,10 @@ use crate::{
         price::{PriceError, PriceList},
         router::Route,
         routes::Routes,
-        sources::{Agents, Reload, Sources},
+        sources::{self, Agents, Reload, Sources},
         store::StoreError,
     },
+    audio::sound::{Sound, Sounds},
     call::{
         core::{Life, Resume},
         driver::{self, Call},
@@ -130,6 +131,9 @@ pub enum ServeError {
         /// Why.
         problem: String,
     },
+    /// A recording cannot be played.
+    #[error("{0}")]
+    Sound(String),
     /// The status page cannot be asked.
     #[error("incidents.url: {0}")]
     Incidents(String),
@@ -158,6 +162,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) gate: Arc<Gate>,
     agents: Arc<ArcSwap<Agents>>,
+    /// What they play by themselves.
+    sounds: Arc<ArcSwap<Sounds>>,
     pub(crate) accounts: Arc<Accounts>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) exchanges: broker::Exchanges,
@@ -224,6 +230,11 @@ impl Shared {
     /// Tells when the server goes away.
     pub(crate) fn drain(&self) -> watch::Receiver<Option<Instant>> {
         self.drain.clone()
+    }
+
+    /// What is played while an agent's answer waits.
+    fn hold(&self, agent: &AgentConfig) -> Option<Arc<Sound>> {
+        self.sounds.load().get(agent.hold_audio.as_deref()?)
     }
 
     /// An agent, as it is now.
@@ -356,7 +367,8 @@ impl Server {
     /// When the address cannot be had or should not be, or the upstream's makes no sense.
     pub async fn start(config: Config, metrics: Option<PrometheusHandle>) -> Result<Self, ServeError> {
         let addr = config.server.listen;
-        let sources = Sources::open(&config)?;
+        let sounds = sources::sounds(&config).map_err(ServeError::Sound)?;
+        let sources = Sources::open(&config, sounds)?;
         let gate = sources.gate();
         if gate.has_nobody() {
             return Err(ServeError::Open { addr });
@@ -392,6 +404,7 @@ impl Server {
         let shared = Arc::new(Shared {
             gate,
             agents: sources.agents(),
+            sounds: sources.sounds(),
             accounts: Arc::new(Accounts::new(upstream, upstreams)),
             routes: Routes::new(&config, prices.clone()),
             exchanges: broker::Exchanges::default(),

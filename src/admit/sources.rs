@@ -26,6 +26,7 @@ use super::{
     token::{LEEWAY, Signer, SigningKey},
 };
 use crate::{
+    audio::sound::Sounds,
     config::{AgentConfig, AuthConfig, BudgetConfig, Config, SigningKeyConfig, TenantConfig},
     wall::unix_now,
 };
@@ -41,6 +42,7 @@ pub type Agents = BTreeMap<String, Arc<AgentConfig>>;
 pub struct Sources {
     gate: Arc<Gate>,
     agents: Arc<ArcSwap<Agents>>,
+    sounds: Arc<ArcSwap<Sounds>>,
     budget: Arc<ArcSwap<BudgetConfig>>,
     auth: AuthConfig,
     file: Option<PathBuf>,
@@ -85,13 +87,22 @@ pub fn agents(config: &Config) -> Agents {
     config.agents.iter().map(|(name, agent)| (name.clone(), Arc::new(agent.clone()))).collect()
 }
 
+/// The recordings that agents play.
+///
+/// # Errors
+/// The agent whose file cannot be read, and why.
+pub fn sounds(config: &Config) -> Result<Sounds, String> {
+    let files = config.agents.iter().filter_map(|(name, agent)| Some((name, agent.hold_audio.as_deref()?)));
+    Sounds::read(files).map_err(|(name, error)| format!("agents.{name}.hold_audio: {error}"))
+}
+
 impl Sources {
     /// Reads both for the first time. The store is made if tenants stand in the file, since their tokens shall outlive this
     /// process; and opened if it is there.
     ///
     /// # Errors
     /// When the store cannot be used.
-    pub fn open(config: &Config) -> Result<Self, StoreError> {
+    pub fn open(config: &Config, sounds: Sounds) -> Result<Self, StoreError> {
         let unix = unix_now();
         let terms = Terms {
             // Behind a proxy of ours, everybody would be this machine.
@@ -108,6 +119,7 @@ impl Sources {
         let mut sources = Self {
             gate,
             agents: Arc::new(ArcSwap::from_pointee(agents(config))),
+            sounds: Arc::new(ArcSwap::from_pointee(sounds)),
             budget: Arc::new(ArcSwap::from_pointee(config.budget.clone())),
             auth: config.auth.clone(),
             file: config.source.clone(),
@@ -142,6 +154,11 @@ impl Sources {
     /// The agents, as they are at any time.
     pub fn agents(&self) -> Arc<ArcSwap<Agents>> {
         self.agents.clone()
+    }
+
+    /// The recordings that they play, as they are at any time.
+    pub fn sounds(&self) -> Arc<ArcSwap<Sounds>> {
+        self.sounds.clone()
     }
 
     /// What those may spend who are asked for no credential, as it is at any time.
@@ -273,14 +290,16 @@ impl Sources {
             self.file_next = content;
             return;
         }
-        match Config::load(Some(file), |name| std::env::var(name).ok()) {
-            Ok(config) => {
+        let read = Config::load(Some(file), |name| std::env::var(name).ok()).map_err(|error| error.to_string());
+        match read.and_then(|config| Ok((sounds(&config)?, config))) {
+            Ok((sounds, config)) => {
                 let (agents, tenants) = (config.agents.len(), config.tenants.len());
                 tracing::info!(
                     agents,
                     tenants,
                     "the changed configuration is read: agents, tenants, budgets and signing keys"
                 );
+                self.sounds.store(Arc::new(sounds));
                 self.agents.store(Arc::new(self::agents(&config)));
                 self.budget.store(Arc::new(config.budget.clone()));
                 self.file_tenants = config.tenants;

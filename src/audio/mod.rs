@@ -9,6 +9,7 @@ pub mod lane;
 pub mod opus;
 pub mod pace;
 pub mod resample;
+pub mod sound;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -224,6 +224,8 @@ pub enum Input<'a> {
         /// What it says.
         word: Word,
     },
+    /// What the caller hears while an answer waits, in the format that [`Output::Hold`] named.
+    Hold(Bytes),
     /// Whether little is left of what the account may use.
     Scarce(bool),
     /// How the call's budgets stand.
@@ -261,6 +263,8 @@ pub enum Output {
     DropAudio,
     /// Forget what the filter for the caller's audio holds back.
     DropInput,
+    /// The answer waits: say [`Input::Hold`] if there is something to play meanwhile, in this format.
+    Hold(Format),
     /// Tell the service.
     Service {
         /// Names the command.
@@ -568,6 +572,7 @@ impl Core {
             }
             Input::Heir(there) => self.has_heir(there),
             Input::Turn { number, word } => self.turn_word(now, number, word),
+            Input::Hold(audio) => self.holds(audio),
             Input::Scarce(scarce) => self.scarce(scarce),
             Input::Means(means) => self.means(now, means),
             Input::ModelChanged { from, to, reason } => self.model_changed(&from, &to, reason),

@@ -40,7 +40,7 @@ use crate::{
         budget::{Amount, Budgets},
         router::Cause,
     },
-    audio::Codec,
+    audio::{Codec, sound::Sound},
     client::wire::ServerMsg,
     config::Govern,
     ledger::Kind,
@@ -118,6 +118,8 @@ pub struct Call {
     pub reconnect: Duration,
     /// Whether a turn waits for the account's limits, and how long.
     pub turns: (Govern, Duration),
+    /// What the caller hears meanwhile.
+    pub hold: Option<Arc<Sound>>,
     /// What may be spent, and what it has spent in another process.
     pub budgets: Budgets,
     pub spent: Amount,
@@ -207,6 +209,7 @@ struct Driver {
     /// Tools that were answered since a reply ended, and of them those that had failed.
     tools: (u64, u64),
     turnstile: Turnstile,
+    hold: Option<Arc<Sound>>,
     /// It has asked for something cheaper since then.
     cheaper_since: Option<Instant>,
     goodbyes: TaskTracker,
@@ -254,7 +257,7 @@ enum Wake {
 impl Driver {
     fn new(call: Call, began: Instant) -> Self {
         let Call { id, mut core, door, license, wanted, way, client, ticket, books, reconnect, turns, .. } = call;
-        let Call { budgets, spent, heir, goodbyes, drain, stop, .. } = call;
+        let Call { hold, budgets, spent, heir, goodbyes, drain, stop, .. } = call;
         let on = way.home().clone();
         let rerate = Rerate::to(on.upstream.config().input_rate).filter(|_| door.setup().is_none());
         let whose = Whose { wanted, who: license.who().clone(), call: id.clone() };
@@ -289,6 +292,7 @@ impl Driver {
             earlier: Earlier::default(),
             tools: (0, 0),
             turnstile,
+            hold,
             cheaper_since: None,
             goodbyes,
             drain,
@@ -576,6 +580,11 @@ impl Driver {
                     self.door.drop_audio();
                 }
                 Output::DropInput => self.door.drop_input(),
+                Output::Hold(format) => {
+                    if let Some(sound) = &self.hold {
+                        self.core.handle(self.now(), Input::Hold(sound.audio(format)));
+                    }
+                }
                 Output::Service { number, command } => self.command(&command, number),
                 Output::Forward(text) => self.forward(text),
                 Output::Greet(text) => {

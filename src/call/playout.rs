@@ -138,6 +138,16 @@ impl Playout {
         id
     }
 
+    /// A recording is played as a reply of its own, in the service's format: no service knows of it.
+    pub fn play(&mut self, audio: Bytes) {
+        self.begun += 1;
+        let id = format!("r{}", self.begun);
+        let mut reply = Reply::new(id.clone(), format!("recording-{id}"), Times::default());
+        let samples = (audio.len() / self.format.sample_bytes().unwrap_or(1)) as u64;
+        reply.recorded(audio, samples);
+        self.replies.push_back(reply);
+    }
+
     /// The reply with the service's id.
     pub fn by_response(&mut self, response: &str) -> Option<&mut Reply> {
         self.replies.iter_mut().find(|r| r.response == response)

@@ -165,6 +165,14 @@ impl Reply {
         self.waiting.push_back(audio);
     }
 
+    /// All of it is there, and no part of any conversation.
+    pub fn recorded(&mut self, audio: Bytes, samples: u64) {
+        self.received = samples;
+        self.waiting_bytes = audio.len();
+        self.waiting.push_back(audio);
+        self.generated = Some(Generated { status: ReplyStatus::Completed, reason: None });
+    }
+
     /// Bytes that wait to be sent.
     pub fn waiting_bytes(&self) -> usize {
         self.waiting_bytes

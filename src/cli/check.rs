@@ -9,7 +9,7 @@ use tokio::time::{self, Instant};
 
 use super::{Usage, serve, tell};
 use crate::{
-    admit::Principal,
+    admit::{Principal, sources},
     config::{Config, TlsConfig, UpstreamConfig},
     net::{
         tls::{Files, Tls},
@@ -59,6 +59,7 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     if let Some(TlsConfig { cert, key }) = config.server.tls.clone() {
         Tls::load(Files { cert, key }).map_err(|error| Usage(error.to_string()))?;
     }
+    sources::sounds(&config).map_err(Usage)?;
     for doubt in serve::price_doubts(&config)? {
         tell(io::stderr(), &format!("prices: {doubt}"));
     }

@@ -41,6 +41,7 @@ impl Relay {
             ServeError::Open { .. }
             | ServeError::Upstream { .. }
             | ServeError::Incidents(_)
+            | ServeError::Sound(_)
             | ServeError::Tls(_)
             | ServeError::Store(_)
             | ServeError::Prices(_)

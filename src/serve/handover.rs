@@ -45,7 +45,7 @@ use crate::{
 };
 
 /// The form of what is said here, calls above all: another number wherever a build cannot read what the one before wrote.
-const FORM: u32 = 3;
+const FORM: u32 = 4;
 const HELLO: &str = "voxrelay handover";
 const SERVING: &str = "serving";
 const YOURS: &str = "yours";
@@ -254,6 +254,7 @@ fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
         WrittenDoor::OpenAi { intent, .. } => *intent,
     };
     let door = Door::restored(door, shared.agent(&agent), shared.config.audio.gather);
+    let hold = door.setup().and_then(|setup| shared.hold(&setup.agent));
     let name = door.name();
     let slot = shared.slots.clone().try_acquire_owned().map_err(|_| "all lines are taken")?;
     let license = shared.gate.admit(&id, &who, name).map_err(|denied| denied.to_string())?;
@@ -278,6 +279,7 @@ fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
         books,
         reconnect: shared.reconnect(),
         turns: shared.turns(&who),
+        hold,
         budgets: shared.budgets.clone(),
         spent,
         heir: shared.heir.clone(),

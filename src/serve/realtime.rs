@@ -427,6 +427,7 @@ fn admit(
             books,
             reconnect: task.reconnect(),
             turns: task.turns(&who),
+            hold: None,
             budgets: task.budgets.clone(),
             spent: Amount::default(),
             heir: task.heir.clone(),

@@ -162,7 +162,7 @@ fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgra
         let config = &task.config;
         let plan = plan(config, &way.home().upstream, &query, name, &agent);
         let audio = plan.audio;
-        let writer = agent.transcription.clone();
+        let (writer, hold) = (agent.transcription.clone(), task.hold(&agent));
         let setup = SessionSetup {
             input: plan.upstream_input,
             output: plan.upstream_output,
@@ -192,6 +192,7 @@ fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgra
             books,
             reconnect: task.reconnect(),
             turns: task.turns(&who),
+            hold,
             budgets: task.budgets.clone(),
             spent: Amount::default(),
             heir: task.heir.clone(),

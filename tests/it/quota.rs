@@ -81,6 +81,40 @@ async fn many_callers_at_once_wait_their_turn_and_the_service_refuses_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_hears_the_agents_recording_before_the_answer() {
+    let hold = |config: &mut Config| {
+        config.turns.wait_ms = 20_000;
+        config.agents.entry("default".to_owned()).or_default().hold_audio = Some("assets/hello.wav".into());
+    };
+    let rig = rig(1_000, hold).await;
+    let mut client = rig.call("turns=manual&pace=fast").await;
+    for _ in 0..20 {
+        client.json(r#"{"type":"text","text":"Hello, how are you today?"}"#).await;
+        let (mut audio, mut ended, mut throttled) = (Vec::new(), Vec::new(), false);
+        while ended.len() < 1 + usize::from(throttled) {
+            match client.next().await {
+                Got::Audio(frame) if ended.is_empty() => audio.extend(frame),
+                Got::Json(message) if message["code"] == "throttled" => throttled = true,
+                Got::Json(message) if message["type"] == "reply_ended" => ended.push(message),
+                Got::Json(message) if message["type"] == "error" => panic!("{message}"),
+                Got::Json(_) | Got::Audio(_) => {}
+                end => panic!("{end:?}"),
+            }
+        }
+        if throttled {
+            let (recording, answer) = (&ended[0], &ended[1]);
+            assert_eq!((&recording["status"], &recording["usage"]), (&"completed".into(), &Value::Null), "{recording}");
+            assert!(answer["usage"]["total_tokens"].as_u64() > Some(0), "{answer}");
+            // The file is at the service's rate: what is heard is what is in it, filled up to a whole frame.
+            let speech = clip("assets/hello.wav");
+            assert!(audio.starts_with(&speech) && audio.len() - speech.len() < 960);
+            return;
+        }
+    }
+    panic!("a thousand tokens a minute are not enough for twenty answers");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_larger_than_the_limit_is_refused_by_name_and_what_waits_too_long_is_told_when() {
     let small = rig(200, |_| {}).await;
     let mut client = small.call("turns=manual").await;

@@ -5,6 +5,7 @@
 //! confirmed by then decides who answers a turn.
 use std::{collections::VecDeque, time::Duration};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -178,6 +179,8 @@ const TRIES: u8 = 3;
 const REFUSED_EVERY: Duration = Duration::from_secs(1);
 /// Configurations that a service has not confirmed and still may.
 const UNCONFIRMED: usize = 8;
+/// A shorter wait is over before anything about it is said.
+const WORTH_A_WORD: Duration = Duration::from_millis(700);
 /// A service that says nothing to a change of who answers, and answers no turn within so long, has taken it.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
@@ -278,6 +281,16 @@ impl Core {
         self.note(Fact::TurnWaits { limit: reason.dimension.name().into(), reason: reason.to_string() });
         let more = [("wait_ms", json!(reason.wait.map(ms))), ("reason", json!(reason.to_string()))];
         self.notice_with("throttled", format!("the answer waits for the account's limits ({reason})"), more);
+        if self.pass.is_none() && reason.wait.is_none_or(|wait| wait >= WORTH_A_WORD) {
+            self.out.push_back(Output::Hold(self.plan.upstream_output));
+        }
+    }
+
+    /// Plays something to a caller whose answer still waits.
+    pub(super) fn holds(&mut self, audio: Bytes) {
+        if self.governing.gate == Gate::Waiting {
+            self.playout.play(audio);
+        }
     }
 
     /// A reply of ours failed for the account's limits: whether it is asked for again, when they allow it. Not if any of it was heard, or the
@@ -499,7 +512,7 @@ mod tests {
     use crate::{
         admit::governor::Dimension,
         audio::Format,
-        client::wire::{ClientMsg, ServerMsg, Usage},
+        client::wire::{ClientMsg, ReplyStatus, ServerMsg, Usage},
         upstream::{Ended, Event, Hearing},
     };
 
@@ -579,6 +592,40 @@ mod tests {
         // A word to the first is none to the second.
         rig.input(Input::Turn { number: 1, word: Word::Granted });
         assert_eq!(asks(&rig), 1);
+    }
+
+    #[test]
+    fn a_caller_who_waits_hears_something_that_no_service_knows_of() {
+        let mut rig = governed(Govern::NearLimit, false);
+        let holds = |rig: &Rig| rig.log.iter().filter(|(_, output)| matches!(output, Output::Hold(_))).count();
+        rig.message(ClientMsg::Text { text: "hello".into() });
+        word(&mut rig, Word::Waits(reason(Some(600))));
+        assert_eq!(holds(&rig), 0, "it is over before anything is said");
+        rig.message(ClientMsg::Interrupt { reply: None, played_ms: None });
+        rig.input(Input::Hold(Bytes::from(vec![1; 48_000])));
+        assert!(!rig.said().contains(&"reply_started".to_owned()), "nobody waits any more");
+        rig.message(ClientMsg::Text { text: "hello?".into() });
+        word(&mut rig, Word::Waits(reason(Some(2_000))));
+        assert_eq!(holds(&rig), 1);
+        rig.input(Input::Hold(Bytes::from(vec![1; 48_000])));
+        rig.pass(2 * SECOND);
+        let ended = rig.log.iter().find_map(|(at, output)| match output {
+            Output::Send(ServerMsg::ReplyEnded { reply, status, audio_ms, heard_ms, usage, .. }) => {
+                Some((*at, reply.clone(), *status, *audio_ms, *heard_ms, *usage))
+            }
+            _ => None,
+        });
+        assert_eq!(ended, Some((SECOND, "r1".into(), ReplyStatus::Completed, 1_000, 1_000, None)));
+        // The caller speaks into the next one: it is cut, and the service has nothing to forget.
+        rig.message(ClientMsg::Text { text: "still there?".into() });
+        word(&mut rig, Word::Waits(reason(None)));
+        rig.input(Input::Hold(Bytes::from(vec![1; 48_000])));
+        rig.pass(300 * MS);
+        let before = rig.log.len();
+        rig.message(ClientMsg::Interrupt { reply: None, played_ms: None });
+        assert!(rig.log[before..].iter().any(|(_, o)| matches!(o, Output::SendNow(ServerMsg::Clear { .. }))));
+        assert!(!rig.log[before..].iter().any(|(_, o)| matches!(o, Output::Service { .. })));
+        assert!(!rig.log.iter().any(|(_, o)| matches!(o, Output::Book(_))));
     }
 
     #[test]

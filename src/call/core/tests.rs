@@ -206,6 +206,7 @@ fn word(output: &Output) -> Option<String> {
         Output::AudioTail => "tail".into(),
         Output::DropAudio => "drop audio".into(),
         Output::DropInput => "drop input".into(),
+        Output::Hold(format) => format!("hold {format}"),
         Output::Service { command, .. } => match command {
             Command::Append(_) => return None,
             Command::Configure { .. } => return None,

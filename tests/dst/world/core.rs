@@ -110,7 +110,7 @@ impl World {
                     self.later(call, 60 * MS, Ev::ServicePong(leg));
                 }
             }
-            Output::AudioTail | Output::DropInput | Output::HandOver | Output::Fact(_) => {}
+            Output::AudioTail | Output::DropInput | Output::Hold(_) | Output::HandOver | Output::Fact(_) => {}
             Output::Forward(_) | Output::Greet(_) | Output::Relay { .. } | Output::End(_) => {}
             Output::Turn(act) => self.turn(call, act),
             Output::Told(_) => {}
