@@ -418,6 +418,8 @@ pub struct AgentConfig {
     pub noise_reduction: Option<NoiseReduction>,
     /// How the end of speech is found (`turns=auto`).
     pub turn_detection: TurnDetection,
+    /// Keys of a telephone are one number until nothing was pressed for so long, ms.
+    pub keypad_ms: u64,
     /// Tools that the client answers.
     pub tools: Vec<ToolConfig>,
     /// What of this a client at `/v1/realtime` may change.
@@ -438,6 +440,7 @@ impl Default for AgentConfig {
             speed: None,
             noise_reduction: None,
             turn_detection: TurnDetection::default(),
+            keypad_ms: 1_500,
             tools: Vec::new(),
             policy: PolicyConfig::default(),
         }
@@ -875,6 +878,9 @@ impl AgentConfig {
         }
         if let Some(speed) = self.speed.filter(|s| !(0.25..=1.5).contains(s)) {
             problem(&key("speed"), speed.to_string(), "0.25 to 1.5");
+        }
+        if !(200..=30_000).contains(&self.keypad_ms) {
+            problem(&key("keypad_ms"), self.keypad_ms.to_string(), "200 to 30000 ms");
         }
         if self.policy.max_output_tokens != Rule::Allow && self.max_output_tokens.is_none() {
             let found = "a rule for a limit that is not set".to_owned();

@@ -31,6 +31,7 @@ use super::{
     books::Booked,
     end::End,
     intake::Intake,
+    keypad::Keypad,
     mirror::{Cut, Mirror},
     playout::{Over, Playout, Step, Unheard},
     policy::Policy,
@@ -90,6 +91,8 @@ pub struct Plan {
     pub greeting: Option<String>,
     /// Audio gathered for one append.
     pub chunk: Duration,
+    /// Keys are one number until nothing was pressed for so long.
+    pub keypad: Duration,
     /// How far ahead of the loudspeaker to send; none: as fast as it comes.
     pub lead: Option<Duration>,
     /// How much to send at one go.
@@ -135,6 +138,7 @@ impl Plan {
             ends_speech: Duration::ZERO,
             greeting: None,
             chunk: Duration::from_millis(100),
+            keypad: Duration::ZERO,
             lead: None,
             batch: Duration::from_millis(100),
             tool_timeout: Duration::ZERO,
@@ -174,6 +178,8 @@ pub enum Input<'a> {
     },
     /// A text message of a type that we do not know.
     Ignored,
+    /// The caller pressed a key of a telephone.
+    Key(char),
     /// Pass-through: an event of the client.
     Said(Said),
     /// Pass-through: a binary message of the client.
@@ -368,6 +374,7 @@ pub struct Core {
     slot: Slot,
     playout: Playout,
     tools: Tools,
+    keypad: Keypad,
     /// What was said, for the next session.
     mirror: Mirror,
     /// What the caller's audio was, for the next session.
@@ -484,6 +491,7 @@ impl Core {
             slot: Slot::default(),
             playout,
             tools: Tools::default(),
+            keypad: Keypad::default(),
             mirror,
             ring: Ring::default(),
             given: 0,
@@ -536,6 +544,7 @@ impl Core {
             | Input::Flushed(_)
             | Input::InvalidAudio(_)
             | Input::Message(_)
+            | Input::Key(_)
             | Input::Invalid { .. }
             | Input::Ignored => self.hear_client(now, input),
             Input::Said(said) => self.said(now, said),
@@ -855,7 +864,7 @@ impl Core {
     }
 
     fn end(&mut self, now: At, end: End) {
-        if self.is_connected() && !matches!(end, End::Asked | End::ClientLost) {
+        if self.is_connected() && !matches!(end, End::Asked | End::HungUp | End::ClientLost) {
             let reason = end.report().code.unwrap_or("call_ended");
             for over in self.playout.fail_all(now, reason) {
                 self.reply_ended(over);
@@ -901,7 +910,7 @@ fn says_something(input: &Input<'_>) -> bool {
             ClientMsg::Commit | ClientMsg::Text { .. } | ClientMsg::ToolResult { .. } | ClientMsg::Interrupt { .. }
         ),
         Input::Said(said) => matches!(said.kind, openai::Kind::Commit | openai::Kind::CreateReply { .. }),
-        Input::ClientBack { .. } => true,
+        Input::ClientBack { .. } | Input::Key(_) => true,
         Input::Service(event) | Input::Heard(event, _) => matches!(
             event,
             Event::SpeechStarted { .. }

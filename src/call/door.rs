@@ -9,6 +9,7 @@ use super::{
     At,
     core::{Core, Input},
     end::End,
+    phone::Phone,
     written::WrittenDoor,
 };
 use crate::{
@@ -16,10 +17,12 @@ use crate::{
     beta::{self, BetaClient},
     client::{
         openai::{self, Kind, Said},
+        phone::Packet,
         thin,
         wire::{AudioFormats, ClientMsg, ServerMsg},
     },
     config::AgentConfig,
+    net::outbox::Outbox,
     upstream::{Intent, SessionSetup},
 };
 
@@ -27,21 +30,23 @@ use crate::{
 #[derive(Debug)]
 pub enum Door {
     /// `voxrelay.v1`: raw audio, and notes.
-    Thin(Box<Thin>),
+    Thin(Box<Lanes>),
+    /// A telephone's media stream.
+    Phone(Box<Phone>),
     /// OpenAI's own.
     OpenAi(OpenAi),
 }
 
-/// What the thin door keeps.
+/// The two ways of a caller's audio, where the conversation is ours.
 #[derive(Debug)]
-pub struct Thin {
-    setup: SessionSetup,
-    audio: AudioFormats,
-    uplink: Uplink,
-    downlink: Downlink,
+pub struct Lanes {
+    pub(super) setup: SessionSetup,
+    pub(super) audio: AudioFormats,
+    pub(super) uplink: Uplink,
+    pub(super) downlink: Downlink,
     /// Leave the client's socket alone while a chunk gathers.
     gather: bool,
-    converted: Vec<u8>,
+    pub(super) converted: Vec<u8>,
 }
 
 /// What the OpenAI door keeps.
@@ -56,7 +61,12 @@ pub struct OpenAi {
 impl Door {
     /// A thin client with these formats.
     pub fn thin(setup: SessionSetup, audio: AudioFormats, gather: bool) -> Self {
-        Self::Thin(Box::new(Thin::new(setup, audio, gather)))
+        Self::Thin(Box::new(Lanes::new(setup, audio, gather)))
+    }
+
+    /// A telephone.
+    pub fn phone(phone: Phone) -> Self {
+        Self::Phone(Box::new(phone))
     }
 
     /// A door that another process had. `agent`: who speaks; none: whoever spoke there.
@@ -64,28 +74,30 @@ impl Door {
         match written {
             WrittenDoor::Thin { audio, input, output, auto_turns, half, persona } => {
                 let agent = agent.unwrap_or_else(|| Arc::new(*persona));
-                let thin = Thin::new(SessionSetup { agent, input, output, auto_turns }, audio, gather);
-                Self::Thin(Box::new(Thin { uplink: thin.uplink.with_half(half), ..thin }))
+                let lanes = Lanes::new(SessionSetup { agent, input, output, auto_turns }, audio, gather);
+                Self::Thin(Box::new(Lanes { uplink: lanes.uplink.with_half(half), ..lanes }))
             }
             WrittenDoor::OpenAi { asked, beta, .. } => Self::OpenAi(OpenAi { beta, asked }),
         }
     }
 
-    /// What another process must know of it. `intent`: the kind of session behind it.
-    pub fn written(&self, intent: Intent) -> WrittenDoor {
-        match self {
-            Self::Thin(thin) => WrittenDoor::Thin {
-                audio: thin.audio,
-                input: thin.setup.input,
-                output: thin.setup.output,
-                auto_turns: thin.setup.auto_turns,
-                half: thin.uplink.half(),
-                persona: Box::new(AgentConfig::clone(&thin.setup.agent)),
+    /// What another process must know of it; none: its client cannot come back to another one. `intent`: the kind of session
+    /// behind it.
+    pub fn written(&self, intent: Intent) -> Option<WrittenDoor> {
+        Some(match self {
+            Self::Thin(lanes) => WrittenDoor::Thin {
+                audio: lanes.audio,
+                input: lanes.setup.input,
+                output: lanes.setup.output,
+                auto_turns: lanes.setup.auto_turns,
+                half: lanes.uplink.half(),
+                persona: Box::new(AgentConfig::clone(&lanes.setup.agent)),
             },
             Self::OpenAi(openai) => {
                 WrittenDoor::OpenAi { asked: openai.asked.clone(), beta: openai.beta.clone(), intent }
             }
-        }
+            Self::Phone(_) => return None,
+        })
     }
 
     /// An OpenAI client that `asked` for a model; `beta`: one that asked for the shape of the beta.
@@ -101,26 +113,45 @@ impl Door {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Thin(_) => "thin",
+            Self::Phone(phone) => phone.name(),
             Self::OpenAi(_) => "openai",
+        }
+    }
+
+    fn lanes(&self) -> Option<&Lanes> {
+        match self {
+            Self::Thin(lanes) => Some(lanes),
+            Self::Phone(phone) => Some(&phone.lanes),
+            Self::OpenAi(_) => None,
+        }
+    }
+
+    fn lanes_mut(&mut self) -> Option<&mut Lanes> {
+        match self {
+            Self::Thin(lanes) => Some(lanes),
+            Self::Phone(phone) => Some(&mut phone.lanes),
+            Self::OpenAi(_) => None,
         }
     }
 
     /// The client's socket may be left alone while a chunk gathers.
     pub fn gathers(&self) -> bool {
-        matches!(self, Self::Thin(thin) if thin.gather)
+        self.lanes().is_some_and(|lanes| lanes.gather)
     }
 
     /// The service finds the turns, and we need not hear of them at once.
     pub fn auto_turns(&self) -> bool {
-        matches!(self, Self::Thin(thin) if thin.setup.auto_turns)
+        self.lanes().is_some_and(|lanes| lanes.setup.auto_turns)
     }
 
     /// How to set the session up; `None`: the client does.
     pub fn setup(&self) -> Option<&SessionSetup> {
-        match self {
-            Self::Thin(thin) => Some(&thin.setup),
-            Self::OpenAi(_) => None,
-        }
+        self.lanes().map(|lanes| &lanes.setup)
+    }
+
+    /// The other side takes no more audio for the moment.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Phone(phone) if phone.is_full())
     }
 
     /// Takes a binary message.
@@ -130,23 +161,35 @@ impl Door {
                 core.count_message();
                 core.handle(now, Input::SaidAudio(bytes));
             }
+            Self::Phone(phone) => phone.take(core, now, &Packet::Binary(bytes.clone())),
             Self::Thin(_) if bytes.is_empty() => core.handle(now, Input::Ignored),
-            Self::Thin(thin) => {
-                thin.converted.clear();
-                match thin.uplink.push(bytes, &mut thin.converted) {
-                    Ok(length) => core.handle(now, Input::Audio { length, upstream: &thin.converted }),
-                    Err(error) => core.handle(now, Input::InvalidAudio(error.to_string())),
-                }
-            }
+            Self::Thin(lanes) => lanes.take(core, now, bytes),
         }
     }
 
     /// Takes a text message.
     pub fn text(&mut self, core: &mut Core, now: At, text: Bytes) {
         match self {
-            Self::Thin(thin) => thin.text(core, now, &text),
+            Self::Thin(lanes) => lanes.text(core, now, &text),
+            Self::Phone(phone) => phone.take(core, now, &Packet::Text(text)),
             Self::OpenAi(openai) => openai.text(core, now, text),
         }
+    }
+
+    /// Says our own words as the client knows them, if it does; before audio that is queued where it is `urgent`. How many bytes.
+    pub fn tell(&mut self, message: &ServerMsg, urgent: bool, outbox: &mut Outbox) -> usize {
+        let text = match self {
+            Self::Phone(phone) => return phone.tell(message, outbox),
+            Self::Thin(_) | Self::OpenAi(_) => self.write(message),
+        };
+        let Some(text) = text else { return 0 };
+        let length = text.len();
+        if urgent {
+            outbox.urgent(text)
+        } else {
+            outbox.text(text)
+        }
+        length
     }
 
     /// Our own words as the client knows them; `None`: it has no such words.
@@ -154,6 +197,7 @@ impl Door {
         match self {
             Self::Thin(_) => Some(thin::write(message)),
             Self::OpenAi(_) => openai::write(message),
+            Self::Phone(_) => None,
         }
     }
 
@@ -161,8 +205,9 @@ impl Door {
     pub fn resumed(&self, call: &str, token: String, got: u64) -> Bytes {
         let resume = Some(token);
         match self {
-            Self::Thin(_) => thin::write(&ServerMsg::Resumed { call: call.to_owned(), resume, got }),
             Self::OpenAi(_) => openai::resumed(call, resume.as_deref(), got),
+            // No telephone has a token to come back with.
+            Self::Thin(_) | Self::Phone(_) => thin::write(&ServerMsg::Resumed { call: call.to_owned(), resume, got }),
         }
     }
 
@@ -170,50 +215,62 @@ impl Door {
     pub fn relay(&mut self, text: Bytes, mut each: impl FnMut(Bytes)) {
         match self {
             Self::OpenAi(OpenAi { beta: Some(beta), .. }) => beta.down(text).into_iter().for_each(each),
-            Self::OpenAi(_) | Self::Thin(_) => each(text),
+            Self::OpenAi(_) | Self::Thin(_) | Self::Phone(_) => each(text),
         }
     }
 
-    /// 20 ms of reply audio as the client wants it.
+    /// Says 20 ms of reply audio as the client wants it. How many bytes.
     ///
     /// # Errors
     /// When it cannot be converted: a bug of ours.
-    pub fn play(&mut self, frame: &Bytes) -> Result<Bytes, AudioError> {
-        match self {
-            Self::Thin(thin) if !thin.downlink.passthrough() => {
-                let mut out = Vec::new();
-                thin.downlink.frame(frame, &mut out)?;
-                Ok(out.into())
-            }
-            Self::Thin(_) | Self::OpenAi(_) => Ok(frame.clone()),
-        }
+    pub fn play(&mut self, frame: &Bytes, outbox: &mut Outbox) -> Result<usize, AudioError> {
+        let audio = match self {
+            Self::Phone(phone) => return phone.play(frame, outbox),
+            Self::Thin(lanes) => lanes.convert(frame)?,
+            Self::OpenAi(_) => frame.clone(),
+        };
+        let length = audio.len();
+        outbox.binary(audio);
+        Ok(length)
     }
 
-    /// What the conversion still holds of a reply that is complete.
-    pub fn tail(&mut self) -> Option<Bytes> {
-        let Self::Thin(thin) = self else { return None };
-        let mut out = Vec::new();
-        thin.downlink.flush(&mut out).unwrap_or(false).then(|| out.into())
+    /// Says what the conversion still holds of a reply that is complete. How many bytes.
+    pub fn tail(&mut self, outbox: &mut Outbox) -> usize {
+        let tail = match self {
+            Self::Phone(phone) => return phone.tail(outbox),
+            Self::Thin(lanes) => lanes.tail(),
+            Self::OpenAi(_) => None,
+        };
+        let length = tail.as_ref().map_or(0, Bytes::len);
+        tail.into_iter().for_each(|tail| outbox.binary(tail));
+        length
     }
 
     /// Forgets what the conversion holds of a reply.
     pub fn drop_audio(&mut self) {
-        if let Self::Thin(thin) = self {
-            thin.downlink.reset();
+        if let Some(lanes) = self.lanes_mut() {
+            lanes.downlink.reset();
         }
     }
 
     /// Forgets what the conversion holds of the caller's audio.
     pub fn drop_input(&mut self) {
-        if let Self::Thin(thin) = self {
-            thin.uplink.reset();
+        if let Some(lanes) = self.lanes_mut() {
+            lanes.uplink.reset();
+        }
+    }
+
+    /// The last word of a call that ends, where closing the socket does not say it.
+    pub fn farewell(&self, outbox: &mut Outbox) {
+        if let Self::Phone(phone) = self {
+            phone.farewell(outbox);
         }
     }
 
     /// Gives buffers back.
     pub fn shrink(&mut self) {
-        if let Self::Thin(thin) = self {
-            thin.converted = Vec::new();
+        if let Some(lanes) = self.lanes_mut() {
+            lanes.converted = Vec::new();
         }
     }
 
@@ -224,15 +281,42 @@ impl Door {
                 let report = end.report();
                 (report.close, report.code.unwrap_or_default().to_owned())
             }
+            Self::Phone(phone) => phone.close(end),
             Self::OpenAi(_) => openai::close(end),
         }
     }
 }
 
-impl Thin {
-    fn new(setup: SessionSetup, audio: AudioFormats, gather: bool) -> Self {
+impl Lanes {
+    /// Between these formats and what the service takes and gives.
+    pub fn new(setup: SessionSetup, audio: AudioFormats, gather: bool) -> Self {
         let (uplink, downlink) = (Uplink::towards(audio.input, setup.input.rate), Downlink::new(audio.output));
         Self { setup, audio, uplink, downlink, gather, converted: Vec::new() }
+    }
+
+    /// Takes the caller's audio.
+    pub(super) fn take(&mut self, core: &mut Core, now: At, bytes: &[u8]) {
+        self.converted.clear();
+        match self.uplink.push(bytes, &mut self.converted) {
+            Ok(length) => core.handle(now, Input::Audio { length, upstream: &self.converted }),
+            Err(error) => core.handle(now, Input::InvalidAudio(error.to_string())),
+        }
+    }
+
+    /// 20 ms of reply audio as the client wants it.
+    pub(super) fn convert(&mut self, frame: &Bytes) -> Result<Bytes, AudioError> {
+        if self.downlink.passthrough() {
+            return Ok(frame.clone());
+        }
+        let mut out = Vec::new();
+        self.downlink.frame(frame, &mut out)?;
+        Ok(out.into())
+    }
+
+    /// What the conversion still holds of a reply that is complete.
+    pub(super) fn tail(&mut self) -> Option<Bytes> {
+        let mut out = Vec::new();
+        self.downlink.flush(&mut out).unwrap_or(false).then(|| out.into())
     }
 
     fn text(&mut self, core: &mut Core, now: At, text: &[u8]) {

@@ -570,10 +570,7 @@ impl Driver {
                 Output::SendNow(message) => self.tell(&message, true),
                 Output::Audio { frame, first } => self.play(&frame, first),
                 Output::AudioTail => {
-                    if let Some(tail) = self.door.tail() {
-                        self.bytes_out += tail.len() as u64;
-                        self.client.outbox().binary(tail);
-                    }
+                    self.bytes_out += self.door.tail(self.client.outbox()) as u64;
                 }
                 Output::DropAudio => {
                     self.client.outbox().drop_binary();
@@ -680,13 +677,11 @@ impl Driver {
 
     /// The client's socket may be given more audio.
     fn room(&self) -> bool {
-        self.client.queued_bytes() < CLIENT_FULL
+        self.client.queued_bytes() < CLIENT_FULL && !self.door.is_full()
     }
 
     fn tell(&mut self, message: &ServerMsg, now: bool) {
-        let Some(text) = self.door.write(message) else { return };
-        self.bytes_out += text.len() as u64;
-        if now { self.client.outbox().urgent(text) } else { self.client.outbox().text(text) }
+        self.bytes_out += self.door.tell(message, now, self.client.outbox()) as u64;
     }
 
     fn relay(&mut self, text: Bytes) {
@@ -717,11 +712,8 @@ impl Driver {
 
     fn play(&mut self, frame: &Bytes, first: bool) {
         self.first_audio |= first;
-        match self.door.play(frame) {
-            Ok(audio) => {
-                self.bytes_out += audio.len() as u64;
-                self.client.outbox().binary(audio);
-            }
+        match self.door.play(frame, self.client.outbox()) {
+            Ok(bytes) => self.bytes_out += bytes as u64,
             Err(error) => {
                 tracing::error!(%error, "reply audio could not be converted");
                 self.core.handle(self.now(), Input::ClientGone(End::Internal));
@@ -991,7 +983,7 @@ impl Driver {
             id: self.id.clone(),
             ran: self.began.elapsed(),
             core: self.core.clone(),
-            door: self.door.written(self.service.intent()),
+            door: self.door.written(self.service.intent())?,
             agent: self.books.agent.clone(),
             tier: self.service.way().tier_name().map(str::to_owned),
             account: self.books.account.clone(),
@@ -1028,6 +1020,7 @@ impl Driver {
         self.turnstile.forget();
         // What was for the loudspeaker is not worth waiting for.
         self.client.outbox().drop_binary();
+        self.door.farewell(self.client.outbox());
         let mut socket = self.client.take();
         let client = async {
             if let Some(socket) = socket.take().filter(|_| *end != End::ClientLost) {

@@ -18,6 +18,9 @@ pub enum End {
     /// The client said `close`, or closed its socket.
     #[error("the client ended the call")]
     Asked,
+    /// The caller hung up, or the exchange did.
+    #[error("the caller hung up")]
+    HungUp,
     /// The client is gone without a goodbye.
     #[error("the client's connection was lost")]
     ClientLost,
@@ -162,6 +165,7 @@ impl End {
             | Self::SlowConsumer
             | Self::Upstream { .. } => true,
             Self::Asked
+            | Self::HungUp
             | Self::Drained
             | Self::Framing
             | Self::Utf8
@@ -201,7 +205,7 @@ impl End {
             retry_after: None,
         };
         match self {
-            Self::Asked | Self::ClientLost => of("", 1000, false),
+            Self::Asked | Self::HungUp | Self::ClientLost => of("", 1000, false),
             Self::Drained => of("", 1001, true),
             Self::Framing => of("", 1002, false),
             Self::Utf8 => of("", 1007, false),

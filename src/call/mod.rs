@@ -2,7 +2,7 @@
 //! waits, reads a clock and moves bytes.
 //!
 //! Core in parts, each with one subject: [`intake`] (what the client may send, counted), [`turn`] (the caller's side of a
-//! turn), [`slot`] (one reply at a time), [`playout`] (replies on their way to the loudspeaker, and what of them was
+//! turn), [`keypad`], [`slot`] (one reply at a time), [`playout`] (replies on their way to the loudspeaker, and what of them was
 //! heard), [`tools`], [`mirror`] and [`ring`] (what was said, for the next session), [`policy`] (what a client that owns its
 //! conversation may set). All of it is plain data that can be written down. [`returns`] is the way back to a call for a client
 //! that lost its socket.
@@ -14,7 +14,9 @@ pub mod door;
 pub mod driver;
 pub mod end;
 pub mod intake;
+pub mod keypad;
 pub mod mirror;
+pub mod phone;
 pub mod playout;
 pub mod policy;
 pub mod rate;

@@ -22,8 +22,19 @@ pub enum Kind {
     Text,
     /// Binary: audio, which may be dropped while no socket has taken it.
     Binary,
+    /// Audio in a text message: the same.
+    Spoken,
+    /// Binary, and no audio.
+    Control,
     /// A ping.
     Ping,
+}
+
+impl Kind {
+    /// It is audio.
+    pub fn is_audio(self) -> bool {
+        matches!(self, Self::Binary | Self::Spoken)
+    }
 }
 
 /// How a message counts.
@@ -111,7 +122,7 @@ impl Journal {
 pub struct Outbox {
     queue: VecDeque<Queued>,
     bytes: usize,
-    /// Binary messages in the queue.
+    /// Audio messages in the queue.
     binaries: usize,
     journal: Option<Box<Journal>>,
 }
@@ -135,7 +146,7 @@ impl Outbox {
         self.bytes
     }
 
-    /// Binary messages that no socket has taken yet.
+    /// Audio messages that no socket has taken yet.
     pub fn binaries(&self) -> usize {
         self.binaries
     }
@@ -162,7 +173,7 @@ impl Outbox {
 
     fn push(&mut self, at: usize, kind: Kind, payload: Bytes, count: Count) {
         self.bytes += payload.len();
-        self.binaries += usize::from(kind == Kind::Binary);
+        self.binaries += usize::from(kind.is_audio());
         self.queue.insert(at, Queued { kind, payload, count });
     }
 
@@ -180,7 +191,7 @@ impl Outbox {
     /// Queues a text message before all audio that is queued, and behind the text before that. What has a number already
     /// keeps its place.
     pub fn urgent(&mut self, text: Bytes) {
-        let audio = |queued: &Queued| queued.kind == Kind::Binary && queued.count == Count::Next;
+        let audio = |queued: &Queued| queued.kind.is_audio() && queued.count == Count::Next;
         let at = self.queue.iter().position(audio).unwrap_or(self.queue.len());
         self.push(at, Kind::Text, text, Count::Next);
     }
@@ -190,14 +201,24 @@ impl Outbox {
         self.push(self.queue.len(), Kind::Binary, bytes, Count::Next);
     }
 
+    /// Queues audio in a text message.
+    pub fn spoken(&mut self, text: Bytes) {
+        self.push(self.queue.len(), Kind::Spoken, text, Count::Next);
+    }
+
+    /// Queues a binary message that is no audio.
+    pub fn control(&mut self, bytes: Bytes) {
+        self.push(self.queue.len(), Kind::Control, bytes, Count::Next);
+    }
+
     /// Queues a ping, before everything else.
     pub fn ping(&mut self) {
         self.push(0, Kind::Ping, Bytes::new(), Count::Not);
     }
 
-    /// Forgets binary messages that no socket has taken yet, but for those that have a number.
+    /// Forgets audio that no socket has taken yet, but for those that have a number.
     pub fn drop_binary(&mut self) {
-        self.queue.retain(|queued| queued.kind != Kind::Binary || queued.count != Count::Next);
+        self.queue.retain(|queued| !queued.kind.is_audio() || queued.count != Count::Next);
         self.count();
     }
 
@@ -220,7 +241,7 @@ impl Outbox {
     pub fn pop(&mut self) -> Option<Queued> {
         let next = self.queue.pop_front()?;
         self.bytes -= next.payload.len();
-        self.binaries -= usize::from(next.kind == Kind::Binary);
+        self.binaries -= usize::from(next.kind.is_audio());
         Some(next)
     }
 
@@ -274,7 +295,7 @@ impl Outbox {
 
     fn count(&mut self) {
         self.bytes = self.queue.iter().map(|queued| queued.payload.len()).sum();
-        self.binaries = self.queue.iter().filter(|queued| queued.kind == Kind::Binary).count();
+        self.binaries = self.queue.iter().filter(|queued| queued.kind.is_audio()).count();
     }
 }
 

@@ -109,8 +109,8 @@ impl SocketError {
 fn message(queued: &Queued) -> Message {
     // Text was made by us: the library need not check it for UTF-8 again.
     let kind = match queued.kind {
-        Kind::Text => Data::Text,
-        Kind::Binary => Data::Binary,
+        Kind::Text | Kind::Spoken => Data::Text,
+        Kind::Binary | Kind::Control => Data::Binary,
         Kind::Ping => return Message::Ping(Bytes::new()),
     };
     Message::Frame(RawFrame::message(queued.payload.clone(), OpCode::Data(kind), true))

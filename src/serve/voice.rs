@@ -221,6 +221,7 @@ fn plan(config: &Config, upstream: &Upstream, query: &Query, name: String, agent
         ends_speech: agent.turn_detection.longest_silence(),
         greeting: agent.greeting.clone(),
         chunk: millis(config.audio.chunk_ms),
+        keypad: millis(agent.keypad_ms),
         lead: query.realtime.then(|| millis(config.audio.out_lead_ms)),
         batch: millis(config.audio.out_batch_ms),
         tool_timeout: Duration::from_secs(config.call.tool_timeout_s),

@@ -180,6 +180,7 @@ impl Call {
             ends_speech: 500 * MS,
             greeting: None,
             chunk: 100 * MS,
+            keypad: Duration::from_millis(1_500),
             lead: Some(400 * MS),
             batch: 100 * MS,
             tool_timeout: Duration::from_secs(30),

@@ -36,6 +36,7 @@ impl Core {
                     self.end(now, End::BadMessages);
                 }
             }
+            Input::Key(key) => self.key(now, key),
             Input::Message(message) => self.message(now, message),
             _ => {}
         }
@@ -107,6 +108,22 @@ impl Core {
             self.playout.report(now, &current, played);
         }
         self.take_turn(now);
+    }
+
+    /// A key: what sounds is over, and the number that it belongs to is a typed turn once it is complete.
+    fn key(&mut self, now: At, key: char) {
+        if self.keypad.is_empty() && !self.turn.speaking() {
+            self.take_turn(now);
+        }
+        self.keypad.press(now + self.plan.keypad, key);
+        self.take_number(now);
+    }
+
+    /// A number that is complete.
+    pub(super) fn take_number(&mut self, now: At) {
+        if let Some(keys) = self.keypad.number(now) {
+            self.text(now, format!("[The caller pressed {keys} on the telephone's keypad.]"));
+        }
     }
 
     fn text(&mut self, now: At, text: String) {

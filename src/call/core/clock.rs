@@ -44,6 +44,7 @@ impl Core {
             self.intake.ack_due(),
             self.playout.deadline(room),
             self.tools.deadline(),
+            self.keypad.deadline(),
         ];
         let connected = connected.into_iter().filter(|_| self.is_connected());
         always.into_iter().chain(connected).flatten().min()
@@ -112,6 +113,7 @@ impl Core {
             self.say(ack);
         }
         self.late_tools(now);
+        self.take_number(now);
     }
 
     fn time_is_up(&self, now: At) -> Option<End> {

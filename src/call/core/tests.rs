@@ -30,6 +30,7 @@ pub(super) fn plan() -> Plan {
         ends_speech: 500 * MS,
         greeting: None,
         chunk: 100 * MS,
+        keypad: 1_500 * MS,
         lead: Some(400 * MS),
         batch: 100 * MS,
         tool_timeout: 30 * SECOND,
@@ -263,6 +264,33 @@ pub(super) fn turn(rig: &mut Rig) {
     rig.event(Event::SpeechStopped { at_ms: u64::try_from(rig.core.intake.audio().as_millis()).unwrap() });
     rig.event(Event::Committed { item: "u".into() });
     rig.said();
+}
+
+#[test]
+fn keys_are_a_typed_turn_and_stop_what_sounds() {
+    let mut rig = Rig::new(plan());
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "item_1", SECOND);
+    rig.pass(300 * MS);
+    rig.input(Input::Key('4'));
+    assert!(rig.said().iter().any(|said| said == "clear r1"), "a caller who presses a key wants to be heard");
+    rig.done("resp_1", Ended::Cancelled);
+    rig.pass(SECOND);
+    rig.input(Input::Key('2'));
+    let asked = |rig: &Rig| {
+        let told = rig.log.iter().filter_map(|(at, output)| match output {
+            Output::Service { command: Command::UserText { text }, .. } => Some((*at, text.clone())),
+            _ => None,
+        });
+        told.collect::<Vec<_>>()
+    };
+    rig.pass(1_400 * MS);
+    assert_eq!(asked(&rig), []);
+    rig.pass(SECOND);
+    let number = "[The caller pressed 42 on the telephone's keypad.]".to_owned();
+    assert_eq!(asked(&rig), [(2_800 * MS, number)]);
+    rig.input(Input::Key('#'));
+    assert_eq!(asked(&rig).len(), 2, "at once");
 }
 
 #[test]

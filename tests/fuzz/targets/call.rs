@@ -155,6 +155,8 @@ impl Rig {
                 self.input(Input::ClientBack { late: Duration::from_millis(number.min(60_000)), credential: lives });
             }
             b"flushed" if self.owner && self.connected => self.input(Input::Flushed(&[3; 96])),
+            b"key" if self.owner && self.connected => self.input(Input::Key(if number == 0 { '#' } else { '7' })),
+            b"hold" if self.owner => self.input(Input::Hold(Bytes::from(vec![4; 9_600]))),
             b"noise" if self.owner && self.connected => self.input(Input::InvalidAudio("no packet".into())),
             b"renewed" => self.input(Input::Renewed(lives)),
             b"refused" => self.input(Input::NotRenewed),
@@ -324,6 +326,7 @@ fn plan(says: impl Fn(&str) -> bool) -> Plan {
         ends_speech: 500 * MS,
         greeting: says("greets").then(|| "Hello.".to_owned()),
         chunk: 100 * MS,
+        keypad: 1_500 * MS,
         lead: (!says("fast")).then_some(400 * MS),
         batch: 100 * MS,
         tool_timeout: 30 * SECOND,

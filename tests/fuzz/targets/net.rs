@@ -280,6 +280,8 @@ impl Model {
         for (kind, payload) in waiting {
             match kind {
                 Kind::Binary => self.outbox.binary(payload),
+                Kind::Spoken => self.outbox.spoken(payload),
+                Kind::Control => self.outbox.control(payload),
                 Kind::Text | Kind::Ping => self.outbox.text(payload),
             }
         }

@@ -1,0 +1,224 @@
+//! A telephone's side of a call: its dialect, its lanes, and what of a line lasts from message to message.
+//!
+//! Stands where the thin client's messages are read and written, so that the core hears the same of a telephone as of any caller: audio,
+//! reports of what was played, keys. Decides nothing.
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{
+    At,
+    core::{Core, Input},
+    door::Lanes,
+    end::End,
+};
+use crate::{
+    audio::{
+        Codec,
+        lane::{AudioError, FRAME},
+    },
+    client::{
+        phone::{
+            Bad, Dialect, Media, Packet, Said, Start,
+            line::{ByteOrder, Marks, Order, Pauses, swap},
+        },
+        wire::{ClientMsg, ServerMsg},
+    },
+    net::outbox::Outbox,
+};
+
+/// A telephone.
+#[derive(Debug)]
+pub struct Phone {
+    pub(super) lanes: Lanes,
+    dialect: Box<dyn Dialect>,
+    order: Order,
+    pauses: Pauses,
+    bytes: Option<ByteOrder>,
+    marks: Marks,
+    full: bool,
+    due: Vec<Media>,
+}
+
+impl Phone {
+    /// A stream that has said its `start`; `swapped`: its linear audio is big-endian, where somebody says so.
+    pub fn new(lanes: Lanes, dialect: Box<dyn Dialect>, start: &Start, swapped: Option<bool>) -> Self {
+        let habits = dialect.habits();
+        let linear = start.input.codec == Codec::Pcm16 || start.output.codec == Codec::Pcm16;
+        let mut bytes = (habits.odd_bytes && linear).then(ByteOrder::default);
+        if let (Some(bytes), Some(swapped)) = (&mut bytes, swapped) {
+            bytes.set(swapped);
+        }
+        let marks = Marks::new(habits.mark_every);
+        let (order, pauses) = (Order::default(), Pauses::default());
+        Self { lanes, dialect, order, pauses, bytes, marks, full: false, due: Vec::new() }
+    }
+
+    /// Its provider's name.
+    pub fn name(&self) -> &'static str {
+        self.dialect.habits().name
+    }
+
+    /// The other side takes no more audio for the moment.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Takes a message of the stream.
+    pub fn take(&mut self, core: &mut Core, now: At, packet: &Packet) {
+        let said = match self.dialect.read(packet) {
+            Ok(said) => said,
+            Err(Bad { field, message }) => {
+                return core.handle(now, Input::Invalid { field: field.map(str::to_owned), message });
+            }
+        };
+        match said {
+            Said::Audio(media) => self.media(core, now, media),
+            Said::Digit(key) => core.handle(now, Input::Key(key)),
+            Said::Played(mark) => match self.marks.played(&mark) {
+                Some((reply, ms)) => core.handle(now, Input::Message(ClientMsg::Played { reply, ms })),
+                None => core.handle(now, Input::Ignored),
+            },
+            Said::Full(full) => {
+                self.full = full;
+                core.handle(now, Input::Ignored);
+            }
+            Said::Start(_) => {
+                let message = "a second start; a stream has one".to_owned();
+                core.handle(now, Input::Invalid { field: Some("start".to_owned()), message });
+            }
+            Said::Stop(reason) => {
+                if let Some(reason) = reason {
+                    tracing::info!(reason, "the exchange ends the call");
+                }
+                core.handle(now, Input::ClientGone(End::HungUp));
+            }
+            Said::Nothing => core.handle(now, Input::Ignored),
+        }
+    }
+
+    fn media(&mut self, core: &mut Core, now: At, media: Media) {
+        let mut due = std::mem::take(&mut self.due);
+        if self.dialect.habits().reorders {
+            self.order.push(media, &mut due);
+        } else {
+            due.push(media);
+        }
+        for Media { bytes, at, .. } in due.drain(..) {
+            let format = self.lanes.audio.input;
+            if let Some(at) = at {
+                let pause = self.pauses.before(at, format.duration(bytes.len()));
+                if !pause.is_zero() {
+                    let silence = vec![format.silence(); format.bytes(pause)];
+                    self.lanes.take(core, now, &silence);
+                }
+            }
+            match &mut self.bytes {
+                Some(order) if format.codec == Codec::Pcm16 => {
+                    if let Some(swapped) = order.look(&bytes, format.rate) {
+                        tracing::info!(big_endian = swapped, "the order of the stream's bytes is known");
+                    }
+                    let bytes = if order.is_swapped() { swap(&bytes).into() } else { bytes };
+                    self.lanes.take(core, now, &bytes);
+                }
+                _ => self.lanes.take(core, now, &bytes),
+            }
+        }
+        self.due = due;
+    }
+
+    /// Says what of our words a telephone understands: to drop what it has not played. How many bytes.
+    pub fn tell(&mut self, message: &ServerMsg, outbox: &mut Outbox) -> usize {
+        match message {
+            ServerMsg::ReplyStarted { reply } => self.marks.begin(reply),
+            ServerMsg::Clear { .. } => {
+                self.marks.cleared();
+                self.full = false;
+                let clear = self.dialect.clear();
+                return clear.map_or(0, |clear| control(outbox, clear, true));
+            }
+            ServerMsg::Error { error } => {
+                tracing::info!(code = error.code, message = error.message, "the caller cannot be told");
+            }
+            _ => {}
+        }
+        0
+    }
+
+    /// Says 20 ms of a reply. How many bytes.
+    ///
+    /// # Errors
+    /// When it cannot be converted: a bug of ours.
+    pub fn play(&mut self, frame: &Bytes, outbox: &mut Outbox) -> Result<usize, AudioError> {
+        let audio = self.lanes.convert(frame)?;
+        Ok(self.say(&audio, outbox) + self.mark_sent(outbox))
+    }
+
+    fn mark_sent(&mut self, outbox: &mut Outbox) -> usize {
+        let mark = self.marks.sent(FRAME);
+        self.set(mark, outbox)
+    }
+
+    fn set(&self, mark: Option<String>, outbox: &mut Outbox) -> usize {
+        let mark = mark.and_then(|name| self.dialect.mark(&name));
+        mark.map_or(0, |mark| control(outbox, mark, false))
+    }
+
+    fn say(&mut self, audio: &Bytes, outbox: &mut Outbox) -> usize {
+        let swapped = self.bytes.as_ref().is_some_and(ByteOrder::is_swapped);
+        let linear = self.lanes.audio.output.codec == Codec::Pcm16;
+        let packet = if swapped && linear { self.dialect.audio(&swap(audio)) } else { self.dialect.audio(audio) };
+        packet.map_or(0, |packet| sound(outbox, packet))
+    }
+
+    /// Says what is held back of a reply that is complete, and marks its end. How many bytes.
+    pub fn tail(&mut self, outbox: &mut Outbox) -> usize {
+        let tail = self.lanes.tail();
+        let mut bytes = tail.map_or(0, |tail| self.say(&tail, outbox));
+        bytes += self.dialect.tail().map_or(0, |packet| sound(outbox, packet));
+        let mark = self.marks.end();
+        bytes + self.set(mark, outbox)
+    }
+
+    /// The call ends: so the line shall.
+    pub fn farewell(&self, outbox: &mut Outbox) {
+        if let Some(packet) = self.dialect.hang_up() {
+            control(outbox, packet, false);
+        }
+    }
+
+    /// Close code and reason of an end. Providers know the registered codes only.
+    pub fn close(&self, end: &End) -> (u16, String) {
+        let report = end.report();
+        let code = match report.close {
+            code @ (1000 | 1002 | 1003 | 1007 | 1008 | 1009 | 1011) => code,
+            _ => 1000,
+        };
+        (code, report.code.unwrap_or_default().to_owned())
+    }
+
+    /// How far ahead of the caller's ear audio may be sent.
+    pub fn lead(&self) -> Duration {
+        self.dialect.habits().lead
+    }
+}
+
+fn sound(outbox: &mut Outbox, packet: Packet) -> usize {
+    let length = packet.bytes().len();
+    match packet {
+        Packet::Text(text) => outbox.spoken(text),
+        Packet::Binary(bytes) => outbox.binary(bytes),
+    }
+    length
+}
+
+fn control(outbox: &mut Outbox, packet: Packet, urgent: bool) -> usize {
+    let length = packet.bytes().len();
+    match packet {
+        Packet::Text(text) if urgent => outbox.urgent(text),
+        Packet::Text(text) => outbox.text(text),
+        // Of those whose control is binary, none has anything to say that could overtake.
+        Packet::Binary(bytes) => outbox.control(bytes),
+    }
+    length
+}

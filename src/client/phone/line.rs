@@ -1,0 +1,303 @@
+//! What of a telephone line lasts from message to message: its media in their order, its pauses, its byte order, and the marks that
+//! tell what was heard.
+//!
+//! Pure, and the same for every dialect; what a dialect does not need stays empty.
+use std::{collections::BTreeMap, time::Duration};
+
+use super::Media;
+
+/// Media that are missing are waited for until so many came after them: 60 ms of a stream of 20 ms.
+const WAITS: usize = 3;
+/// Numbers that are so far behind begin anew.
+const RESTART: u64 = 200;
+/// What a pause is filled up with at most: whoever is quiet for longer has ended a turn anyway.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A shorter pause is a clock's inaccuracy.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+/// So much sound decides about the order of its bytes.
+const DECIDES: Duration = Duration::from_millis(200);
+/// Quieter samples say nothing about it.
+const SOUND: u16 = 100;
+
+/// Puts media that have numbers into their order, and drops those that came already.
+#[derive(Debug, Default)]
+pub struct Order {
+    next: Option<u64>,
+    held: BTreeMap<u64, Media>,
+}
+
+impl Order {
+    /// Takes one in; `out` gets all that are due.
+    pub fn push(&mut self, media: Media, out: &mut Vec<Media>) {
+        let Some(number) = media.number else { return out.push(media) };
+        let next = *self.next.get_or_insert(number);
+        if number < next && next - number < RESTART {
+            return; // it came already, or its place is taken
+        }
+        if number < next {
+            self.drain(out);
+            self.next = Some(number);
+        }
+        self.held.insert(number, media);
+        self.release(out);
+        if self.held.len() > WAITS
+            && let Some(first) = self.held.keys().next()
+        {
+            self.next = Some(*first);
+            self.release(out);
+        }
+    }
+
+    /// Everything that waits for something else.
+    pub fn drain(&mut self, out: &mut Vec<Media>) {
+        if let Some(last) = self.held.keys().next_back() {
+            self.next = Some(last + 1);
+        }
+        out.extend(std::mem::take(&mut self.held).into_values());
+    }
+
+    fn release(&mut self, out: &mut Vec<Media>) {
+        while let Some(media) = self.next.and_then(|next| self.held.remove(&next)) {
+            out.push(media);
+            self.next = self.next.map(|next| next + 1);
+        }
+    }
+}
+
+/// Finds pauses by the moments at which audio was spoken: a service that hears no silence does not end a turn.
+#[derive(Debug, Default)]
+pub struct Pauses {
+    next: Option<Duration>,
+}
+
+impl Pauses {
+    /// Audio of this `length` was spoken at `at`: how much silence there was before it.
+    pub fn before(&mut self, at: Duration, length: Duration) -> Duration {
+        let expected = self.next.unwrap_or(at);
+        let pause = at.saturating_sub(expected);
+        // A clock that runs back by a little is late; one that runs back by much began anew.
+        let late = at < expected && expected - at < LONGEST_PAUSE;
+        self.next = Some(if late { expected } else { at } + length);
+        if pause < SHORTEST_PAUSE { Duration::ZERO } else { pause.min(LONGEST_PAUSE) }
+    }
+}
+
+/// Finds out in which order the bytes of linear audio come: speech read the wrong way round is noise.
+#[derive(Debug, Default)]
+pub struct ByteOrder {
+    /// How far neighbours are apart, read as little-endian and as big-endian.
+    steps: (u64, u64),
+    last: Option<(i16, i16)>,
+    samples: u64,
+    swapped: Option<bool>,
+}
+
+impl ByteOrder {
+    /// Looks at audio of `rate` samples a second; whether it is known by now, and was not before: big-endian or not.
+    pub fn look(&mut self, bytes: &[u8], rate: u32) -> Option<bool> {
+        if self.swapped.is_some() {
+            return None;
+        }
+        for pair in bytes.chunks_exact(2) {
+            let pair = [pair.first().copied().unwrap_or(0), pair.get(1).copied().unwrap_or(0)];
+            let (little, big) = (i16::from_le_bytes(pair), i16::from_be_bytes(pair));
+            if let Some((l, b)) = self.last.replace((little, big))
+                && little.unsigned_abs().min(big.unsigned_abs()) > SOUND
+            {
+                self.steps.0 += u64::from(little.abs_diff(l));
+                self.steps.1 += u64::from(big.abs_diff(b));
+                self.samples += 1;
+            }
+        }
+        let enough = u128::from(self.samples) * 1_000 >= u128::from(rate) * DECIDES.as_millis();
+        enough.then(|| *self.swapped.insert(self.steps.1 < self.steps.0))
+    }
+
+    /// Audio comes, and goes, big-endian; little-endian until that is known.
+    pub fn is_swapped(&self) -> bool {
+        self.swapped.unwrap_or(false)
+    }
+
+    /// It is known, from somebody who says so.
+    pub fn set(&mut self, swapped: bool) {
+        self.swapped = Some(swapped);
+    }
+}
+
+/// Swaps the two bytes of every sample.
+pub fn swap(bytes: &[u8]) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    for pair in out.chunks_exact_mut(2) {
+        pair.reverse();
+    }
+    out
+}
+
+/// The marks of one stream: which of them to set, and what one that comes back says.
+///
+/// A mark is called after the clear before it, its reply and its place in that, `2:r7:400`. What was set before a clear says nothing
+/// when it comes back, since most providers return the marks that a clear drops.
+#[derive(Debug, Default)]
+pub struct Marks {
+    every: Option<Duration>,
+    clears: u32,
+    reply: String,
+    sent: Duration,
+    marked: Duration,
+}
+
+impl Marks {
+    /// A mark each time that so much was sent; none: no marks.
+    pub fn new(every: Option<Duration>) -> Self {
+        Self { every, ..Self::default() }
+    }
+
+    /// What is sent from now on belongs to this reply.
+    pub fn begin(&mut self, reply: &str) {
+        reply.clone_into(&mut self.reply);
+        (self.sent, self.marked) = (Duration::ZERO, Duration::ZERO);
+    }
+
+    /// So much more was sent: the mark that is due.
+    pub fn sent(&mut self, length: Duration) -> Option<String> {
+        self.sent += length;
+        (self.sent >= self.marked + self.every?).then(|| self.name())
+    }
+
+    /// The reply's audio is complete: its last mark.
+    pub fn end(&mut self) -> Option<String> {
+        self.every.filter(|_| self.sent > self.marked).map(|_| self.name())
+    }
+
+    fn name(&mut self) -> String {
+        self.marked = self.sent;
+        format!("{}:{}:{}", self.clears, self.reply, self.sent.as_millis())
+    }
+
+    /// What is not played was dropped.
+    pub fn cleared(&mut self) {
+        self.clears += 1;
+    }
+
+    /// A mark came back: the reply and how much of it was played, ms; none: it says nothing.
+    pub fn played(&self, name: &str) -> Option<(String, u64)> {
+        let mut parts = name.split(':');
+        let (clears, reply, ms) = (parts.next()?, parts.next()?, parts.next()?);
+        let ours = parts.next().is_none() && clears.parse() == Ok(self.clears);
+        Some((reply.to_owned(), ms.parse().ok()?)).filter(|_| ours)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn media(number: u64) -> Media {
+        Media { bytes: Bytes::new(), at: None, number: Some(number) }
+    }
+
+    fn order(numbers: &[u64]) -> Vec<u64> {
+        let (mut order, mut out) = (Order::default(), Vec::new());
+        numbers.iter().for_each(|number| order.push(media(*number), &mut out));
+        out.iter().filter_map(|media| media.number).collect()
+    }
+
+    #[test]
+    fn media_are_put_into_their_order() {
+        assert_eq!(order(&[1, 2, 3]), [1, 2, 3]);
+        assert_eq!(order(&[5, 7, 6, 8]), [5, 6, 7, 8]);
+        assert_eq!(order(&[1, 4, 3, 2, 5]), [1, 2, 3, 4, 5]);
+        assert_eq!(order(&[1, 2, 2, 1, 3]), [1, 2, 3], "nothing comes twice");
+        assert_eq!(order(&[1, 3, 4, 5]), [1], "2 is waited for");
+        assert_eq!(order(&[1, 3, 4, 5, 6]), [1, 3, 4, 5, 6], "but not for ever");
+        assert_eq!(order(&[1, 3, 4, 5, 6, 2, 7]), [1, 3, 4, 5, 6, 7], "what comes too late is lost");
+        assert_eq!(order(&[900, 1, 2, 3]), [900, 1, 2, 3], "a stream that counts anew");
+    }
+
+    #[test]
+    fn what_is_held_is_given_out_at_the_end() {
+        let (mut order, mut out) = (Order::default(), Vec::new());
+        [1, 3, 4].into_iter().for_each(|number| order.push(media(number), &mut out));
+        order.drain(&mut out);
+        order.push(media(2), &mut out);
+        order.push(media(5), &mut out);
+        assert_eq!(out.iter().filter_map(|media| media.number).collect::<Vec<_>>(), [1, 3, 4, 5]);
+    }
+
+    #[test]
+    fn pauses_are_what_the_clock_says() {
+        let mut pauses = Pauses::default();
+        let mut before = |at: u64| pauses.before(MS * u32::try_from(at).unwrap(), 20 * MS);
+        assert_eq!(before(1_000), Duration::ZERO, "wherever the clock begins");
+        assert_eq!(before(1_020), Duration::ZERO);
+        assert_eq!(before(1_045), Duration::ZERO, "5 ms are no pause");
+        assert_eq!(before(1_565), 500 * MS);
+        assert_eq!(before(1_565), Duration::ZERO, "said twice");
+        assert_eq!(before(1_600), Duration::ZERO, "what is late is not a pause later on");
+        assert_eq!(before(61_600), LONGEST_PAUSE);
+        assert_eq!(before(0), Duration::ZERO, "it begins anew");
+        assert_eq!(before(20), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_order_of_bytes_is_found_in_speech() {
+        let speech = crate::audio::testing::hello_at(8_000);
+        for swapped in [false, true] {
+            let mut found = ByteOrder::default();
+            let mut decided = None;
+            for frame in speech.chunks(160) {
+                let bytes: Vec<u8> =
+                    frame.iter().flat_map(|s| if swapped { s.to_be_bytes() } else { s.to_le_bytes() }).collect();
+                decided = decided.or(found.look(&bytes, 8_000));
+            }
+            assert_eq!(decided, Some(swapped));
+            assert_eq!(found.is_swapped(), swapped);
+            assert_eq!(found.look(&[1, 2, 3, 4], 8_000), None, "it is decided once");
+        }
+        assert_eq!(ByteOrder::default().look(&[0; 32_000], 8_000), None, "silence decides nothing");
+        assert_eq!(swap(&[1, 2, 3, 4]), [2, 1, 4, 3]);
+    }
+
+    #[test]
+    fn marks_say_what_was_played_and_not_what_was_dropped() {
+        let mut marks = Marks::new(Some(60 * MS));
+        marks.begin("r1");
+        let mut set = Vec::new();
+        for _ in 0..4 {
+            set.extend(marks.sent(20 * MS));
+        }
+        set.extend(marks.end());
+        assert_eq!(set, ["0:r1:60", "0:r1:80"]);
+        assert_eq!(marks.end(), None, "all of it is marked");
+        assert_eq!(marks.played("0:r1:60"), Some(("r1".to_owned(), 60)));
+        marks.cleared();
+        assert_eq!(marks.played("0:r1:80"), None, "it comes back since it was dropped");
+        marks.begin("r2");
+        assert_eq!(marks.sent(60 * MS).as_deref(), Some("1:r2:60"));
+        for nonsense in ["", "1", "1:r2", "1:r2:x", "1:r2:60:1", "x:r2:60", "99999999999999:r2:60"] {
+            assert_eq!(marks.played(nonsense), None, "{nonsense}");
+        }
+        let mut none = Marks::new(None);
+        none.begin("r1");
+        assert_eq!((none.sent(Duration::from_secs(9)), none.end()), (None, None));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_in_a_window_of_three_is_put_right(shift in proptest::collection::vec(0_u64..3, 1..200)) {
+            // Each is late by at most two places.
+            let mut numbers: Vec<u64> = (0..shift.len() as u64).collect();
+            numbers.sort_by_key(|n| n + shift[usize::try_from(*n).unwrap()]);
+            let first = numbers[0];
+            let got = order(&numbers);
+            prop_assert!(got.windows(2).all(|pair| pair[0] < pair[1]), "{got:?}");
+            // What came before the first one that was seen is lost, the last ones may be held.
+            prop_assert!(got.len() + WAITS >= numbers.len() - usize::try_from(first).unwrap());
+        }
+    }
+}
