@@ -52,10 +52,10 @@ use crate::{
         },
         gate::good_for,
         governor::Class,
-        price::{PriceError, PriceList},
+        price::{PriceError, PriceList, Prices},
         router::Route,
         routes::Routes,
-        sources::{self, Agents, Reload, Sources},
+        sources::{self, Agents, Live, Reload, Sources},
         store::StoreError,
     },
     audio::sound::{Sound, Sounds},
@@ -173,7 +173,7 @@ pub(crate) struct Shared {
     /// Where clients wait for calls of the process before.
     before: OnceLock<WaitingRoom>,
     pub(crate) ledger: Ledger,
-    pub(crate) prices: Arc<PriceList>,
+    pub(crate) prices: Prices,
     pub(crate) budgets: Budgets,
     /// Readers of it at once.
     pub(crate) readers: Arc<Semaphore>,
@@ -367,22 +367,17 @@ impl Server {
     /// When the address cannot be had or should not be, or the upstream's makes no sense.
     pub async fn start(config: Config, metrics: Option<PrometheusHandle>) -> Result<Self, ServeError> {
         let addr = config.server.listen;
-        let sounds = sources::sounds(&config).map_err(ServeError::Sound)?;
-        let sources = Sources::open(&config, sounds)?;
+        let accounts = Arc::new(accounts(&config)?);
+        let prices = Arc::new(ArcSwap::from_pointee(PriceList::load(config.prices.file.as_deref())?));
+        let sounds = Arc::new(ArcSwap::from_pointee(sources::sounds(&config).map_err(ServeError::Sound)?));
+        let live = Live { prices: prices.clone(), sounds: sounds.clone(), quotas: accounts.quotas() };
+        let sources = Sources::open(&config, live)?;
         let gate = sources.gate();
         if gate.has_nobody() {
             return Err(ServeError::Open { addr });
         }
-        let dial = |section: String, config: &UpstreamConfig| {
-            Upstream::new(Arc::new(config.clone())).map_err(|problem| ServeError::Upstream { section, problem })
-        };
-        let upstream = dial("upstream".to_owned(), &config.upstream)?;
-        let others = config.upstreams.iter();
-        let upstreams = others.map(|(name, config)| Ok((name.clone(), dial(format!("upstreams.{name}"), config)?)));
-        let upstreams = upstreams.collect::<Result<_, ServeError>>()?;
         let tls =
             config.server.tls.clone().map(|TlsConfig { cert, key }| Tls::load(Files { cert, key })).transpose()?;
-        let prices = Arc::new(PriceList::load(config.prices.file.as_deref())?);
         let ledger = open_ledger(&config.ledger)?;
         let budgets = Budgets::new(gate.clone(), sources.budget());
         let mut tasks = JoinSet::new();
@@ -404,8 +399,8 @@ impl Server {
         let shared = Arc::new(Shared {
             gate,
             agents: sources.agents(),
-            sounds: sources.sounds(),
-            accounts: Arc::new(Accounts::new(upstream, upstreams)),
+            sounds,
+            accounts,
             routes: Routes::new(&config, prices.clone()),
             exchanges: broker::Exchanges::default(),
             returns: Returns::default(),
@@ -490,7 +485,7 @@ impl Server {
         let _ = self.followed.subscribe().wait_for(|changes| is_followed(*changes)).await;
     }
 
-    /// Reads agents, tenants, budgets and signing keys anew, now; the log says what came of it.
+    /// Reads agents, tenants, budgets, signing keys, prices and limits anew, now, all of them or none; the log says what came of it.
     pub fn reload(&self) {
         self.reload.now();
     }
@@ -584,6 +579,16 @@ impl Server {
 /// See [`Server`]'s `followed`.
 fn is_followed(changes: u64) -> bool {
     changes % 2 == 1
+}
+
+fn accounts(config: &Config) -> Result<Accounts, ServeError> {
+    let dial = |section: String, config: &UpstreamConfig| {
+        Upstream::new(Arc::new(config.clone())).map_err(|problem| ServeError::Upstream { section, problem })
+    };
+    let usual = dial("upstream".to_owned(), &config.upstream)?;
+    let others = config.upstreams.iter();
+    let named = others.map(|(name, config)| Ok((name.clone(), dial(format!("upstreams.{name}"), config)?)));
+    Ok(Accounts::new(usual, named.collect::<Result<_, ServeError>>()?))
 }
 
 fn open_ledger(config: &LedgerConfig) -> Result<Ledger, LedgerError> {

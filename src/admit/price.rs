@@ -1,13 +1,14 @@
 //! What a reply costs: tokens, or minutes, times the prices of a list that says of which day it is ([`list`]).
 //!
 //! Stands beside the way of audio: [`crate::call::books`] asks it when a row is booked, so that a row keeps the price of its
-//! day. Pure, and exact ([`Usd`]). A cost that cannot be known is none, never zero; where the service leaves something open,
+//! day, whatever list is in force later ([`Prices`]). Pure, and exact ([`Usd`]). A cost that cannot be known is none, never zero; where the service leaves something open,
 //! the answer is never less than its bill.
 pub mod list;
 mod usd;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
@@ -82,6 +83,9 @@ pub struct Row {
 pub struct PriceList {
     rows: BTreeMap<String, Row>,
 }
+
+/// The list of a process, as it is at any time ([`super::sources`]).
+pub type Prices = Arc<ArcSwap<PriceList>>;
 
 impl PriceList {
     /// The row of a model: of that very name, or of the one whose dated snapshot it is (`gpt-realtime-2.1-2026-09-30`).

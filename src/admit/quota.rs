@@ -84,15 +84,24 @@ impl Account {
 
 #[derive(Debug, Default)]
 struct Accounts {
+    limits: Vec<LimitsConfig>,
     by_model: BTreeMap<Name, Account>,
     /// When [`Quota::run`] looks again.
     looks_at: Option<Duration>,
 }
 
+/// The first section that has this model in it.
+fn section<'a>(limits: &'a [LimitsConfig], model: &str) -> Option<&'a LimitsConfig> {
+    limits.iter().find(|of| of.covers(model))
+}
+
+fn limits_of(limits: &[LimitsConfig], model: &str) -> Limits {
+    section(limits, model).map_or_else(Limits::default, Limits::from)
+}
+
 /// One account's quota.
 #[derive(Debug)]
 pub struct Quota {
-    limits: Vec<LimitsConfig>,
     began: Instant,
     accounts: Mutex<Accounts>,
     sooner: Notify,
@@ -101,15 +110,29 @@ pub struct Quota {
 impl Quota {
     /// Nothing is used yet.
     pub fn new(limits: Vec<LimitsConfig>) -> Arc<Self> {
-        Arc::new(Self { limits, began: Instant::now(), accounts: Mutex::default(), sooner: Notify::new() })
+        let accounts = Mutex::new(Accounts { limits, ..Accounts::default() });
+        Arc::new(Self { began: Instant::now(), accounts, sooner: Notify::new() })
     }
 
     fn accounts(&self) -> MutexGuard<'_, Accounts> {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn section(&self, model: &str) -> Option<&LimitsConfig> {
-        self.limits.iter().find(|of| of.covers(model))
+    /// Other limits. What runs keeps what it has, who waits waits on or goes at once, and what the service has said stays known
+    /// ([`Pool::reload`]).
+    pub fn reload(&self, limits: Vec<LimitsConfig>) {
+        let now = self.began.elapsed();
+        let mut accounts = self.accounts();
+        if accounts.limits == limits {
+            return;
+        }
+        for (name, account) in &mut accounts.by_model {
+            account.pool.reload(now, limits_of(&limits, name));
+        }
+        accounts.limits = limits;
+        drop(accounts);
+        // Who may go now, is let go by the task that always does it.
+        self.sooner.notify_one();
     }
 
     /// Does something with a model's pool, and then lets go whoever may go.
@@ -117,17 +140,18 @@ impl Quota {
         let now = self.began.elapsed();
         let mut accounts = self.accounts();
         let name = self.name(&mut accounts, model);
-        let account = accounts.by_model.entry(name.clone()).or_insert_with(|| {
-            let limits = self.section(&name).map_or_else(Limits::default, Limits::from);
+        let Accounts { limits, by_model, looks_at } = &mut *accounts;
+        let account = by_model.entry(name.clone()).or_insert_with(|| {
+            let limits = limits_of(limits, &name);
             let (waiting, scarce) = (HashMap::new(), watch::Sender::new(false));
             Account { pool: Pool::new(limits, now), retries: RetryBudget::default(), waiting, scarce }
         });
         let done = work(now, &name, account);
         let left = self.go_on(now, &name, account);
         let next = account.next(now);
-        let sooner = next.is_some_and(|at| accounts.looks_at.is_none_or(|looks| at < looks));
+        let sooner = next.is_some_and(|at| looks_at.is_none_or(|looks| at < looks));
         if sooner {
-            accounts.looks_at = next;
+            *looks_at = next;
         }
         drop(accounts);
         drop(left); // grants that nobody waits for any more, which takes the lock again
@@ -146,7 +170,7 @@ impl Quota {
             accounts.by_model.retain(|_, account| !account.is_idle());
         }
         let room = accounts.by_model.len() < MODELS && !model.is_empty();
-        Name::from(if room { model } else { self.section(model).map_or("*", |section| &section.model) })
+        Name::from(if room { model } else { section(&accounts.limits, model).map_or("*", |section| &section.model) })
     }
 
     /// Lets go whoever may go now. Grants that nobody takes are given back, once the lock is free.
@@ -396,7 +420,12 @@ impl Drop for Waiting {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tokio::task::JoinSet;
+
+    use super::{
+        super::governor::{Dimension, Shown},
+        *,
+    };
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -455,6 +484,61 @@ mod tests {
         drop(waiting);
         assert_eq!(reserved(&quota), 0);
         assert!(quota.view().values().all(|view| view.waiting.is_empty()));
+    }
+
+    fn with_tokens(tokens: u64) -> Vec<LimitsConfig> {
+        vec![LimitsConfig { tokens: Some(tokens), ..LimitsConfig::default() }]
+    }
+
+    fn shown(quota: &Quota, dimension: Dimension) -> Shown {
+        let view = &quota.view()["m"];
+        view.dimensions.iter().find(|shown| shown.dimension == dimension).unwrap().clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_limits_keep_what_runs_and_who_waits_and_what_was_learned() {
+        let quota = quota(6_000); // 540 at once, 90 a second
+        let mut run = JoinSet::new();
+        run.spawn(quota.clone().run());
+        let named = Heard::Bucket { dimension: Dimension::Requests, limit: Some(50), remaining: None, reset: None };
+        quota.heard("m", named);
+        let Answer::Granted(first) = quota.ask(turn(500)) else { panic!() };
+        let Answer::Waits(mut second, reason) = quota.ask(turn(500)) else { panic!() };
+        let Answer::Waits(third, _) = quota.ask(turn(2_000)) else { panic!("it is not too large yet") };
+        assert!(reason.wait.unwrap() > 5 * SECOND, "{reason}");
+        let began = Instant::now();
+        // The same once more is none: nobody is woken, and nothing is counted anew.
+        quota.reload(with_tokens(6_000));
+        assert!(time::timeout(SECOND, &mut second).await.is_err());
+        quota.reload(with_tokens(60_000)); // 5,400 at once, 900 a second
+        let second = second.await.expect("it goes");
+        let waited = began.elapsed();
+        assert!(waited > SECOND && waited < 2 * SECOND, "{waited:?}: there were 130, and it needs 500");
+        assert_eq!(shown(&quota, Dimension::Tokens).reserved, 1_000, "both still run");
+        let requests = shown(&quota, Dimension::Requests);
+        assert_eq!((requests.reserved, requests.limit, requests.learned), (2, Some(50), true), "named by the service");
+        quota.reload(with_tokens(1_000));
+        let refused = third.await.expect_err("it will never fit");
+        assert_eq!((refused.dimension, refused.wait), (Dimension::Tokens, None), "{refused}");
+        first.settle(Some(100));
+        assert_eq!(shown(&quota, Dimension::Tokens).reserved, 500);
+        drop(second);
+        assert_eq!(reserved(&quota), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_that_is_new_counts_what_runs_already() {
+        let quota = Quota::new(Vec::new());
+        let grant = quota.charge(turn(500));
+        let day =
+            LimitsConfig { tokens_day: Some(1_000), use_percent: 100, burst_ms: 60_000, ..LimitsConfig::default() };
+        quota.reload(vec![LimitsConfig { tokens: Some(600), ..day }]);
+        let left = |dimension| shown(&quota, dimension).available;
+        assert_eq!((left(Dimension::Tokens), left(Dimension::TokensDay)), (Some(100), Some(500)));
+        grant.settle(Some(200));
+        assert_eq!((left(Dimension::Tokens), left(Dimension::TokensDay)), (Some(400), Some(800)));
+        quota.reload(Vec::new());
+        assert_eq!((left(Dimension::Tokens), left(Dimension::TokensDay)), (None, None), "no limits any more");
     }
 
     #[tokio::test(start_paused = true)]

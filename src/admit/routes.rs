@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    price::{PriceList, Usd},
+    price::{Prices, Usd},
     router::{
         Choice, Criterion, News, Refusal, Route, Router, Spent, Stage, Standing, Taken, TierId, View, Wish,
         feed::Report, typical_reply,
@@ -22,12 +22,12 @@ use crate::{client::wire::Usage, config::Config, observe::fact::Fact};
 pub struct Routes {
     began: Instant,
     router: Mutex<Router>,
-    prices: Arc<PriceList>,
+    prices: Prices,
 }
 
 impl Routes {
     /// The tiers of a configuration; nothing is known of their routes yet.
-    pub fn new(config: &Config, prices: Arc<PriceList>) -> Arc<Self> {
+    pub fn new(config: &Config, prices: Prices) -> Arc<Self> {
         let router = Mutex::new(Router::new(&config.tiers, &config.incidents, Duration::ZERO));
         Arc::new(Self { began: Instant::now(), router, prices })
     }
@@ -62,7 +62,7 @@ impl Routes {
 
     /// What a reply has cost there; `None`: not known.
     pub fn cost(&self, route: &Route, usage: &Usage) -> Option<Usd> {
-        self.prices.cost(&route.model, usage, None).map(|cost| cost.total())
+        self.prices.load().cost(&route.model, usage, None).map(|cost| cost.total())
     }
 
     /// What a typical reply costs there; `None`: not known. For [`Wish::price`].
@@ -139,13 +139,16 @@ fn told(news: News) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admit::router::{By, Headroom, Why};
+    use crate::admit::{
+        price::PriceList,
+        router::{By, Headroom, Why},
+    };
 
     #[tokio::test(start_paused = true)]
     async fn all_calls_share_what_one_has_learned_in_time() {
         let source = "[tiers.fast]\npolicy = \"cheapest\"\nroutes = [{ model = \"gpt-realtime-2.1\" }, { model = \"gpt-realtime-2.1-mini\" }]";
         let config: Config = toml::from_str(source).unwrap();
-        let routes = Routes::new(&config, Arc::new(PriceList::load(None).unwrap()));
+        let routes = Routes::new(&config, Arc::new(arc_swap::ArcSwap::from_pointee(PriceList::load(None).unwrap())));
         let tier = routes.resolve("fast").unwrap();
         let choose = || {
             routes.choose(&Wish {

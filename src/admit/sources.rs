@@ -1,7 +1,8 @@
-//! Where tenants and agents come from: the configuration file and the store, read again as they change.
+//! What may change while calls run: agents, tenants, budgets, signing keys, prices and limits. They stand in the configuration
+//! file, its list of prices and the store, which are read again as they change.
 //!
-//! A change is seen within a second, so that what is revoked is cut by then. What is broken changes nothing: the old one
-//! stays in force, and the log says why.
+//! A change is seen within a second, so that what is revoked is cut by then. What is broken changes nothing, not even what is not
+//! broken in it: the old one stays in force, and the log says why.
 use std::{
     collections::BTreeMap,
     fs,
@@ -21,13 +22,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     gate::{Gate, Terms},
+    price::{PriceError, PriceList, Prices},
+    quota::Quota,
     store::{Store, StoreError},
     tenant::Tenants,
     token::{LEEWAY, Signer, SigningKey},
 };
 use crate::{
     audio::sound::Sounds,
-    config::{AgentConfig, AuthConfig, BudgetConfig, Config, SigningKeyConfig, TenantConfig},
+    config::{AgentConfig, AuthConfig, BudgetConfig, Config, ConfigError, SigningKeyConfig, TenantConfig},
     wall::unix_now,
 };
 
@@ -37,18 +40,56 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Agents by name.
 pub type Agents = BTreeMap<String, Arc<AgentConfig>>;
 
-/// Both sources, and what was found in them last.
+/// What others have in their hands, and what is read for them.
+#[derive(Debug)]
+pub struct Live {
+    /// What things cost.
+    pub prices: Prices,
+    /// The recordings that agents play.
+    pub sounds: Arc<ArcSwap<Sounds>>,
+    /// Each account's quota, by its name in `[upstreams]`; `None`: that of `[upstream]`. An account that the configuration names no
+    /// more keeps its limits.
+    pub quotas: Vec<(Option<String>, Arc<Quota>)>,
+}
+
+/// What stands in the files.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Content {
+    config: Vec<u8>,
+    prices: Vec<u8>,
+}
+
+impl Content {
+    fn read(config: &Path, prices: Option<&Path>) -> Self {
+        Self { config: read(config), prices: prices.map(read).unwrap_or_default() }
+    }
+}
+
+/// Why what was found is not taken.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Prices(#[from] PriceError),
+    #[error("{0}")]
+    Sound(String),
+}
+
+/// All sources, and what was found in them last.
 #[derive(Debug)]
 pub struct Sources {
     gate: Arc<Gate>,
     agents: Arc<ArcSwap<Agents>>,
-    sounds: Arc<ArcSwap<Sounds>>,
     budget: Arc<ArcSwap<BudgetConfig>>,
+    live: Live,
     auth: AuthConfig,
     file: Option<PathBuf>,
-    file_content: Vec<u8>,
-    /// Something else stands in the file; taken once it has stood there for a moment, for it may be half written.
-    file_next: Vec<u8>,
+    /// The list of prices that the configuration has named last.
+    prices_file: Option<PathBuf>,
+    content: Content,
+    /// Something else stands in the files; taken once it has stood there for a moment, for it may be half written.
+    next: Content,
     file_tenants: BTreeMap<String, TenantConfig>,
     upstreams: Vec<String>,
     store_file: Option<PathBuf>,
@@ -63,7 +104,7 @@ pub struct Sources {
     trouble: String,
 }
 
-/// Asks for a look at both at once, whatever the time.
+/// Asks for a look at all at once, whatever the time.
 #[derive(Debug)]
 pub struct Reload(SyncSender<()>);
 
@@ -97,12 +138,12 @@ pub fn sounds(config: &Config) -> Result<Sounds, String> {
 }
 
 impl Sources {
-    /// Reads both for the first time. The store is made if tenants stand in the file, since their tokens shall outlive this
+    /// Reads them for the first time; what is `live` was read by whoever made it. The store is made if tenants stand in the file, since their tokens shall outlive this
     /// process; and opened if it is there.
     ///
     /// # Errors
     /// When the store cannot be used.
-    pub fn open(config: &Config, sounds: Sounds) -> Result<Self, StoreError> {
+    pub fn open(config: &Config, live: Live) -> Result<Self, StoreError> {
         let unix = unix_now();
         let terms = Terms {
             // Behind a proxy of ours, everybody would be this machine.
@@ -116,15 +157,21 @@ impl Sources {
         if let Some(secret) = &config.auth.safety_secret {
             gate.set_safety_secret(secret);
         }
+        let prices_file = config.prices.file.clone();
         let mut sources = Self {
             gate,
             agents: Arc::new(ArcSwap::from_pointee(agents(config))),
-            sounds: Arc::new(ArcSwap::from_pointee(sounds)),
             budget: Arc::new(ArcSwap::from_pointee(config.budget.clone())),
+            live,
             auth: config.auth.clone(),
             file: config.source.clone(),
-            file_content: config.source.as_deref().map(read).unwrap_or_default(),
-            file_next: Vec::new(),
+            content: config
+                .source
+                .as_deref()
+                .map(|file| Content::read(file, prices_file.as_deref()))
+                .unwrap_or_default(),
+            prices_file,
+            next: Content::default(),
             file_tenants: config.tenants.clone(),
             upstreams: config.upstreams.keys().cloned().collect(),
             store_file: config.store.file.clone().filter(|file| !file.as_os_str().is_empty()),
@@ -154,11 +201,6 @@ impl Sources {
     /// The agents, as they are at any time.
     pub fn agents(&self) -> Arc<ArcSwap<Agents>> {
         self.agents.clone()
-    }
-
-    /// The recordings that they play, as they are at any time.
-    pub fn sounds(&self) -> Arc<ArcSwap<Sounds>> {
-        self.sounds.clone()
     }
 
     /// What those may spend who are asked for no credential, as it is at any time.
@@ -227,7 +269,7 @@ impl Sources {
         Ok(())
     }
 
-    /// Looks at both until `stop`, in a thread of its own: what others wait for shall not keep a revocation waiting.
+    /// Looks at all until `stop`, in a thread of its own: what others wait for shall not keep a revocation waiting.
     ///
     /// # Errors
     /// When there is no thread to be had.
@@ -256,7 +298,7 @@ impl Sources {
     /// `now`: somebody asked for it.
     fn look(&mut self, now: bool) {
         self.gate.sweep(unix_now());
-        self.look_at_file(now);
+        self.look_at_files(now);
         let mut found = self.look_at_store();
         if self.dirty && found.is_ok() {
             found = self.apply();
@@ -271,48 +313,67 @@ impl Sources {
         }
     }
 
-    fn look_at_file(&mut self, now: bool) {
-        let Some(file) = &self.file else {
+    fn look_at_files(&mut self, now: bool) {
+        let Some(file) = self.file.clone() else {
             if now {
                 tracing::info!("there is no configuration file that could be read anew");
             }
             return;
         };
-        let content = read(file);
-        if now && content == self.file_content {
+        let found = Content::read(&file, self.prices_file.as_deref());
+        if now && found == self.content {
             tracing::info!("the configuration has not changed");
         }
         // A file that is being written anew may be empty for a moment.
-        if content == self.file_content || content.is_empty() {
+        if found == self.content || found.config.is_empty() {
             return;
         }
-        if content != self.file_next && !now {
-            self.file_next = content;
+        if found != self.next && !now {
+            self.next = found;
             return;
         }
-        let read = Config::load(Some(file), |name| std::env::var(name).ok()).map_err(|error| error.to_string());
-        match read.and_then(|config| Ok((sounds(&config)?, config))) {
-            Ok((sounds, config)) => {
-                let (agents, tenants) = (config.agents.len(), config.tenants.len());
-                tracing::info!(
-                    agents,
-                    tenants,
-                    "the changed configuration is read: agents, tenants, budgets and signing keys"
-                );
-                self.sounds.store(Arc::new(sounds));
-                self.agents.store(Arc::new(self::agents(&config)));
-                self.budget.store(Arc::new(config.budget.clone()));
-                self.file_tenants = config.tenants;
-                let ids = |keys: &[SigningKeyConfig]| keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>();
-                self.keys_changed |= ids(&self.auth.signing_keys) != ids(&config.auth.signing_keys);
-                self.auth.signing_keys = config.auth.signing_keys;
-                self.dirty = true;
-            }
+        self.content = found;
+        match self.load(&file) {
+            Ok((config, prices, sounds)) => self.take(config, prices, sounds),
             Err(error) => {
                 tracing::error!(%error, "the changed configuration is refused: what was in force stays in force")
             }
         }
-        self.file_content = content;
+    }
+
+    /// All of it, or why not.
+    fn load(&mut self, file: &Path) -> Result<(Config, PriceList, Sounds), Broken> {
+        let config = Config::load(Some(file), |name| std::env::var(name).ok())?;
+        // Also of a list that cannot be used: it may be mended, and the configuration stay as it is.
+        self.prices_file.clone_from(&config.prices.file);
+        self.content.prices = self.prices_file.as_deref().map(read).unwrap_or_default();
+        let prices = PriceList::load(config.prices.file.as_deref())?;
+        let sounds = sounds(&config).map_err(Broken::Sound)?;
+        Ok((config, prices, sounds))
+    }
+
+    fn take(&mut self, config: Config, prices: PriceList, sounds: Sounds) {
+        let (agents, tenants) = (config.agents.len(), config.tenants.len());
+        tracing::info!(
+            agents,
+            tenants,
+            "the changed configuration is read: agents, tenants, budgets, signing keys, prices and limits"
+        );
+        self.agents.store(Arc::new(self::agents(&config)));
+        self.budget.store(Arc::new(config.budget.clone()));
+        self.live.prices.store(Arc::new(prices));
+        self.live.sounds.store(Arc::new(sounds));
+        for (name, quota) in &self.live.quotas {
+            let account = name.as_ref().map_or(Some(&config.upstream), |name| config.upstreams.get(name));
+            if let Some(account) = account {
+                quota.reload(account.limits.clone());
+            }
+        }
+        self.file_tenants = config.tenants;
+        let ids = |keys: &[SigningKeyConfig]| keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>();
+        self.keys_changed |= ids(&self.auth.signing_keys) != ids(&config.auth.signing_keys);
+        self.auth.signing_keys = config.auth.signing_keys;
+        self.dirty = true;
     }
 
     fn look_at_store(&mut self) -> Result<(), StoreError> {

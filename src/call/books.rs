@@ -1,7 +1,7 @@
 //! What a call used, on its way into the ledger: counts of the service, or estimates of ours where a drop ate them.
 //!
 //! A count is told more than once as more is known of it; the ledger keeps one row of each id. Here a row gets its price: that
-//! of the day on which it is booked.
+//! of the list that is in force when it is counted first. Another list that comes later is for later replies.
 use std::{collections::VecDeque, sync::Arc};
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use super::{core::Delay, reply::status_name};
 use crate::{
     admit::{
         Principal,
-        price::{Cost, PriceList},
+        price::{Cost, PriceList, Prices},
         router::Route,
     },
     client::wire::Usage,
@@ -87,7 +87,7 @@ pub struct Books {
     /// All calls' rows.
     pub ledger: Ledger,
     /// What things cost.
-    pub prices: Arc<PriceList>,
+    pub prices: Prices,
     /// The call.
     pub call: String,
     /// The agent that was called.
@@ -117,8 +117,8 @@ impl Books {
         Route { upstream, model: self.model.clone() }
     }
 
-    /// Books a count of this session.
-    pub fn book(&self, who: &Principal, session: &str, booked: Booked) {
+    /// Books a count of this session, at these prices.
+    pub fn book(&self, who: &Principal, session: &str, booked: Booked, prices: &PriceList) {
         let model = self.model_of(&booked).to_owned();
         let Booked { id, kind, status, usage, seconds, audio_ms, heard_ms, first_audio_ms, estimated, delay, .. } =
             booked;
@@ -135,7 +135,7 @@ impl Books {
             route: format!("{}/{model}", self.account),
             cost: match kind {
                 Kind::Refusal => Some(Cost::default()),
-                Kind::Reply | Kind::Transcription => self.prices.cost(&model, &usage, seconds),
+                Kind::Reply | Kind::Transcription => prices.cost(&model, &usage, seconds),
             },
             model,
             door: self.door.into(),
@@ -153,15 +153,27 @@ impl Books {
     }
 }
 
-/// Replies of the route before that are remembered: a reply is told of once more when it has been heard.
+/// Replies of a route that are remembered: a reply is told of once more when it has been heard.
 const EARLIER: usize = 16;
 
-/// What was counted on the route before, and stays with it.
+/// Ids, and the prices at which they were counted.
+type Counted = VecDeque<(String, Arc<PriceList>)>;
+
+/// What was counted already, and stays with its route and its prices.
 #[derive(Debug, Default)]
 pub struct Earlier {
     /// Counted on the route that runs, the newest.
-    counted: VecDeque<String>,
-    before: Option<(VecDeque<String>, Books, String)>,
+    counted: Counted,
+    before: Option<(Counted, Books, String)>,
+}
+
+/// Where a count belongs.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// The books and the session, if they are those of the route before.
+    pub before: Option<(&'a Books, &'a String)>,
+    /// What things cost when it was counted first.
+    pub prices: Arc<PriceList>,
 }
 
 impl Earlier {
@@ -170,15 +182,55 @@ impl Earlier {
         self.before = Some((std::mem::take(&mut self.counted), books.clone(), session.to_owned()));
     }
 
-    /// The books and the session of a reply of before; `None`: it is the running route's.
-    pub fn of(&mut self, booked: &Booked) -> Option<(&Books, &String)> {
-        let known = self.before.as_ref().is_some_and(|(counted, ..)| counted.contains(&booked.id));
-        if !known && !self.counted.contains(&booked.id) {
+    /// Where this count belongs; of a new one, the running route and the prices of now.
+    pub fn of(&mut self, booked: &Booked, prices: &Prices) -> Place<'_> {
+        let known =
+            |counted: &Counted| counted.iter().find(|(id, _)| *id == booked.id).map(|(_, prices)| prices.clone());
+        if let Some((counted, books, session)) = &self.before
+            && let Some(prices) = known(counted)
+        {
+            return Place { before: Some((books, session)), prices };
+        }
+        let prices = known(&self.counted).unwrap_or_else(|| {
             if self.counted.len() == EARLIER {
                 self.counted.pop_front();
             }
-            self.counted.push_back(booked.id.clone());
+            let prices = prices.load_full();
+            self.counted.push_back((booked.id.clone(), prices.clone()));
+            prices
+        });
+        Place { before: None, prices }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arc_swap::ArcSwap;
+
+    use super::*;
+
+    #[test]
+    fn what_was_counted_keeps_its_prices_and_its_route() {
+        let list = || Arc::new(PriceList::load(None).unwrap());
+        let prices: Prices = Arc::new(ArcSwap::new(list()));
+        let text = || String::from("x");
+        let (ledger, call, agent, account, model) = (Ledger::none(), text(), text(), text(), text());
+        let books = Books { ledger, prices: prices.clone(), call, agent, account, model, writer: None, door: "thin" };
+        let (mut earlier, old) = (Earlier::default(), prices.load_full());
+        let reply = |id| Booked::reply(id, "completed", Usage::default());
+        assert!(Arc::ptr_eq(&earlier.of(&reply("a"), &prices).prices, &old));
+        prices.store(list());
+        for (name, id, moves, at_old, before) in [
+            ("it is heard", "a", false, true, false),
+            ("a new one", "b", false, false, false),
+            ("it is heard when the call goes on elsewhere", "a", true, true, true),
+            ("a new one there", "c", false, false, false),
+        ] {
+            if moves {
+                earlier.moves(&books, "sess_1");
+            }
+            let place = earlier.of(&reply(id), &prices);
+            assert_eq!((Arc::ptr_eq(&place.prices, &old), place.before.is_some()), (at_old, before), "{name}");
         }
-        self.before.as_ref().filter(|_| known).map(|(_, books, session)| (books, session))
     }
 }

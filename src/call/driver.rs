@@ -910,8 +910,9 @@ impl Driver {
             Kind::Reply if booked.estimated => self.turnstile.over(&booked.id, Some(&booked.usage)),
             Kind::Reply | Kind::Refusal => {}
         }
-        let (books, session) = self.earlier.of(&booked).unwrap_or((&self.books, &self.session));
-        books.book(self.license.who(), session, booked);
+        let place = self.earlier.of(&booked, &self.books.prices);
+        let (books, session) = place.before.unwrap_or((&self.books, &self.session));
+        books.book(self.license.who(), session, booked, &place.prices);
     }
 
     fn drain(&mut self, until: Option<Instant>) {

@@ -185,7 +185,8 @@ async fn listen(
                 limits::heard(upstream.board(), who.tenant_id(), &event);
                 writer = event.writer().map(str::to_owned).or(writer);
                 if let Some(booked) = Booked::counted(&event) {
-                    books.book(&who, "", Booked { writer: writer.clone(), ..booked });
+                    let prices = books.prices.load();
+                    books.book(&who, "", Booked { writer: writer.clone(), ..booked }, &prices);
                 }
                 if let Event::ReplyDone { usage: Some(usage), .. } = event {
                     Fact::Tokens { usage }.record();

@@ -12,7 +12,7 @@ use crate::{
         Principal,
         budget::{Amount, Held, Low, Purse, Spent},
         governor::{Class, Dimension, Heard, Reason},
-        price::PriceList,
+        price::Prices,
         quota::{Answer, Grant, Quota, Turn, Waiting},
     },
     client::wire::Usage,
@@ -113,7 +113,7 @@ pub struct Turnstile {
     /// The account's limits keep nothing back.
     free: bool,
     purse: Purse,
-    prices: Arc<PriceList>,
+    prices: Prices,
     waiting: Option<(u64, Pin<Box<Waiting>>, Held)>,
     granted: Option<Granted>,
     asked: Vec<Granted>,
@@ -130,7 +130,7 @@ impl Turnstile {
         model: &str,
         who: &Principal,
         (govern, patience): (Govern, Duration),
-        (purse, prices): (Purse, Arc<PriceList>),
+        (purse, prices): (Purse, Prices),
     ) -> Self {
         let (model, tenant) = (model.to_owned(), who.tenant_id().to_owned());
         let (weight, class) = (who.weight(), who.class());
@@ -174,11 +174,11 @@ impl Turnstile {
     }
 
     fn at_most(&self, size: Size) -> Amount {
-        Amount::at_most(&self.prices, &self.model, size.input, size.output)
+        Amount::at_most(&self.prices.load(), &self.model, size.input, size.output)
     }
 
     fn used(&self, usage: &Usage) -> (u64, Amount) {
-        (usage.total_tokens, Amount::of(&self.prices, &self.model, usage, None))
+        (usage.total_tokens, Amount::of(&self.prices.load(), &self.model, usage, None))
     }
 
     /// Does what the core says; what it is to be told.
@@ -272,7 +272,7 @@ impl Turnstile {
 
     /// What was used beside replies, by this model: words that were written down.
     pub fn spend(&self, model: &str, usage: &Usage, seconds: Option<f64>) {
-        self.purse.spend(Amount::of(&self.prices, model, usage, seconds));
+        self.purse.spend(Amount::of(&self.prices.load(), model, usage, seconds));
     }
 
     /// Whether the call shall go on with something cheaper, when little is left.

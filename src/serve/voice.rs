@@ -142,7 +142,7 @@ async fn knock(shared: &Shared, head: &Parts) -> Result<Visitor, Refusal> {
     // Whoever comes back to a call that runs is no new one.
     if query.resume.is_none() {
         shared.accounts()?;
-        let first = Amount::at_most(&shared.prices, model, agent.base_tokens(), reply_tokens(&agent));
+        let first = Amount::at_most(&shared.prices.load(), model, agent.base_tokens(), reply_tokens(&agent));
         shared.budgets.may_begin(&who, first).map_err(Denied::from)?;
     }
     let slot = shared.line().map_err(|why| Refusal {

@@ -29,7 +29,7 @@ use voxrelay::{
 use crate::{
     commands::{Listening, run, voxrelay},
     resume::{Line, assert_same, numbered},
-    support::{Client, Got, new_key, until},
+    support::{Client, Got, http, new_key, until},
     tls,
 };
 
@@ -747,8 +747,120 @@ async fn o3_sighup_takes_a_configuration_whole_or_not_at_all() {
         "the configuration has not changed",
         "audio.chunk_ms: found 1; allowed: 20 to 200 ms",
         "the changed configuration is refused: what was in force stays in force",
-        "the changed configuration is read: agents, tenants, budgets and signing keys",
+        "the changed configuration is read: agents, tenants, budgets, signing keys, prices and limits",
     ] {
+        assert!(log.contains(words), "{words}: {log}");
+    }
+}
+
+/// A list in which every token of the model costs so many USD a million.
+fn price_list(usd: &str) -> String {
+    let prices: String =
+        ["text_in", "audio_in", "text_out", "audio_out"].map(|kind| format!("{kind} = {usd}\n")).concat();
+    format!("[models.house-realtime]\nas_of = \"2026-11-01\"\nsource = \"us\"\n{prices}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_takes_prices_and_limits_for_calls_that_run_and_refuses_a_broken_one_whole() {
+    let (key, config) = new_key("ops", &Scope::all(), None);
+    let mut site = Site::prepared(SimConfig::instant(), 10, "").await;
+    let (list, ledger) = (site.dir.path().join("prices.toml"), site.dir.path().join("ledger.db"));
+    let configure = |site: &Site, tokens: u64| {
+        let more = format!(
+            "model = \"house-realtime\"\n[[upstream.limits]]\ntokens = {tokens}\n[prices]\nfile = {list:?}\n[agents.default]\n\
+             max_output_tokens = 200\n[[tenants.acme.keys]]\nlabel = \"ops\"\nhash = \"{}\"\nscopes = [\"admin\", \"call\"]\n",
+            config.hash
+        );
+        site.configure(10, &more);
+    };
+    std::fs::write(&list, price_list("\"1\"")).unwrap();
+    configure(&site, 1_000_000);
+    let relay = site.start();
+    site.addr = relay.addr;
+    let mut line = Line::at(site.addr, "turns=manual&pace=fast", Some(&key)).await;
+    let limit = || async {
+        let report = http().get(format!("http://{}/v1/limits", site.addr)).bearer_auth(&key);
+        let report: Value = serde_json::from_str(&report.send().await.unwrap().text().await.unwrap()).unwrap();
+        report.pointer("/upstream/quota/house-realtime/dimensions/1/limit").cloned().unwrap_or_default()
+    };
+    let is = async |tokens: u64| {
+        let end = Instant::now() + Duration::from_secs(20);
+        while limit().await != tokens {
+            assert!(Instant::now() < end, "{tokens} never came");
+            time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let answered = async |line: &mut Line| {
+        let before = line.of("reply_ended").len();
+        line.speak(&numbered(0, 9_600)).await;
+        line.say(&json!({"type": "commit"})).await;
+        while line.of("reply_ended").len() == before {
+            line.hear().await;
+        }
+    };
+    // What a token of the last row has cost, pico-dollars.
+    let price = |rows: i64| {
+        let sql = rusqlite::Connection::open(&ledger).unwrap();
+        let row =
+            "SELECT cost / total_tokens, count(*) OVER () FROM usage WHERE kind = 'reply' ORDER BY at DESC LIMIT 1";
+        let found = sql.query_row(row, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
+        found.ok().filter(|(_, all)| *all == rows).map(|(price, _)| price)
+    };
+    answered(&mut line).await;
+    until("the first is booked", || price(1).is_some()).await;
+    assert_eq!((price(1), limit().await), (Some(1_000_000), 1_000_000.into()));
+    // Only the list is broken: the limits that came with it are not taken either.
+    std::fs::write(&list, price_list("2.0")).unwrap();
+    configure(&site, 2_000_000);
+    relay.signal("-HUP");
+    time::sleep(Duration::from_millis(600)).await;
+    answered(&mut line).await;
+    until("the second is booked", || price(2).is_some()).await;
+    assert_eq!((price(2), limit().await), (Some(1_000_000), 1_000_000.into()));
+    // Only the limits are broken.
+    std::fs::write(&list, price_list("\"3\"")).unwrap();
+    configure(&site, 0);
+    relay.signal("-HUP");
+    time::sleep(Duration::from_millis(600)).await;
+    answered(&mut line).await;
+    until("the third is booked", || price(3).is_some()).await;
+    assert_eq!((price(3), limit().await), (Some(1_000_000), 1_000_000.into()));
+    // Both are good. The call has been there all the time.
+    configure(&site, 3_000_000);
+    relay.signal("-HUP");
+    is(3_000_000).await;
+    answered(&mut line).await;
+    until("the fourth is booked", || price(4).is_some()).await;
+    assert_eq!(price(4), Some(3_000_000));
+    // A list alone is seen, too, and nobody has to say so. What was booked keeps its price.
+    std::fs::write(&list, price_list("\"4\"")).unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    let mut rows = 4;
+    while price(rows) != Some(4_000_000) {
+        assert!(Instant::now() < end, "the list was never read");
+        answered(&mut line).await;
+        rows += 1;
+        until("it is booked", || price(rows).is_some()).await;
+    }
+    let sql = rusqlite::Connection::open(&ledger).unwrap();
+    let all =
+        "SELECT group_concat(cost / total_tokens, ' ') FROM (SELECT * FROM usage WHERE kind = 'reply' ORDER BY at)";
+    let all: String = sql.query_row(all, [], |row| row.get(0)).unwrap();
+    assert!(all.starts_with("1000000 1000000 1000000 3000000 ") && all.ends_with("000 4000000"), "{all}");
+    // So small that the next answer never fits.
+    configure(&site, 20);
+    relay.signal("-HUP");
+    is(20).await;
+    line.say(&json!({"type": "text", "text": "And now?"})).await;
+    let error = line.until("error").await;
+    assert_eq!(error["error"]["code"], "rate_limited", "{error}");
+    line.say(&json!({"type": "close"})).await;
+    relay.signal("-TERM");
+    let log = left(relay);
+    let refused = "the changed configuration is refused: what was in force stays in force";
+    assert_eq!(log.matches(refused).count(), 2, "{log}");
+    for words in ["models.\"house-realtime\".audio_in: found 2.0", "upstream.limits[0].tokens: found 0; allowed: 1 to"]
+    {
         assert!(log.contains(words), "{words}: {log}");
     }
 }

@@ -53,7 +53,7 @@ impl Meter {
         meter
     }
 
-    /// Other limits. What was counted stays.
+    /// Other limits. What was counted stays; where nothing was counted, what is reserved is.
     pub(super) fn tune(&mut self, now: Duration, limits: &Limits) {
         self.configured = match self.dimension {
             Dimension::Requests => limits.requests,
@@ -71,8 +71,16 @@ impl Meter {
             (Some(limit), own) => {
                 *own = match self.dimension {
                     Dimension::Sessions => Own::Count(limit),
-                    _ if self.dimension.daily() => Own::Day(Window::new(limit, percent)),
-                    _ => Own::Minute(Bucket::new(now, limit, percent, burst)),
+                    _ if self.dimension.daily() => {
+                        let mut window = Window::new(limit, percent);
+                        window.take(now, self.reserved);
+                        Own::Day(window)
+                    }
+                    _ => {
+                        let mut bucket = Bucket::new(now, limit, percent, burst);
+                        bucket.take(Purse::All, self.reserved as f64);
+                        Own::Minute(bucket)
+                    }
                 }
             }
         }
