@@ -12,10 +12,17 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
 
-use super::{entry::Entry, spool::Rows};
-use crate::admit::price::{Cost, Usd};
+use super::{
+    bill::{Bill, Change},
+    entry::{Entry, Kind},
+    spool::Rows,
+};
+use crate::{
+    admit::price::{Cost, Usd},
+    observe::fact::Fact,
+};
 
 /// How long another process may hold the file. Not longer, for a try that fails costs nothing.
 const BUSY: Duration = Duration::from_secs(1);
@@ -91,6 +98,8 @@ const PUT: &str = "
         cost_image = ?33, cost_cached = ?34, first_audio_ms = ?35, waited_ms = ?36, reason = ?37
     WHERE ?24 = 0 OR usage.estimated = 1
 ";
+/// What a row has cost so far.
+const COST: &str = "SELECT cost FROM usage WHERE kind = ?1 AND id = ?2";
 
 /// Why the ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +157,7 @@ struct Open {
 pub(super) struct Sink {
     file: PathBuf,
     open: Option<Open>,
+    bill: Bill,
 }
 
 impl Sink {
@@ -156,7 +166,7 @@ impl Sink {
     /// # Errors
     /// When it cannot be had, or is no ledger of ours.
     pub(super) fn open(file: &Path) -> Result<Self, LedgerError> {
-        Ok(Self { file: file.to_owned(), open: Some(open(file)?) })
+        Ok(Self { file: file.to_owned(), open: Some(open(file)?), bill: Bill::default() })
     }
 
     /// Writes all of them, or none.
@@ -172,8 +182,10 @@ impl Sink {
                 self::open(&self.file)?
             }
         };
-        put(&mut open.sql, rows).map_err(|source| LedgerError::Sql { file: self.file.clone(), source })?;
+        let changes = put(&mut open.sql, rows);
+        let changes = changes.map_err(|source| LedgerError::Sql { file: self.file.clone(), source })?;
         self.open = Some(open);
+        self.bill.add(changes).iter().for_each(Fact::record);
         Ok(())
     }
 
@@ -267,14 +279,17 @@ fn version(sql: &Connection, file: &Path) -> rusqlite::Result<Result<i64, Ledger
     })
 }
 
-fn put(sql: &mut Connection, rows: &Rows) -> rusqlite::Result<()> {
+fn put(sql: &mut Connection, rows: &Rows) -> rusqlite::Result<Vec<Change>> {
     let change = sql.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut put = change.prepare_cached(PUT)?;
+    let (mut put, mut cost_of) = (change.prepare_cached(PUT)?, change.prepare_cached(COST)?);
+    let mut changes = Vec::new();
     for row in rows.values() {
         let Entry { id, kind, call, session, tenant, key, user, agent, model, door, at, status, usage, .. } = row;
         let Entry { seconds, audio_ms, heard_ms, estimated, route, cost, first_audio_ms, waited_ms, reason, .. } = row;
         let part = |part: fn(&Cost) -> Usd| cost.as_ref().and_then(|cost| i64::try_from(part(cost).pico()).ok());
-        put.execute(params![
+        let before: Option<Option<i64>> = cost_of.query_row(params![kind.name(), id], |row| row.get(0)).optional()?;
+        let now = part(Cost::total);
+        let taken = put.execute(params![
             kind.name(),
             id,
             i64::try_from(*at).unwrap_or(i64::MAX),
@@ -304,7 +319,7 @@ fn put(sql: &mut Connection, rows: &Rows) -> rusqlite::Result<()> {
             number(usage.cached_text_tokens),
             number(usage.cached_audio_tokens),
             number(usage.cached_image_tokens),
-            part(Cost::total),
+            now,
             part(|cost| cost.text),
             part(|cost| cost.audio),
             part(|cost| cost.image),
@@ -313,9 +328,14 @@ fn put(sql: &mut Connection, rows: &Rows) -> rusqlite::Result<()> {
             waited_ms.map(number),
             reason,
         ])?;
+        if taken > 0 && *kind != Kind::Refusal {
+            let pico = i128::from(now.unwrap_or_default()) - i128::from(before.flatten().unwrap_or_default());
+            changes.push(Change { model: model.clone(), pico, unpriced: now.is_none() && before.is_none() });
+        }
     }
-    drop(put);
-    change.commit()
+    drop((put, cost_of));
+    change.commit()?;
+    Ok(changes)
 }
 
 /// As SQLite has them.

@@ -11,11 +11,13 @@
 //! | [`spool`] | rows that are not written yet, and what to think of it; pure, with the time passed in |
 //! | [`writer`] | the thread |
 //! | [`file`](mod@file) | the SQLite file |
+//! | [`bill`] | what the rows that are written cost, for the metrics |
 //! | [`sums`] | what `voxrelay usage` asks it |
 //! | [`replay`] | replies in their order, for `voxrelay route simulate` |
 //! | [`spent`] | what budgets ask it when a process begins |
 //!
 //! It knows no call, door or tenant; it never decides what a reply costs: rows come with their cost ([`crate::call::books`]).
+mod bill;
 pub mod entry;
 pub mod file;
 pub mod replay;

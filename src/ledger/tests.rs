@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use metrics_exporter_prometheus::PrometheusBuilder;
 use rusqlite::Connection;
 
 use super::{
@@ -355,6 +356,45 @@ async fn what_was_spent_in_a_day_and_a_month_is_told_by_tenant_key_and_user() {
     ];
     assert_eq!(told.collect::<Vec<_>>(), want.map(|(name, day, month)| (name.to_owned(), day, month)));
     assert!(spent::spent(&file.with_extension("none"), times).is_err());
+}
+
+#[test]
+fn the_metric_of_money_says_what_the_file_says() {
+    let (_dir, file) = folder();
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let metrics = recorder.handle();
+    let mut sinks = [Sink::open(&file).unwrap(), Sink::open(&file).unwrap()];
+    let mut write = |which: usize, id: &str, micro: Option<i128>, estimated: bool| {
+        let cost = micro.map(|micro| Cost { text: Usd::from_pico(micro * 1_000_000), ..Cost::default() });
+        let row = Entry { cost, ..reply(id, 1, estimated) };
+        metrics::with_local_recorder(&recorder, || sinks[which].write(&Rows::from([(row.key(), row)])).unwrap());
+        let page = metrics.render();
+        let of = |name: &str| {
+            let line = format!("voxrelay_cost_{name}_total{{model=\"gpt-realtime-2.1\"}} ");
+            page.lines().find_map(|found| found.strip_prefix(&line)?.parse::<i64>().ok()).unwrap_or_default()
+        };
+        let sums = "SELECT coalesce(sum(cost), 0) / 1000000, count(*) - count(cost) FROM usage";
+        let sql = Connection::open(&file).unwrap();
+        let sums: (i64, i64) = sql.query_row(sums, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        ((of("microusd"), of("unknown")), sums)
+    };
+    for (name, which, id, micro, estimated) in [
+        ("one", 0, "a", Some(100), false),
+        ("told again when it was heard", 0, "a", Some(100), false),
+        ("and by another process", 1, "a", Some(100), false),
+        ("another", 1, "b", Some(40), true),
+        ("whose count comes later", 0, "b", Some(70), false),
+        ("and an estimate after it", 0, "b", Some(500), true),
+        ("nobody knows", 0, "c", None, false),
+        ("and is told again", 0, "c", None, false),
+    ] {
+        let (told, sums) = write(which, id, micro, estimated);
+        assert_eq!(told, sums, "{name}");
+    }
+    let mut refusal = Entry { kind: Kind::Refusal, cost: Some(Cost::default()), ..reply("d", 0, false) };
+    refusal.model = "whatever a client says".to_owned();
+    metrics::with_local_recorder(&recorder, || sinks[0].write(&Rows::from([(refusal.key(), refusal)])).unwrap());
+    assert!(!metrics.render().contains("whatever"), "a refused model makes no label");
 }
 
 #[tokio::test]

@@ -92,6 +92,15 @@ pub enum Fact {
         /// Its count.
         usage: Usage,
     },
+    /// Rows of the usage ledger that were written say what a model has cost.
+    Spent {
+        /// Which; one of a bounded number.
+        model: String,
+        /// So many millionths of a US dollar more.
+        microusd: u64,
+        /// Rows of which nobody knows the cost.
+        unpriced: u64,
+    },
     /// Rows of the usage ledger were written.
     UsageWritten {
         /// So many.
@@ -195,6 +204,10 @@ impl Fact {
                 reply_ended(*status, *answered_after, *relay_added);
             }
             Self::Tokens { usage } => tokens_used(usage),
+            Self::Spent { model, microusd, unpriced } => {
+                counter!("voxrelay_cost_microusd_total", "model" => model.clone()).increment(*microusd);
+                counter!("voxrelay_cost_unknown_total", "model" => model.clone()).increment(*unpriced);
+            }
             Self::UsageWritten { rows, waiting } => {
                 counter!("voxrelay_ledger_rows_total").increment(*rows as u64);
                 waits(*waiting);

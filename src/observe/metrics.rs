@@ -53,6 +53,11 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     );
     describe_counter!("voxrelay_tokens_total", "Tokens that the service counted, by direction and kind");
     describe_counter!("voxrelay_cached_tokens_total", "Of the tokens in, those that the service had in its cache");
+    describe_counter!(
+        "voxrelay_cost_microusd_total",
+        "Money spent, millionths of a US dollar, by model, as the usage ledger has it"
+    );
+    describe_counter!("voxrelay_cost_unknown_total", "Replies and transcripts whose cost is not known, by model");
     describe_counter!("voxrelay_ledger_rows_total", "Rows written to the usage ledger");
     describe_counter!("voxrelay_ledger_failures_total", "Tries to write them that failed; they are made again");
     describe_counter!("voxrelay_ledger_lost_total", "Rows lost, for there was no room left to keep them");

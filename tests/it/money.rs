@@ -3,19 +3,19 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use rusqlite::Connection;
-use serde_json::json;
+use serde_json::{Value, json};
 use voxrelay::{
     admit::price::{Cost, PriceList, Usd},
     client::wire::Usage,
     config::Scope,
     ledger::{Entry, Kind},
-    sim::SimConfig,
+    sim::{Faults, Sim, SimConfig},
 };
 
 use crate::{
-    commands::{run, voxrelay},
+    commands::{Listening, run, voxrelay},
     resume::{Line, numbered},
-    support::{PATIENCE, Rig, tenant, tenant_with, until},
+    support::{PATIENCE, Rig, http, new_key, tenant, tenant_with, until},
 };
 
 fn folder() -> (tempfile::TempDir, PathBuf) {
@@ -207,6 +207,69 @@ async fn a_tenant_sees_its_own_usage_and_nobody_elses() {
     let got = ask("", &acme).await;
     assert_eq!((got.status, got.code().as_str()), (503, "accounting_unavailable"));
     assert!(got.header("retry-after") == "5" && !got.text.contains("ledger.db"), "{}", got.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_say_what_usage_says_also_of_calls_that_dropped() {
+    let (dir, ledger) = folder();
+    let sim = Sim::start("127.0.0.1:0".parse().unwrap(), SimConfig::default(), Faults::default()).await.unwrap();
+    let (key, hashed) = new_key("ops", &Scope::all(), None);
+    let house = "[agents.default]\n[agents.house]\nmodel = \"house-realtime\"\n";
+    let keys =
+        format!("[[tenants.acme.keys]]\nlabel = \"ops\"\nhash = \"{}\"\nscopes = [\"admin\", \"call\"]\n", hashed.hash);
+    let config = dir.path().join("voxrelay.toml");
+    std::fs::write(&config, format!("{house}{keys}")).unwrap();
+    let mut command = voxrelay();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--upstream", &sim.base_url(), "--config"]).arg(&config);
+    command.env("OPENAI_API_KEY", "sk-test").env("XDG_DATA_HOME", dir.path()).arg("--ledger").arg(&ledger);
+    let relay = tokio::task::block_in_place(|| Listening::start(&mut command));
+    for (agent, drops) in [("default", true), ("house", false)] {
+        let query = format!("turns=manual&pace=fast&agent={agent}");
+        let mut line = Line::at(relay.addr, &query, Some(&key)).await;
+        for _ in 0..2 {
+            line.speak(&numbered(0, 24_000)).await;
+            line.say(&json!({"type": "commit"})).await;
+            if drops {
+                while line.audio.is_empty() {
+                    line.hear().await;
+                }
+                line.lose();
+                line.back().await;
+                line.audio.clear();
+            }
+            line.until("reply_ended").await;
+        }
+        line.say(&json!({"type": "close"})).await;
+        until("the call is over", || sim.stats().sessions_now == 0).await;
+    }
+    // Replies and what was said, of two calls.
+    until("all is written", || sql::<i64>(&ledger, "SELECT count(*) FROM usage") == 8).await;
+    let metric = |name: &str, model: &str| {
+        let line = format!("voxrelay_cost_{name}_total{{model=\"{model}\"}} ");
+        relay
+            .get("/metrics")
+            .lines()
+            .find_map(|found| found.strip_prefix(&line)?.parse::<i128>().ok())
+            .unwrap_or_default()
+    };
+    let url = format!("http://{}/v1/usage?by=model", relay.addr);
+    let text = http().get(url).bearer_auth(&key).send().await.unwrap().text().await.unwrap();
+    let usage: Value = serde_json::from_str(&text).unwrap();
+    let mut found = Vec::new();
+    for sum in usage["usage"].as_array().unwrap() {
+        let (model, unpriced) = (sum["model"].as_str().unwrap(), sum["unpriced"].as_i64().unwrap());
+        let cost: Usd = sum["cost_usd"].as_str().map_or(Usd::default(), |usd| usd.parse().unwrap());
+        let want = (cost.pico() / 1_000_000, i128::from(unpriced));
+        // The page may be rendered before the last of it is told.
+        until(model, || (metric("microusd", model), metric("unknown", model)) == want).await;
+        found.push((model, want.0 > 0, unpriced));
+    }
+    found.sort_unstable();
+    assert_eq!(
+        found,
+        [("gpt-realtime-2.1", true, 0), ("gpt-transcribe", true, 0), ("house-realtime", false, 2)],
+        "{usage}"
+    );
 }
 
 #[tokio::test]
