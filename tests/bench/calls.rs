@@ -9,8 +9,10 @@
 //! cargo bench --bench calls -- passthrough [CALLS] [SECS] [--rounds 5]   # the same JSON through both: CPU and delay
 //! cargo bench --bench calls -- survive [clients|sessions|rotations|storm|restarts|all] [CALLS] [DROPS]   # what breaks loses nothing
 //! cargo bench --bench calls -- heap [TURNS]                  # the heap does not grow in 1000000 turns
+//! cargo bench --bench calls -- governed [TURNS]              # asking the quota adds 1 ms at p99 at most: 2000 turns of each
 //! ```
-//! `survive` and `heap` are no part of all four: they take their time, and judge. See `calls/survive.rs`, `calls/heap.rs`.
+//! `survive`, `heap` and `governed` are no part of all four: they take their time, and judge. See `calls/survive.rs`, `calls/heap.rs`,
+//! `calls/governed.rs`.
 //!
 //! `haproxy` and `passthrough` need HAProxy (Debian and Ubuntu: `apt-get install haproxy`). A thousand calls need 2,100 open files in the
 //! relay (`ulimit -Hn`). Environment: `BENCH_VERBOSE=1` shows the children's complaints; `BENCH_THREADS` is the number of
@@ -21,10 +23,10 @@
 //! receiver's TCP work; that is so for the relay and for HAProxy alike. Audio carries numbers and due times: what is
 //! lost, out of order, in another call or late is found at the service.
 //!
-//! A counting allocator serves `heap`; in the others it is in whatever shares this process (of `survive` the relay, too).
+//! A counting allocator serves `heap`; in the others it is in whatever shares this process (of `survive` and `governed` the relay, too).
 //!
-//! Stands outside the path, at both of its ends. Never judges, but for `survive` and `heap`: it prints figures, and fails only if it
-//! cannot get them.
+//! Stands outside the path, at both of its ends. Never judges, but for `survive`, `heap` and `governed`: it prints figures, and fails
+//! only if it cannot get them.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -34,6 +36,8 @@
 mod frames;
 #[path = "calls/gap.rs"]
 mod gap;
+#[path = "calls/governed.rs"]
+mod governed;
 #[path = "calls/heap.rs"]
 mod heap;
 #[path = "calls/line.rs"]
@@ -133,6 +137,12 @@ enum Mode {
         #[arg(default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(5_000..))]
         turns: u64,
     },
+    /// Time that an answer waits because the quota is asked first; ends with 1 when it is more than promised.
+    Governed {
+        /// Of each kind of relay.
+        #[arg(default_value_t = 2_000)]
+        turns: usize,
+    },
     /// The model service (a child of this benchmark).
     #[command(hide = true)]
     Sink,
@@ -170,6 +180,7 @@ fn main() {
         Some(Mode::Load { addr, path, form, calls }) => runtime().block_on(load::run(addr, path, form, calls)),
         Some(Mode::Idle { calls }) => idle(calls),
         Some(Mode::Heap { turns }) => heap::run(turns),
+        Some(Mode::Governed { turns }) => governed::run(turns),
         Some(Mode::Survive { part, calls, drops, here: true }) => survive::run(part, calls, drops),
         Some(Mode::Survive { here: false, .. }) => process::again_with_all_files("--here"),
         Some(Mode::Stream { calls, secs, relay, reply }) => stream(calls, Duration::from_secs(secs), &relay, reply),
