@@ -169,7 +169,8 @@ impl Board {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The headers of a REST answer: `x-ratelimit-{limit,remaining,reset}-NAME`.
+    /// The headers of a REST answer: `x-ratelimit-{limit,remaining,reset}-NAME`. They are shown and decide nothing: they are of requests
+    /// to that address, not of sessions and replies.
     pub fn headers(&self, headers: &HeaderMap) {
         let now = unix_now();
         let mut seen = self.seen();
@@ -178,13 +179,15 @@ impl Board {
             else {
                 continue;
             };
-            let Ok(value) = value.to_str() else { continue };
+            if !["limit", "remaining", "reset"].contains(&field) {
+                continue;
+            }
             let Some(bucket) = seen.bucket(bucket, now) else { continue };
+            let value = value.to_str().unwrap_or_default().trim();
             match field {
-                "limit" => bucket.limit = value.trim().parse().ok(),
-                "remaining" => bucket.remaining = value.trim().parse().ok(),
-                "reset" => bucket.reset_s = duration(value).map(|reset| reset.as_secs_f64()),
-                _ => {}
+                "limit" => bucket.limit = value.parse().ok(),
+                "remaining" => bucket.remaining = value.parse().ok(),
+                _ => bucket.reset_s = duration(value).map(|reset| reset.as_secs_f64()),
             }
         }
     }
@@ -258,7 +261,8 @@ pub fn heard(board: &Board, tenant: &str, event: &Event) {
 
 impl Seen {
     fn bucket(&mut self, name: &str, now: u64) -> Option<&mut Bucket> {
-        let plain = name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+        let plain =
+            (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
         if !plain || self.buckets.len() >= BUCKETS && !self.buckets.contains_key(name) {
             return None;
         }
@@ -347,6 +351,44 @@ mod tests {
         ] {
             assert_eq!(classify(code, &message), want, "{code} {message}");
         }
+    }
+
+    #[test]
+    fn headers_that_make_no_sense_show_nothing() {
+        let absurd = [
+            "",
+            "soon",
+            "-1",
+            "-3s",
+            "1e99",
+            "5x",
+            "NaN",
+            "inf",
+            "0x10",
+            "99999999999999999999",
+            "9\u{e9}",
+            "1 000",
+            "4,999",
+        ];
+        for value in absurd {
+            let board = Board::default();
+            let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            let known = ["limit", "remaining", "reset"].map(|field| format!("x-ratelimit-{field}-requests"));
+            let of = |value: &HeaderValue| -> HeaderMap {
+                known.iter().map(|name| (HeaderName::try_from(name).unwrap(), value.clone())).collect()
+            };
+            board.headers(&of(&HeaderValue::from_static("7")));
+            board.headers(&of(&value));
+            let shown = board.buckets()["requests"];
+            assert_eq!((shown.limit, shown.remaining, shown.reset_s), (None, None, None), "{value:?}");
+        }
+        let board = Board::default();
+        board.headers(&HeaderMap::new());
+        let strange =
+            ["x-ratelimit-", "x-ratelimit-limit", "x-ratelimit-limit-", "x-ratelimit-policy-requests", "x-limit-a"];
+        let named = |name| (HeaderName::from_static(name), HeaderValue::from_static("1"));
+        board.headers(&strange.into_iter().map(named).collect());
+        assert!(board.buckets().is_empty(), "{:?}", board.buckets());
     }
 
     #[test]

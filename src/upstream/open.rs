@@ -17,6 +17,7 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use rand::Rng as _;
 use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -37,7 +38,7 @@ use super::{
     ga,
     limits::{Board, Source},
     redial::Redials,
-    rest::{self, Minted, Rest},
+    rest::{self, Act, Minted, Rest, Taken},
     secrets::{Lent, Mint, Order, Secrets},
 };
 use crate::{
@@ -362,6 +363,31 @@ impl Upstream {
         }
     }
 
+    /// Begins a call by SDP, which is a session of this model ([`Rest::exchange`]); empty: nobody knows which.
+    ///
+    /// # Errors
+    /// Why there is no call.
+    pub async fn exchange(
+        &self,
+        model: &str,
+        offer: Bytes,
+        session: Option<&Value>,
+        secret: Option<&Secret>,
+        who: &Principal,
+    ) -> Result<Taken, UpstreamError> {
+        let taken = self.rest().exchange(offer, session, secret, who).await;
+        taken.inspect_err(|error| self.account.no_session(model, error))
+    }
+
+    /// Takes a call from the telephone network, which is a session of this model ([`Rest::act`]).
+    ///
+    /// # Errors
+    /// Why it was not taken.
+    pub async fn accept(&self, model: &str, call: &str, session: &Value, who: &Principal) -> Result<(), UpstreamError> {
+        let accepted = self.rest().act(call, Act::Accept, Some(session.to_string().into()), who).await;
+        accepted.inspect_err(|error| self.account.no_session(model, error))
+    }
+
     fn order(&self, wanted: &Wanted, who: &Principal, call: &str) -> Order {
         Order::new(&wanted.session(), self.config().secret_ttl_s, who, Some(call))
     }
@@ -392,12 +418,6 @@ impl Upstream {
                     Err(error) => (error, credential.generation()),
                 },
             };
-            self.board().refused(Source::Connect, who.tenant_id(), &error);
-            let verdict = error.verdict();
-            if verdict.code == "rate_limited" && !matches!(error, UpstreamError::NoCredential { .. }) {
-                let heard = Heard::Limited { dimension: Some(Dimension::Connects), wait: verdict.retry_after };
-                self.quota().heard(&wanted.model, heard);
-            }
             let refused = error.verdict().code == "upstream_auth";
             if let (Some(secret), true) = (who.secret().filter(|_| wanted.joins.is_none()), refused) {
                 self.secrets.refused_when_brought(&secret.value);
@@ -457,7 +477,6 @@ impl Account {
                 Ok(())
             }
             Err(error) => {
-                self.board.refused(Source::Connect, who.tenant_id(), &error);
                 let retry_after = error.verdict().retry_after.unwrap_or_default().max(MODEL_REFUSED);
                 let error = Arc::new(error);
                 *known = Some((Instant::now() + retry_after, Some(error.clone())));
@@ -466,7 +485,30 @@ impl Account {
         }
     }
 
+    /// Opens a session; what its refusal says of limits is noted.
     async fn open(&self, wanted: &Wanted, who: &Principal, credential: &Credential) -> Result<Session, UpstreamError> {
+        let opened = self.dial(wanted, who, credential).await;
+        if let Err(error) = &opened {
+            self.board.refused(Source::Connect, who.tenant_id(), error);
+            // A call that is joined has its session already.
+            if wanted.joins.is_none() {
+                self.no_session(&wanted.model, error);
+            }
+        }
+        opened
+    }
+
+    /// The service would not begin a session of this model, whichever way it was asked for one: if it has come to a limit, the quota
+    /// knows. What a REST answer says is left (`x-ratelimit-*`) is of requests to that address, and none of what the quota counts.
+    fn no_session(&self, model: &str, error: &UpstreamError) {
+        let verdict = error.verdict();
+        if verdict.code == "rate_limited" {
+            let heard = Heard::Limited { dimension: Some(Dimension::Connects), wait: verdict.retry_after };
+            self.quota.heard(model, heard);
+        }
+    }
+
+    async fn dial(&self, wanted: &Wanted, who: &Principal, credential: &Credential) -> Result<Session, UpstreamError> {
         let connect = Duration::from_millis(self.config.connect_timeout_ms);
         let whole = Duration::from_millis(self.config.session_timeout_ms);
         let end = Instant::now() + whole;
@@ -694,8 +736,7 @@ async fn refusal(response: axum::http::Response<hyper::body::Incoming>) -> Upstr
     let retry_after = rest::retry_after(&head.headers);
     let body =
         Limited::new(body, MAX_REFUSAL).collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let code = serde_json::from_slice::<serde_json::Value>(&body)
-        .ok()
-        .and_then(|v| v.pointer("/error/code")?.as_str().map(plain_code));
+    let code =
+        serde_json::from_slice::<Value>(&body).ok().and_then(|v| v.pointer("/error/code")?.as_str().map(plain_code));
     UpstreamError::Http { status: head.status, code, retry_after, param: None }
 }

@@ -5,11 +5,11 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt as _, time};
 use voxrelay::{
-    config::{AgentConfig, Config, Credentials, PolicyConfig, Rule, Scope},
+    config::{AgentConfig, Config, Credentials, Govern, PolicyConfig, Rule, Scope},
     sim::SimConfig,
 };
 
-use crate::support::{Answer, Raw, Rig, answer, tenant, tenant_with, until};
+use crate::support::{Answer, Got, Raw, Rig, answer, tenant, tenant_with, until};
 
 const OFFER: &str = "v=0\r\no=- 5 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\n\
                      a=rtpmap:111 opus/48000/2\r\n";
@@ -579,4 +579,108 @@ async fn a_call_whose_answer_was_lost_is_hung_up() {
     let (got, _) = begin(&rig, &key).await;
     assert!(got.status >= 500, "{}", got.text);
     until("it is hung up", || rig.sim.stats().calls == 1 && rig.sim.live_calls() == 0).await;
+}
+
+/// What the service refused for a limit, and where.
+#[derive(Debug, Clone, Copy)]
+enum Refused {
+    Sdp,
+    Accept,
+    HangUp,
+    Mint,
+    /// The session that is tried before a secret is given away.
+    Trial,
+}
+
+/// A relay whose service has refused that; with `code`, 429 and a wait of a minute.
+async fn after_refusal(what: Refused, code: &str) -> (Rig, String) {
+    let door = match what {
+        Refused::Sdp => "calls",
+        Refused::Accept | Refused::HangUp => "acts",
+        Refused::Mint => "mint",
+        Refused::Trial => "session",
+    };
+    let faults = format!(
+        "[[fault]]\nkind = \"refuse\"\ndoor = \"{door}\"\nsession = 1\nstatus = 429\nretry_after_s = 60\n\
+         body = \"{{\\\"error\\\":{{\\\"code\\\":\\\"{code}\\\"}}}}\"\n"
+    );
+    let (rig, key) = rig(|_| {}, SimConfig::instant(), &faults).await;
+    let got = match what {
+        Refused::Sdp => begin(&rig, &key).await.0,
+        Refused::Accept => {
+            rig.sim.ring("rtc_rings");
+            rig.post(&format!("{CALLS}/rtc_rings/accept"), &key, json!({})).await
+        }
+        Refused::HangUp => {
+            let (_, call) = begin(&rig, &key).await;
+            rig.post(&format!("{CALLS}/{call}/hangup"), &key, json!({})).await
+        }
+        Refused::Mint | Refused::Trial => rig.post(SECRETS, &key, json!({})).await,
+    };
+    assert_eq!(got.status, 429, "{what:?}: {}", got.text);
+    let stats = rig.sim.stats();
+    let refused = stats.refused.get(&429).copied().unwrap_or_default()
+        + stats.rest_refused.get(&429).copied().unwrap_or_default();
+    assert_eq!(refused, 1, "{what:?}");
+    (rig, key)
+}
+
+#[tokio::test]
+async fn a_session_that_is_refused_for_a_limit_holds_back_the_others_whichever_way_it_was_asked_for() {
+    for (what, code, held) in [
+        (Refused::Sdp, "rate_limit_exceeded", true),
+        (Refused::Sdp, "", true),
+        (Refused::Accept, "rate_limit_exceeded", true),
+        (Refused::Trial, "rate_limit_exceeded", true),
+        // No money is no moment to wait for; and these begin no session.
+        (Refused::Sdp, "insufficient_quota", false),
+        (Refused::Mint, "rate_limit_exceeded", false),
+        (Refused::HangUp, "rate_limit_exceeded", false),
+    ] {
+        let (rig, key) = after_refusal(what, code).await;
+        let dialled = rig.sim.stats().sessions_opened + rig.sim.stats().refused.values().sum::<u64>();
+        let mut call = rig.dial("/v1/voice?turns=manual&pace=fast", &key).await.unwrap();
+        call.json(r#"{"type":"text","text":"Hello."}"#).await;
+        if !held {
+            call.until("reply_started").await;
+            continue;
+        }
+        let error = call.until("error").await["error"].clone();
+        let message = error["message"].as_str().unwrap();
+        assert!(error["code"] == "rate_limited" && message.contains("connects: need 1, have 0"), "{what:?}: {error}");
+        let wait = error["retry_after_ms"].as_u64().unwrap();
+        assert!((50_000..=60_000).contains(&wait), "{what:?}: {wait}, not the minute that was named once");
+        let stats = rig.sim.stats();
+        assert_eq!(stats.sessions_opened + stats.refused.values().sum::<u64>(), dialled, "{what:?}: it was dialled");
+    }
+}
+
+#[tokio::test]
+async fn what_rest_answers_say_is_left_is_of_their_address_and_keeps_no_reply_back() {
+    // One request a minute over REST, of which none is left.
+    let mut sim = SimConfig::instant();
+    sim.rate_limits.rest_requests = 1;
+    let (rig, key) = rig(|c| c.turns.govern = Govern::Always, sim, "").await;
+    assert_eq!(rig.post(SECRETS, &key, json!({})).await.status, 200);
+    assert_eq!(begin(&rig, &key).await.0.status, 201);
+    let mut call = rig.dial("/v1/voice?turns=manual&pace=fast", &key).await.unwrap();
+    for _ in 0..3 {
+        call.json(r#"{"type":"text","text":"Hello."}"#).await;
+        loop {
+            match call.next().await {
+                Got::Json(message) if message["type"] == "reply_started" => break,
+                Got::Json(message) => {
+                    assert!(message["type"] != "error" && message["code"] != "throttled", "{message}")
+                }
+                Got::Audio(_) => {}
+                end => panic!("{end:?}"),
+            }
+        }
+        call.json(r#"{"type":"interrupt"}"#).await;
+        call.until("reply_ended").await;
+    }
+    let upstream = rig.ask("GET", "/v1/limits", &key).await.json()["upstream"].clone();
+    assert_eq!(upstream["buckets"]["requests"]["remaining"], 0, "it is shown: {upstream}");
+    let requests = &upstream["quota"]["gpt-realtime-2.1"]["dimensions"][0];
+    assert_eq!((&requests["dimension"], &requests["learned"]), (&json!("requests"), &json!(false)), "{requests}");
 }

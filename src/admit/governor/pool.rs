@@ -79,7 +79,7 @@ pub enum Asked {
 /// What the service says of its limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Heard {
-    /// Headers of a reply, or `rate_limits.updated`.
+    /// `rate_limits.updated`.
     Bucket {
         /// Of what.
         dimension: Dimension,

@@ -101,8 +101,8 @@ async fn accept(shared: &Arc<Shared>, id: &str, who: Principal, upstream: Upstre
     let (task, call) = (shared.clone(), id.to_owned());
     let (told, tells) = tokio::sync::oneshot::channel();
     shared.calls.spawn(async move {
-        let body = Some(session.to_string().into());
-        let accepted = upstream.rest().act(&call, Act::Accept, body, &who).await;
+        let model = super::model_of(&who, Some(&session));
+        let accepted = upstream.accept(&model, &call, &session, &who).await;
         match accepted {
             // Nobody knows whether it was taken, so that it is taken to be.
             Err(error) if is_unclear(&error) => {
@@ -115,7 +115,7 @@ async fn accept(shared: &Arc<Shared>, id: &str, who: Principal, upstream: Upstre
                 // It goes on, whoever has asked for it.
                 let _ = told.send(Ok(()));
                 let (drain, stop) = (task.drain(), task.stop.clone());
-                let books = super::books(&task, &who, call, "sip", super::model_of(&who, Some(&session)));
+                let books = super::books(&task, &who, call, "sip", model);
                 watch_call(Watched { books, life, license, upstream, drain, stop }).await;
             }
         }

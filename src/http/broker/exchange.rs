@@ -211,7 +211,7 @@ async fn exchange(shared: &Arc<Shared>, asked: Asked, answer: Answering) {
         let line = line(shared)?;
         let id = random_id("call");
         let license = license(shared, &who, &id, "webrtc").await?;
-        match ask(&upstream, &who, &id, offer, session).await {
+        match ask(&upstream, &model, &who, &id, offer, session).await {
             Ok(taken) => Ok::<_, Refusal>((line, license, taken)),
             Err(error) => {
                 // What has certainly begun nothing has used nothing.
@@ -276,15 +276,15 @@ async fn exchange(shared: &Arc<Shared>, asked: Asked, answer: Answering) {
 /// The exchange itself, with what the account opens sessions with. A cached secret that is refused is replaced once.
 async fn ask(
     upstream: &Upstream,
+    model: &str,
     who: &Principal,
     call: &str,
     offer: Bytes,
     session: Option<Value>,
 ) -> Result<Taken, UpstreamError> {
-    let rest = upstream.rest();
     let Some(session) = session else {
         let secret = who.secret().map(|secret| &secret.value);
-        let taken = rest.exchange(offer, None, secret, who).await;
+        let taken = upstream.exchange(model, offer, None, secret, who).await;
         if let (Err(error), Some(secret)) = (&taken, secret)
             && error.verdict().code == "upstream_auth"
         {
@@ -293,14 +293,14 @@ async fn ask(
         return taken;
     };
     if upstream.config().credentials == Credentials::ApiKey {
-        return rest.exchange(offer, Some(&session), None, who).await;
+        return upstream.exchange(model, offer, Some(&session), None, who).await;
     }
     let order = Order::new(&session, upstream.config().secret_ttl_s, who, Some(call));
     let mut renewed = false;
     loop {
         let lent = upstream.secrets().get(&order, 0.0).await?;
         let secret: &Secret = &lent.value;
-        let error = match rest.exchange(offer.clone(), None, Some(secret), who).await {
+        let error = match upstream.exchange(model, offer.clone(), None, Some(secret), who).await {
             Err(error) if error.verdict().code == "upstream_auth" => error,
             done => return done,
         };
