@@ -5,6 +5,7 @@
 mod access;
 mod budget;
 mod ledger;
+pub(crate) mod phone;
 mod routes;
 mod turns;
 
@@ -25,6 +26,10 @@ pub use self::access::{
 };
 pub use self::budget::{AllowanceConfig, BudgetConfig, CallAllowanceConfig, WhenSpent};
 pub use self::ledger::{LedgerConfig, PricesConfig};
+pub use self::phone::{
+    AudioSocketConfig, DialConfig, E164, NumberConfig, PhoneAccountConfig, PhoneCodec, PhoneConfig, PhoneKind,
+    TenantDialConfig, is_e164,
+};
 pub use self::routes::{CanaryConfig, IncidentsConfig, RouteConfig, RoutePolicy, TierConfig};
 pub use self::turns::{Govern, LimitsConfig, TurnsConfig};
 use crate::audio::Codec;
@@ -68,6 +73,8 @@ pub struct Config {
     pub budget: BudgetConfig,
     /// Who pays, by id; none, and none in the store: nobody is asked for a credential.
     pub tenants: BTreeMap<String, TenantConfig>,
+    /// Telephones.
+    pub phone: PhoneConfig,
     /// Personas by name; `default` always exists.
     pub agents: BTreeMap<String, AgentConfig>,
     /// The file that this was read from.
@@ -776,6 +783,7 @@ impl Config {
         for (name, agent) in &self.agents {
             agent.check(name, &mut problem);
         }
+        self.phone.check(agents, !self.tenants.is_empty(), &mut problem);
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Values { problems }) }
     }
 

@@ -32,6 +32,7 @@
 //! | [`upstream`] | us → model: one file per dialect, the opening of sessions, client secrets, limits |
 //! | [`beta`] | the protocol's former shape and its present one, each said in the other; used at both edges |
 //! | [`http`] | what is asked for over plain HTTP: the page, tokens, client secrets and SDP, the end of calls, usage |
+//! | [`phone`] | what is said with telephone providers over plain HTTP, pure: webhooks and their signatures, markup, REST |
 //! | [`sim`] | the simulated model service, its habits and its faults |
 //! | [`ledger`] | what was used, by whom, and what it cost: one row per reply, never two, in a file that outlives the process |
 //! | [`chaos`] | a TCP proxy between any two parties that makes the network bad, scripted and seeded |
@@ -61,6 +62,7 @@ pub mod http;
 pub mod ledger;
 pub mod net;
 pub mod observe;
+pub mod phone;
 pub mod scripted;
 pub mod serve;
 pub mod sim;
