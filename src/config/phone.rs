@@ -301,7 +301,7 @@ impl PhoneAccountConfig {
         if let Some(found) = self.caller.as_ref().filter(|number| !is_e164(number)) {
             problem(&key("caller"), format!("`{found}`"), E164);
         }
-        if let Some(found) = self.endpoint.as_ref().filter(|text| text.matches("{number}").count() != 1) {
+        if let Some(found) = self.endpoint.as_ref().filter(|text| !is_endpoint(text)) {
             problem(
                 &key("endpoint"),
                 format!("`{found}`"),
@@ -523,6 +523,10 @@ fn is_called(text: &str) -> bool {
     text == "*"
         || is_e164(text)
         || (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
+fn is_endpoint(text: &str) -> bool {
+    text.len() <= 256 && text.matches("{number}").count() == 1 && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
 fn is_account_name(name: &str) -> bool {

@@ -1,5 +1,5 @@
 //! An account with a provider, and what can be asked of it: one arm per kind, the work in the kind's own file.
-use std::{fmt, fs};
+use std::{collections::BTreeMap, fmt, fs};
 
 use axum::http::Uri;
 use jsonwebtoken::EncodingKey;
@@ -13,7 +13,7 @@ use super::{
     signalwire, telnyx, twilio, vonage,
     webhook::{Asked, Unclear},
 };
-use crate::config::{PhoneAccountConfig, PhoneCodec, PhoneKind, phone::ed25519};
+use crate::config::{PhoneAccountConfig, PhoneCodec, PhoneConfig, PhoneKind, phone::ed25519};
 
 /// What providers reach us as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,6 +157,16 @@ impl fmt::Debug for Account {
 }
 
 impl Account {
+    /// All accounts of a configuration, by name; none without `phone.public_url`.
+    ///
+    /// # Errors
+    /// Which setting, what was found, what is allowed.
+    pub fn open_all(config: &PhoneConfig) -> Result<BTreeMap<String, Self>, String> {
+        let Some(public) = config.public_url.as_deref().map(PublicUrl::new) else { return Ok(BTreeMap::new()) };
+        let open = |(name, own): (&String, &PhoneAccountConfig)| Ok((name.clone(), Self::open(name, own, &public)?));
+        config.accounts.iter().map(open).collect()
+    }
+
     /// Reads what the account needs from its files.
     ///
     /// # Errors
@@ -291,10 +301,9 @@ impl Account {
     /// Which field is missing or wrong.
     pub fn incoming(&self, asked: &Asked<'_>) -> Result<Said, Unclear> {
         let mut said = match self.kind {
-            PhoneKind::Twilio => twilio::incoming(asked).map(Said::Call),
-            PhoneKind::Signalwire => twilio::incoming(asked).map(Said::Call),
+            PhoneKind::Twilio | PhoneKind::Signalwire => twilio::incoming(asked),
             PhoneKind::Telnyx => telnyx::incoming(asked),
-            PhoneKind::Plivo => plivo::incoming(asked).map(Said::Call),
+            PhoneKind::Plivo => plivo::incoming(asked),
             PhoneKind::Vonage => vonage::incoming(asked),
             PhoneKind::Jambonz => jambonz::incoming(asked),
             PhoneKind::Asterisk | PhoneKind::Freeswitch => asterisk::incoming(asked),

@@ -55,7 +55,8 @@ pub(super) fn verify_stream(account: &Account, asked: &Asked<'_>) -> Result<Stre
 /// A form from an older server says the same.
 pub(super) fn incoming(asked: &Asked<'_>) -> Result<Said, Unclear> {
     let said = asked.said()?;
-    if said.get("type").is_some_and(|word| word.starts_with("amd")) {
+    let over = said.get("call_status").is_some_and(|word| matches!(Progress::named(word), Progress::Ended(_)));
+    if over || said.get("type").is_some_and(|word| word.starts_with("amd")) {
         return happened(&said).map(Said::Status);
     }
     let field = |name: &str| said.get(name).map(|text| bounded(text, 256));

@@ -9,7 +9,7 @@
 //! 1. `POST /phone/NAME/voice` → [`Account::verify`] (never past a failure of it) → [`Replays::first`].
 //! 2. [`Account::incoming`] says who calls whom; [`numbers::Numbers::find`] which agent that is.
 //! 3. A token is made, [`account::TokenForm`] says of which form, and [`Account::connect`] gives the answer's text; where there
-//!    is no agent, [`Account::refuse`].
+//!    is no agent, [`Account::refuse`]. The token belongs to this account and this call: a stream that names another call is refused.
 //! 4. The stream comes: [`Account::verify_stream`], then the token, from its first message or by [`Account::stream_token`].
 //! 5. What becomes of the call is told at `POST /phone/NAME/status`: [`Account::verify`], then [`Account::status`].
 //!

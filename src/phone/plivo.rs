@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{
     account::{Account, Connect, Page, Refusal},
-    event::{Incoming, Machine, Progress, Status, bounded, custom},
+    event::{Incoming, Machine, Progress, Said, Status, bounded, custom},
     markup::Xml,
     proof::{Forged, Verified, hmac_is},
     rest::{Act, Ask, Dial, Rest, Target, Unable, add, basic},
@@ -90,10 +90,15 @@ fn machine(said: &Fields) -> Option<Machine> {
     }
 }
 
-pub(super) fn incoming(asked: &Asked<'_>) -> Result<Incoming, Unclear> {
+/// Without a hangup URL, Plivo tells that a call is over at the answer URL.
+pub(super) fn incoming(asked: &Asked<'_>) -> Result<Said, Unclear> {
     let said = asked.said()?;
+    let over = said.get("CallStatus").is_some_and(|word| matches!(Progress::named(word), Progress::Ended(_)));
+    if over || said.get("Event") == Some("Hangup") {
+        return status(asked).map(Said::Status);
+    }
     let field = |name: &str| said.get(name).map(|text| bounded(text, 256));
-    Ok(Incoming {
+    Ok(Said::Call(Incoming {
         call: call_id(&said, "CallUUID")?,
         from: field("From"),
         to: field("To"),
@@ -103,7 +108,7 @@ pub(super) fn incoming(asked: &Asked<'_>) -> Result<Incoming, Unclear> {
         machine: machine(&said),
         dial: None,
         by_command: false,
-    })
+    }))
 }
 
 /// Words of the stream's own callbacks are unverified.

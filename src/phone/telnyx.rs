@@ -45,7 +45,7 @@ pub(super) fn verify(account: &Account, asked: &Asked<'_>, now: u64) -> Result<V
 /// TeXML's forms look as Twilio's; Call Control's events are JSON, and all of them come to the same page.
 pub(super) fn incoming(asked: &Asked<'_>) -> Result<Said, Unclear> {
     if asked.body_kind() != BodyKind::Json {
-        return twilio::incoming(asked).map(Said::Call);
+        return twilio::incoming(asked);
     }
     let event = asked.json()?;
     let payload = event.pointer("/data/payload").unwrap_or(&Value::Null);

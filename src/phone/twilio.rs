@@ -11,7 +11,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use super::{
     account::{Account, Connect, Page, Refusal},
-    event::{Direction, Incoming, Machine, Progress, Status, bounded, custom},
+    event::{Direction, Incoming, Machine, Progress, Said, Status, bounded, custom},
     markup::Xml,
     proof::{Forged, StreamProof, Verified, from_hex, hmac_is, same, sha256},
     rest::{Act, Ask, Dial, Rest, Target, Unable, basic},
@@ -136,10 +136,14 @@ pub(super) fn variants(url: &str) -> Vec<String> {
     hosts.iter().flat_map(|host| targets.iter().map(move |target| format!("{scheme}://{host}{target}"))).collect()
 }
 
-pub(super) fn incoming(asked: &Asked<'_>) -> Result<Incoming, Unclear> {
+/// What tells that a call is over comes here, too, where the provider knows no other page.
+pub(super) fn incoming(asked: &Asked<'_>) -> Result<Said, Unclear> {
     let said = asked.said()?;
+    if said.get("CallStatus").is_some_and(|word| matches!(Progress::named(word), Progress::Ended(_))) {
+        return status(asked).map(Said::Status);
+    }
     let field = |name: &str| said.get(name).map(|text| bounded(text, 256));
-    Ok(Incoming {
+    Ok(Said::Call(Incoming {
         call: call_id(&said, "CallSid")?,
         from: field("From"),
         to: field("To"),
@@ -149,7 +153,7 @@ pub(super) fn incoming(asked: &Asked<'_>) -> Result<Incoming, Unclear> {
         machine: said.get("AnsweredBy").map(machine),
         dial: None,
         by_command: false,
-    })
+    }))
 }
 
 pub(super) fn direction(word: Option<&str>) -> Direction {

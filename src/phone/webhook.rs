@@ -137,7 +137,7 @@ pub(super) fn text(value: &Value) -> Option<String> {
 /// Whether this can stand for a call in a URL; what cannot is no call's id. No provider's ids need more.
 pub fn is_call_id(id: &str) -> bool {
     (1..=256).contains(&id.len())
-        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:@~".contains(&b))
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:@~=".contains(&b))
         && !id.bytes().all(|b| b == b'.')
 }
 
@@ -147,5 +147,5 @@ pub(super) fn call_id(fields: &Fields, name: &str) -> Result<String, Unclear> {
     if is_call_id(id) {
         return Ok(id.to_owned());
     }
-    Err(Unclear(format!("`{name}`: found something that is no id of a call; allowed: letters, digits, `-_.:@~`")))
+    Err(Unclear(format!("`{name}`: found something that is no id of a call; allowed: letters, digits, `-_.:@~=`")))
 }

@@ -204,6 +204,11 @@ fn events_at_the_voice_page_are_no_calls() {
             json!({"data": {"event_type": "call.initiated", "payload": {"call_control_id": "c", "direction": "outgoing"}}}),
         ),
         (Vonage, json!({"uuid": "c", "status": "ringing"})),
+        (Twilio, json!({"CallSid": "c", "CallStatus": "completed"})),
+        (Telnyx, json!({"data": {"event_type": "call.hangup", "payload": {"call_control_id": "c"}}})),
+        (Plivo, json!({"CallUUID": "c", "CallStatus": "no-answer"})),
+        (Plivo, json!({"CallUUID": "c", "Event": "Hangup"})),
+        (Jambonz, json!({"call_sid": "c", "call_status": "failed"})),
         (Jambonz, json!({"call_sid": "c", "type": "amd_human_detected"})),
     ];
     for (kind, body) in rows {

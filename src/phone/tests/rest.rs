@@ -244,7 +244,8 @@ fn what_cannot_be_dialled_is_named() {
 fn answers_are_understood() {
     let done = |call: &str| Ok(Some(call.to_owned()));
     let gone = || Ok(None);
-    let rows: &[(PhoneKind, Act, u16, &str, Result<Option<String>, &str>)] = &[
+    type Wanted = Result<Option<String>, &'static str>;
+    let rows: &[(PhoneKind, Act, u16, &str, Wanted)] = &[
         (Twilio, Act::Dial, 201, r#"{"sid":"CA1"}"#, done("CA1")),
         (Telnyx, Act::Dial, 200, r#"{"data":{"call_control_id":"v3:c"}}"#, done("v3:c")),
         (Plivo, Act::Dial, 201, r#"{"message":"call fired","request_uuid":"r-1"}"#, done("r-1")),
