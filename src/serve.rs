@@ -1,8 +1,10 @@
 //! The server: listens, checks at the doors, hands each call to a task of its own, and leaves in good order.
 //!
-//! [`voice`] is the thin door, [`realtime`] OpenAI's; [`handover`] is how another process goes on where this one leaves; what is asked over plain HTTP stands in [`crate::http`]. Whoever comes in
+//! [`voice`] is the thin door, [`phone`] that of telephones, [`realtime`] OpenAI's; [`handover`] is how another process goes on where this one leaves; what is asked over plain HTTP stands in [`crate::http`]. Whoever comes in
 //! anywhere has passed [`Shared::identify`].
 mod handover;
+mod owner;
+mod phone;
 pub(crate) mod realtime;
 pub(crate) mod refusal;
 mod voice;
@@ -41,6 +43,7 @@ use tracing::Instrument as _;
 pub use self::handover::HandoverError;
 use self::{
     handover::{Offer, Predecessor, WaitingRoom},
+    phone::Phones,
     refusal::Refusal,
 };
 use crate::{
@@ -131,6 +134,9 @@ pub enum ServeError {
         /// Why.
         problem: String,
     },
+    /// An account with a telephone provider cannot be used.
+    #[error("{0}")]
+    Phone(String),
     /// A recording cannot be played.
     #[error("{0}")]
     Sound(String),
@@ -183,6 +189,7 @@ pub(crate) struct Shared {
     pub(crate) calls: TaskTracker,
     pub(crate) stop: CancellationToken,
     metrics: Option<PrometheusHandle>,
+    pub(crate) phones: Phones,
 }
 
 /// Fields of a query.
@@ -416,6 +423,7 @@ impl Server {
             calls: TaskTracker::new(),
             stop: CancellationToken::new(),
             metrics: metrics.clone(),
+            phones: Phones::new(&config.phone).map_err(ServeError::Phone)?,
             config,
         });
         let (router, stops, over) = (router(shared.clone()), Stops::default(), CancellationToken::new());
@@ -620,6 +628,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/openai/v1/realtime", get(realtime::realtime))
         .route("/openai/realtime", get(realtime::azure_preview))
         .merge(cors::around(&shared, for_pages()))
+        .merge(phone::routes())
         .merge(pages::routes())
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))

@@ -29,6 +29,8 @@ struct Inner {
     safety_id: Option<String>,
     /// A client secret that we made for it, and that it comes with.
     secret: Option<Brought>,
+    /// Its telephone provider has vouched for it: it called one of the tenant's numbers, or was called for the tenant.
+    by_phone: bool,
 }
 
 /// A client secret that somebody comes back with, and what it was made for.
@@ -104,7 +106,18 @@ impl Principal {
         scopes: Vec<Scope>,
         token: Option<Grant>,
     ) -> Self {
-        Self(Arc::new(Inner { tenant, key, scopes, token, user: None, safety_id: None, secret: None }))
+        Self(Arc::new(Inner { tenant, key, scopes, token, user: None, safety_id: None, secret: None, by_phone: false }))
+    }
+
+    /// Somebody who called one of a tenant's numbers, or is called for it.
+    pub(super) fn by_phone(tenant: Option<Arc<Tenant>>) -> Self {
+        let who = Self::new(tenant, None, vec![Scope::Call], None);
+        Self(Arc::new(Inner { by_phone: true, ..who.0.copy() }))
+    }
+
+    /// It came by telephone: no key and no token of its own.
+    pub fn is_by_phone(&self) -> bool {
+        self.0.by_phone
     }
 
     /// The same one, for an end user. `safety_id`: what the user is called upstream.
@@ -254,7 +267,7 @@ impl Principal {
 
 impl Inner {
     fn copy(&self) -> Self {
-        let Self { tenant, key, scopes, token, user, safety_id, secret } = self;
+        let Self { tenant, key, scopes, token, user, safety_id, secret, by_phone } = self;
         Self {
             tenant: tenant.clone(),
             key: *key,
@@ -263,6 +276,7 @@ impl Inner {
             user: user.clone(),
             safety_id: safety_id.clone(),
             secret: secret.clone(),
+            by_phone: *by_phone,
         }
     }
 }

@@ -42,6 +42,7 @@ impl Relay {
             | ServeError::Upstream { .. }
             | ServeError::Incidents(_)
             | ServeError::Sound(_)
+            | ServeError::Phone(_)
             | ServeError::Tls(_)
             | ServeError::Store(_)
             | ServeError::Prices(_)

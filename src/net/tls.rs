@@ -1,4 +1,4 @@
-//! TLS at our own door: a certificate and its key, exchanged when their files change.
+//! TLS at our own door: a certificate and its key, exchanged when their files change; and where we dial.
 //!
 //! Stands between the accept loop and HTTP. Running connections keep the certificate that they began with.
 use std::{
@@ -10,7 +10,7 @@ use std::{
 
 use aws_lc_rs::digest;
 use rustls::{
-    ServerConfig,
+    ClientConfig, RootCertStore, ServerConfig,
     crypto::{self, CryptoProvider},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     server::{ClientHello, ResolvesServerCert},
@@ -30,6 +30,18 @@ pub struct Files {
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+}
+
+/// TLS where we dial: whoever the usual authorities vouch for.
+///
+/// # Errors
+/// When the library cannot be set up.
+pub fn client() -> Result<ClientConfig, String> {
+    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let config = ClientConfig::builder_with_provider(Arc::new(crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// Why a certificate cannot be used.

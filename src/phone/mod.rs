@@ -33,6 +33,7 @@
 pub mod account;
 mod asterisk;
 pub mod event;
+pub mod fill;
 mod freeswitch;
 mod jambonz;
 mod markup;

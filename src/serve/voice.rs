@@ -9,28 +9,21 @@ use axum::{
 };
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{FULL_RETRY, Refusal, Shared, come_back, fields, license, random_id, run};
+use super::{
+    FULL_RETRY, Refusal, Shared, come_back, fields, license,
+    owner::{self, Owner},
+    random_id, run,
+};
 use crate::{
-    admit::{Denied, License, Principal, budget::Amount},
-    audio::lane::{upstream_format, upstream_input},
-    call::{
-        books::Books,
-        core::{Core, Plan},
-        door::Door,
-        driver::{Call, Client},
-        way::Way,
-    },
+    admit::{Denied, License, Principal},
+    call::{door::Door, way::Way},
     client::{
         thin::{self, Query, Resume},
         wire::AudioFormats,
     },
-    config::{AgentConfig, Config, Scope},
+    config::{AgentConfig, Scope},
     net::listen::{Upgrade, UpgradeError},
-    upstream::{SessionSetup, Wanted, open::Upstream},
 };
-
-/// Tokens of a reply, where neither the agent nor the service says less (realtime-protocol section 5).
-const LONGEST_REPLY: u64 = 4_096;
 
 /// Somebody whose call would be taken.
 struct Knock {
@@ -101,8 +94,6 @@ async fn knock(shared: &Shared, head: &Parts) -> Result<Visitor, Refusal> {
     let who = shared.identify(head, fields.as_ref().unwrap_or(&Vec::new())).await?;
     let query = Query::parse(&fields.map_err(invalid)?);
     let query = query.map_err(|e| Refusal { field: Some(e.field), ..invalid(e.message) })?;
-    let forbidden =
-        |field, message| Refusal { field: Some(field), ..Refusal::new(StatusCode::FORBIDDEN, "forbidden", message) };
     if !who.may(Scope::Call) {
         return Err(Denied::Scope(Scope::Call).into());
     }
@@ -115,36 +106,8 @@ async fn knock(shared: &Shared, head: &Parts) -> Result<Visitor, Refusal> {
         return Ok(Visitor::Returner(who, resume));
     }
     let name = query.agent.clone().unwrap_or_else(|| who.agent("default").to_owned());
-    let shown: String = name.chars().take(64).collect();
-    let Some(agent) = shared.agent(&name) else {
-        let message = format!("no agent `{shown}` is configured");
-        return Err(Refusal { field: Some("agent"), ..Refusal::new(StatusCode::NOT_FOUND, "unknown_agent", message) });
-    };
-    if !who.may_call(&name) {
-        return Err(forbidden("agent", format!("agent `{shown}` is not one that this credential may call")));
-    }
-    for (field, codec) in [("format", query.input.codec), ("out_format", query.output.codec)] {
-        if !who.may_speak(codec) {
-            return Err(forbidden(field, format!("{field} `{codec}` is not one that this credential may use")));
-        }
-    }
-    let upstream = shared.upstream(&who).cloned().ok_or_else(|| {
-        let message = "the tenant's service is not configured".to_owned();
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "upstream_unavailable", message)
-    })?;
-    let model = agent.model.as_ref().unwrap_or(&upstream.config().model).clone();
-    if !shared.may_use(&who, &model) {
-        let message = format!("agent `{shown}` has a model that this credential may not use");
-        return Err(forbidden("agent", message));
-    }
-    let way = shared.way(&who, &upstream, &model);
-    let model = &way.home().route.model;
-    // Whoever comes back to a call that runs is no new one.
-    if query.resume.is_none() {
-        shared.accounts()?;
-        let first = Amount::at_most(&shared.prices.load(), model, agent.base_tokens(), reply_tokens(&agent));
-        shared.budgets.may_begin(&who, first).map_err(Denied::from)?;
-    }
+    let (agent, way) =
+        owner::meet(shared, &who, &name, [("format", query.input.codec), ("out_format", query.output.codec)])?;
     let slot = shared.line().map_err(|why| Refusal {
         retry_after: Some(FULL_RETRY),
         ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", why.to_owned())
@@ -159,78 +122,12 @@ fn admit(shared: &Arc<Shared>, knock: Knock, license: License, id: String, upgra
     let Knock { who, query, name, agent, way, slot } = knock;
     let task = shared.clone();
     run(shared, &who.clone(), &id.clone(), slot, pending, max_message, move |client| {
-        let config = &task.config;
-        let plan = plan(config, &way.home().upstream, &query, name, &agent);
-        let audio = plan.audio;
-        let (writer, hold) = (agent.transcription.clone(), task.hold(&agent));
-        let setup = SessionSetup {
-            input: plan.upstream_input,
-            output: plan.upstream_output,
-            auto_turns: query.auto_turns,
-            agent,
-        };
-        let (ticket, resume) = task.way_back("thin").unzip();
-        let books = Books {
-            ledger: task.ledger.clone(),
-            prices: task.prices.clone(),
-            call: id.clone(),
-            agent: plan.agent.clone(),
-            account: way.home().account().to_owned(),
-            model: way.home().route.model.clone(),
-            writer,
-            door: "thin",
-        };
-        Call {
-            core: Core::owner(task.life(&who, id.clone()), plan, resume),
-            id,
-            door: Door::thin(setup, audio, config.audio.gather),
-            license,
-            wanted: Wanted::voice(way.home().route.model.as_str()),
-            way,
-            client: Client::Here(Box::new(client)),
-            ticket,
-            books,
-            reconnect: task.reconnect(),
-            turns: task.turns(&who),
-            hold,
-            budgets: task.budgets.clone(),
-            spent: Amount::default(),
-            heir: task.heir.clone(),
-            goodbyes: task.calls.clone(),
-            drain: task.drain.clone(),
-            stop: task.stop.clone(),
-        }
+        let millis = Duration::from_millis;
+        let audio = AudioFormats { input: query.input, output: query.output };
+        let lead = query.realtime.then(|| millis(task.config.audio.out_lead_ms));
+        let (auto_turns, comes_back, gather) = (query.auto_turns, true, task.config.audio.gather);
+        let door = |setup| Door::thin(setup, audio, gather);
+        Owner { who, license, id, name, agent, way, audio, auto_turns, lead, comes_back }.call(&task, client, door)
     });
     response
-}
-
-/// Tokens of the longest reply.
-fn reply_tokens(agent: &AgentConfig) -> u64 {
-    agent.max_output_tokens.map_or(LONGEST_REPLY, u64::from)
-}
-
-fn plan(config: &Config, upstream: &Upstream, query: &Query, name: String, agent: &AgentConfig) -> Plan {
-    let millis = Duration::from_millis;
-    Plan {
-        agent: name,
-        audio: AudioFormats { input: query.input, output: query.output },
-        upstream_input: upstream_input(query.input, upstream.config().input_rate),
-        upstream_output: upstream_format(query.output),
-        auto_turns: query.auto_turns,
-        silence: agent.turn_detection.silence(),
-        ends_speech: agent.turn_detection.longest_silence(),
-        greeting: agent.greeting.clone(),
-        chunk: millis(config.audio.chunk_ms),
-        keypad: millis(agent.keypad_ms),
-        lead: query.realtime.then(|| millis(config.audio.out_lead_ms)),
-        batch: millis(config.audio.out_batch_ms),
-        tool_timeout: Duration::from_secs(config.call.tool_timeout_s),
-        max_backlog: Duration::from_secs(config.call.max_backlog_s),
-        max_message_bytes: config.server.max_message_bytes,
-        transcribed: agent.transcription.is_some(),
-        history_tokens: config.call.history_tokens,
-        govern: config.turns.govern,
-        base_tokens: agent.base_tokens(),
-        reply_tokens: reply_tokens(agent),
-    }
 }

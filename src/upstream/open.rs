@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use rand::Rng as _;
-use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -50,6 +50,7 @@ use crate::{
     config::{Credentials, Dialect, Endpoint, Secret, UpstreamConfig},
     net::{
         io::Io,
+        tls,
         ws::{Frame, Socket, SocketLimits},
     },
     observe::fact::Fact,
@@ -123,12 +124,7 @@ impl Upstream {
         let board = Arc::new(Board::default());
         let url = config.url.as_deref().unwrap_or("https://api.openai.com/v1");
         let endpoint = Endpoint::parse(url, config.plaintext)?;
-        let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        let mut tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|e| e.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let mut tls = tls::client()?;
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let rest = Rest::new(config.clone(), &endpoint, tls.clone(), board.clone())?;
         let (tls, models) = (TlsConnector::from(Arc::new(tls)), Models::default());

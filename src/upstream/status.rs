@@ -1,13 +1,12 @@
 //! A service's status page, asked now and then. What it means is read elsewhere ([`crate::admit::router::feed`]); a page that does not
 //! answer in time, or answers something else, says nothing.
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use rand::Rng as _;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::time;
 
 use super::rest;
-use crate::{admit::router::feed::Report, config::IncidentsConfig};
+use crate::{admit::router::feed::Report, config::IncidentsConfig, net::tls};
 
 /// An answer that takes longer is none.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -30,14 +29,8 @@ impl StatusPage {
     /// When the library cannot be set up.
     pub fn new(config: &IncidentsConfig) -> Result<Option<Self>, String> {
         let Some(url) = config.url.clone() else { return Ok(None) };
-        let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|e| e.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
         let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
+            .tls_backend_preconfigured(tls::client()?)
             .redirect(reqwest::redirect::Policy::limited(REDIRECTS))
             .no_proxy()
             .timeout(PATIENCE)

@@ -146,7 +146,7 @@ pub struct Habits {
 }
 
 /// Reads and writes one stream's messages.
-pub trait Dialect: fmt::Debug + Send {
+pub trait Dialect: fmt::Debug + Send + Sync {
     /// How the provider behaves.
     fn habits(&self) -> &'static Habits;
 

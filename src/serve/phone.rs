@@ -1,0 +1,508 @@
+//! Telephones: what providers ask for at `/phone/ACCOUNT/...`, and the streams that follow.
+//!
+//! A webhook is believed for its signature ([`crate::phone`]), and its answer gives out a token for one stream ([`tickets`]); a stream is
+//! nobody's until it has shown a good one, and reaches no service before. From then on it is a call as any other, whose messages are
+//! [`crate::client::phone`]'s.
+mod sender;
+mod tickets;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::{self, Body},
+    extract::{Path, Request, State},
+    http::{Response, StatusCode, header, request::Parts},
+    response::IntoResponse as _,
+    routing::{any, get},
+};
+use bytes::Bytes;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time,
+};
+use tracing::Instrument as _;
+
+use self::{
+    sender::Sender,
+    tickets::{Ticket, Tickets},
+};
+use super::{
+    READ_BUFFER, Refusal, Shared, license,
+    owner::{self, Owner},
+    random_id,
+};
+use crate::{
+    admit::Principal,
+    audio::{Codec, Format},
+    call::{
+        door::{Door, Lanes},
+        driver,
+        end::End,
+        phone::Phone,
+    },
+    client::{
+        phone::{
+            Bad, Dialect, Packet, Said as Heard, Start, asterisk::Asterisk, freeswitch::FreeSwitch, jambonz::Jambonz,
+            json::Json, plivo, signalwire, telnyx, twilio, vonage::Vonage,
+        },
+        wire::AudioFormats,
+    },
+    config::{AgentConfig, PhoneCodec, PhoneConfig, PhoneKind},
+    net::{
+        listen::{Upgrade, UpgradeError},
+        ws::{Frame, Socket, SocketError, SocketLimits},
+    },
+    observe::fact::Fact,
+    phone::{
+        Account, Asked, Incoming, Refusal as Turned, Replays, Said, Verified, Written, fill,
+        numbers::Numbers,
+        rest::{Ask, Stamp},
+    },
+    wall::unix_now,
+};
+
+/// A webhook is not longer, bytes.
+const MAX_WEBHOOK: usize = 64 << 10;
+/// A stream says whose it is within this (telephony section 13).
+const STARTS_WITHIN: Duration = Duration::from_secs(5);
+/// Messages before that; providers send one or two.
+const BEFORE_START: usize = 16;
+/// Streams at once that have not said whose they are.
+const UNKNOWN_STREAMS: usize = 512;
+/// A goodbye to one that never says so may take so long.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// All accounts with telephone providers, and what they have under way.
+#[derive(Debug)]
+pub(crate) struct Phones {
+    accounts: BTreeMap<String, Arc<Account>>,
+    numbers: Numbers,
+    replays: Replays,
+    tickets: Tickets,
+    /// Streams that have not said whose they are.
+    unknown: Arc<Semaphore>,
+    sender: Sender,
+}
+
+impl Phones {
+    /// # Errors
+    /// Which setting cannot be used, and why.
+    pub(super) fn new(config: &PhoneConfig) -> Result<Self, String> {
+        let accounts = Account::open_all(config)?;
+        Ok(Self {
+            accounts: accounts.into_iter().map(|(name, account)| (name, Arc::new(account))).collect(),
+            numbers: Numbers::new(config),
+            replays: Replays::default(),
+            tickets: Tickets::new(Duration::from_secs(config.token_ttl_s)),
+            unknown: Arc::new(Semaphore::new(UNKNOWN_STREAMS)),
+            sender: Sender::new()?,
+        })
+    }
+
+    fn account(&self, name: &str) -> Result<&Arc<Account>, Refusal> {
+        self.accounts.get(name).ok_or_else(|| {
+            let shown: String = name.chars().take(64).collect();
+            let message = format!("no account `{shown}` with a telephone provider is configured (phone.accounts)");
+            Refusal::new(StatusCode::NOT_FOUND, "not_found", message)
+        })
+    }
+}
+
+pub(super) fn routes() -> Router<Arc<Shared>> {
+    Router::new()
+        .route("/phone/{account}/voice", any(voice))
+        .route("/phone/{account}/status", any(status))
+        .route("/phone/{account}/transfer", any(transfer))
+        .route("/phone/{account}/stream", get(stream))
+}
+
+fn forged(account: &Account, reason: &str) -> Refusal {
+    tracing::warn!(account = account.name(), reason, "a request in a telephone provider's name is refused");
+    let message = "the request is not signed as this account's requests are".to_owned();
+    Fact::Refused { code: "forbidden".into() }.record();
+    Refusal::new(StatusCode::FORBIDDEN, "forbidden", message)
+}
+
+/// A genuine request of an account's provider.
+struct Genuine {
+    account: Arc<Account>,
+    head: Parts,
+    body: Bytes,
+    verified: Verified,
+}
+
+impl Genuine {
+    async fn of(shared: &Shared, name: &str, request: Request) -> Result<Self, Refusal> {
+        let account = shared.phones.account(name)?.clone();
+        let (head, body) = request.into_parts();
+        let body = body::to_bytes(body, MAX_WEBHOOK).await.map_err(|_| {
+            let message = format!("the body: found more than {MAX_WEBHOOK} bytes, or not all of it");
+            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "message_too_large", message)
+        })?;
+        let verified = account.verify(&asked(&head, &body), unix_now());
+        let verified = verified.map_err(|error| forged(&account, error.reason()))?;
+        Ok(Self { account, head, body, verified })
+    }
+
+    fn asked(&self) -> Asked<'_> {
+        asked(&self.head, &self.body)
+    }
+
+    /// It was not shown before.
+    fn once(&self, shared: &Shared) -> Result<(), Refusal> {
+        if shared.phones.replays.first(&self.verified, unix_now()) {
+            return Ok(());
+        }
+        Err(forged(&self.account, "it was shown before"))
+    }
+}
+
+fn asked<'a>(head: &'a Parts, body: &'a [u8]) -> Asked<'a> {
+    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+    Asked { method: &head.method, target, headers: &head.headers, body }
+}
+
+fn unclear(error: &impl ToString) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, "invalid_message", error.to_string())
+}
+
+/// Sends the answer, and does what it cannot say.
+fn answer(shared: &Arc<Shared>, account: &Arc<Account>, written: Written) -> Response<Body> {
+    let Written { content_type, body, then } = written;
+    then.into_iter().for_each(|ask| insist(shared, account, ask));
+    ([(header::CONTENT_TYPE, content_type)], body).into_response()
+}
+
+fn insist(shared: &Arc<Shared>, account: &Arc<Account>, ask: Ask) {
+    let (shared_too, account) = (shared.clone(), account.clone());
+    shared.calls.spawn(async move { shared_too.phones.sender.insist(&account, ask).await });
+}
+
+/// `/phone/ACCOUNT/voice`: somebody calls; how the provider reaches us.
+async fn voice(State(shared): State<Arc<Shared>>, Path(name): Path<String>, request: Request) -> Response<Body> {
+    let done = async {
+        let genuine = Genuine::of(&shared, &name, request).await?;
+        genuine.once(&shared)?;
+        let account = &genuine.account;
+        let call = match account.incoming(&genuine.asked()).map_err(|error| unclear(&error))? {
+            Said::Call(call) => call,
+            Said::Status(status) => {
+                tracing::debug!(account = name, ?status, "news of a call");
+                return Ok(StatusCode::NO_CONTENT.into_response());
+            }
+        };
+        let written = match invite(&shared, account, &call) {
+            Ok(token) => account.connect(&call, &token),
+            Err(why) => account.refuse(&call, why),
+        };
+        written.map(|written| answer(&shared, account, written)).map_err(|error| {
+            tracing::error!(account = name, %error, "a call cannot be answered");
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the call cannot be answered".to_owned())
+        })
+    };
+    done.await.unwrap_or_else(|refusal: Refusal| refusal.into())
+}
+
+/// A token for the call's stream; or what its caller shall hear instead.
+fn invite(shared: &Shared, account: &Account, call: &Incoming) -> Result<String, Turned> {
+    let called = call.to.as_deref().unwrap_or_default();
+    let Some(number) = shared.phones.numbers.find(called, account.name()) else {
+        tracing::warn!(account = account.name(), called, "nobody is configured for this number (phone.numbers)");
+        return Err(Turned::Nobody);
+    };
+    let Some(who) = shared.gate.by_phone(number.tenant.as_deref()) else {
+        tracing::warn!(number = number.number, tenant = number.tenant, "the number's tenant is not there");
+        return Err(Turned::Nobody);
+    };
+    let who = match &call.from {
+        Some(from) => shared.gate.for_user(who, from.clone()),
+        None => who,
+    };
+    let codec = codec_of(account).map_or(Codec::Mulaw, |format| format.codec);
+    owner::meet(shared, &who, &number.agent, [("codec", codec), ("codec", codec)]).map_err(|refusal| {
+        tracing::warn!(
+            account = account.name(),
+            called,
+            code = refusal.code,
+            why = refusal.message,
+            "a call is turned away"
+        );
+        match refusal.code {
+            "unknown_agent" | "forbidden" => Turned::Nobody,
+            _ => Turned::Busy,
+        }
+    })?;
+    let token = tickets::token(account.token_form());
+    let (account, agent) = (account.name().to_owned(), number.agent.clone());
+    match shared.phones.tickets.put(&token, Ticket { account, call: call.clone(), agent, who }) {
+        true => Ok(token),
+        false => Err(Turned::Busy),
+    }
+}
+
+/// `/phone/ACCOUNT/status`: what has become of a call.
+async fn status(State(shared): State<Arc<Shared>>, Path(name): Path<String>, request: Request) -> Response<Body> {
+    let done = async {
+        let genuine = Genuine::of(&shared, &name, request).await?;
+        let status = genuine.account.status(&genuine.asked()).map_err(|error| unclear(&error))?;
+        tracing::info!(account = name, call = status.call, progress = ?status.progress, duration_s = status.duration_s, "news of a call");
+        Ok(StatusCode::NO_CONTENT.into_response())
+    };
+    done.await.unwrap_or_else(|refusal: Refusal| refusal.into())
+}
+
+/// `/phone/ACCOUNT/transfer`: markup that takes a call elsewhere, for providers that fetch it.
+async fn transfer(State(shared): State<Arc<Shared>>, Path(name): Path<String>, request: Request) -> Response<Body> {
+    let done = async {
+        let genuine = Genuine::of(&shared, &name, request).await?;
+        let written = genuine.account.transfer_page(&genuine.asked()).map_err(|error| unclear(&error))?;
+        Ok(answer(&shared, &genuine.account, written))
+    };
+    done.await.unwrap_or_else(|refusal: Refusal| refusal.into())
+}
+
+/// The format that an account's provider is asked for.
+fn codec_of(account: &Account) -> Option<Format> {
+    let (codec, rate) = account.audio();
+    let codec = match codec {
+        PhoneCodec::Pcmu => Codec::Mulaw,
+        PhoneCodec::Pcma => Codec::Alaw,
+        PhoneCodec::L16 => Codec::Pcm16,
+    };
+    Format::new(codec, Some(rate)).ok()
+}
+
+/// How an account's streams speak.
+fn dialect(account: &Account) -> Box<dyn Dialect> {
+    match account.kind() {
+        PhoneKind::Twilio => Box::new(Json::new(&twilio::TABLE, None)),
+        PhoneKind::Signalwire => Box::new(Json::new(&signalwire::TABLE, None)),
+        // What comes is the leg's codec, what goes is what the markup asked for.
+        PhoneKind::Telnyx => Box::new(Json::new(&telnyx::TABLE, codec_of(account))),
+        PhoneKind::Plivo => Box::new(Json::new(&plivo::TABLE, None)),
+        PhoneKind::Vonage => Box::new(Vonage),
+        PhoneKind::Jambonz => Box::new(Jambonz::default()),
+        PhoneKind::Asterisk => Box::new(Asterisk::default()),
+        PhoneKind::Freeswitch => Box::new(FreeSwitch::default()),
+    }
+}
+
+/// A stream's own name of its call is the webhook's.
+fn same_name(kind: PhoneKind) -> bool {
+    matches!(kind, PhoneKind::Twilio | PhoneKind::Signalwire | PhoneKind::Plivo | PhoneKind::Jambonz)
+}
+
+/// `/phone/ACCOUNT/stream`: a call's audio.
+async fn stream(State(shared): State<Arc<Shared>>, Path(name): Path<String>, request: Request) -> Response<Body> {
+    open(&shared, &name, request).unwrap_or_else(|refusal| refusal.into())
+}
+
+fn open(shared: &Arc<Shared>, name: &str, request: Request) -> Result<Response<Body>, Refusal> {
+    let account = shared.phones.account(name)?.clone();
+    let (head, body) = request.into_parts();
+    account.verify_stream(&asked(&head, &[])).map_err(|error| forged(&account, error.reason()))?;
+    let token = account.stream_token(&asked(&head, &[]));
+    let mut request = Request::from_parts(head, body);
+    let upgrade = Upgrade::from_request(&mut request).map_err(|error| match error {
+        UpgradeError::NotAsked => Refusal::new(StatusCode::UPGRADE_REQUIRED, "invalid_query", error.to_string()),
+        error => Refusal::new(StatusCode::BAD_REQUEST, "invalid_query", error.to_string()),
+    })?;
+    let unknown = shared.phones.unknown.clone().try_acquire_owned().map_err(|_| {
+        let message = "too many streams have not said whose they are".to_owned();
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message)
+    })?;
+    let dialect = dialect(&account);
+    let habits = dialect.habits();
+    let (response, pending) = upgrade.accept(habits.protocol);
+    let task = shared.clone();
+    let work = async move {
+        let limits = SocketLimits { max_message: habits.max_message, read_buffer: READ_BUFFER };
+        match pending.socket(limits).await {
+            Ok(socket) => Stream { socket, dialect, account: Some(account) }.run(task, token, unknown).await,
+            Err(error) => tracing::debug!(%error, "upgrade failed"),
+        }
+    };
+    shared.calls.spawn(Box::pin(work));
+    Ok(response)
+}
+
+/// A stream that has not said whose it is.
+struct Stream {
+    socket: Socket,
+    dialect: Box<dyn Dialect>,
+    /// None: any account's (AudioSocket).
+    account: Option<Arc<Account>>,
+}
+
+/// Why a stream becomes no call.
+#[derive(Debug, thiserror::Error)]
+enum NoCall {
+    #[error("it did not say whose it is within {} s", STARTS_WITHIN.as_secs())]
+    Silent,
+    #[error("audio before its start")]
+    Early,
+    #[error("its first message: {0}")]
+    Bad(#[from] Bad),
+    #[error("more than {BEFORE_START} messages before its start")]
+    Talkative,
+    #[error("{0}")]
+    Socket(#[from] SocketError),
+    #[error("it was closed before it began")]
+    Closed,
+    #[error("{0}")]
+    Ticket(#[from] tickets::NoTicket),
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl NoCall {
+    /// Providers are told no more than that their stream is not wanted.
+    fn close(&self) -> u16 {
+        match self {
+            Self::Socket(SocketError::TooLarge { .. }) => 1009,
+            Self::Socket(_) => 1002,
+            Self::Closed => 1000,
+            Self::Silent | Self::Early | Self::Bad(_) | Self::Talkative | Self::Ticket(_) | Self::Refused(_) => 1008,
+        }
+    }
+}
+
+impl Stream {
+    async fn run(mut self, shared: Arc<Shared>, token: Option<String>, unknown: OwnedSemaphorePermit) {
+        let provider = self.dialect.habits().name;
+        let begun = match time::timeout(STARTS_WITHIN, self.start()).await {
+            Ok(Ok(start)) => self.known(&shared, &start, token).map(|ticket| (start, ticket)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(NoCall::Silent),
+        };
+        let (start, ticket) = match begun {
+            Ok(begun) => begun,
+            Err(error) => return self.turn_away(&error).await,
+        };
+        drop(unknown);
+        let id = random_id("call");
+        let span = tracing::info_span!("call", id, tenant = ticket.who.tenant_id(), provider);
+        Box::pin(self.call(shared, id, start, ticket)).instrument(span).await;
+    }
+
+    /// Its first message that means something.
+    async fn start(&mut self) -> Result<Start, NoCall> {
+        for _ in 0..BEFORE_START {
+            let packet = match self.socket.next().await? {
+                Frame::Text(text) => Packet::Text(text),
+                Frame::Binary(bytes) => Packet::Binary(bytes),
+                Frame::Pong => continue,
+                Frame::Closed { .. } => return Err(NoCall::Closed),
+            };
+            match self.dialect.read(&packet)? {
+                Heard::Start(start) => return Ok(*start),
+                Heard::Audio(_) => return Err(NoCall::Early),
+                Heard::Stop(_) => return Err(NoCall::Closed),
+                Heard::Nothing | Heard::Digit(_) | Heard::Played(_) | Heard::Full(_) => {}
+            }
+        }
+        Err(NoCall::Talkative)
+    }
+
+    fn known(&self, shared: &Shared, start: &Start, token: Option<String>) -> Result<Ticket, NoCall> {
+        let token = token.as_ref().or_else(|| start.params.get("token"));
+        let account = self.account.as_deref();
+        let call = start.call.as_deref().filter(|_| account.is_some_and(|account| same_name(account.kind())));
+        Ok(shared.phones.tickets.take(token.map(String::as_str), account.map(Account::name), call)?)
+    }
+
+    async fn turn_away(mut self, error: &NoCall) {
+        tracing::warn!(provider = self.dialect.habits().name, %error, "a stream is turned away");
+        Fact::Refused { code: "unauthorized".into() }.record();
+        self.hang_up();
+        self.socket.close(error.close(), "", GOODBYE).await;
+    }
+
+    fn hang_up(&mut self) {
+        match self.dialect.hang_up() {
+            Some(Packet::Text(text)) => self.socket.outbox().text(text),
+            Some(Packet::Binary(bytes)) => self.socket.outbox().control(bytes),
+            None => {}
+        }
+    }
+
+    async fn call(self, shared: Arc<Shared>, id: String, start: Start, ticket: Ticket) {
+        let Ticket { account, call, agent, who } = ticket;
+        let ready = match self.admit(&shared, &id, &start, &agent, &who).await {
+            Ok(ready) => ready,
+            Err(refusal) => {
+                let error = NoCall::Refused(format!("{}: {}", refusal.code, refusal.message));
+                return self.turn_away(&error).await;
+            }
+        };
+        let Ready { found, way, license, slot } = ready;
+        tracing::info!(from = call.from, to = call.to, account, agent, input = %start.input, output = %start.output, "a telephone call");
+        let Self { mut socket, dialect, .. } = self;
+        match dialect.take() {
+            Some(Packet::Text(text)) => socket.outbox().text(text),
+            Some(Packet::Binary(bytes)) => socket.outbox().control(bytes),
+            None => {}
+        }
+        let audio = AudioFormats { input: start.input, output: start.output };
+        let (lead, gather) = (Some(dialect.habits().lead), shared.config.audio.gather);
+        let door = |setup| Door::phone(Phone::new(Lanes::new(setup, audio, gather), dialect, &start, None));
+        let (auto_turns, comes_back) = (true, false);
+        let agent_of = told(&found, &call);
+        let owner = Owner { who, license, id, name: agent, agent: agent_of, way, audio, auto_turns, lead, comes_back };
+        let end = driver::run(owner.call(&shared, socket, door)).await;
+        tracing::info!(%end, "the telephone call is over");
+        drop(slot);
+        leave(&shared, &account, &call.call, &end).await;
+    }
+
+    async fn admit(
+        &self,
+        shared: &Shared,
+        id: &str,
+        start: &Start,
+        agent: &str,
+        who: &Principal,
+    ) -> Result<Ready, Refusal> {
+        let codecs = [("codec", start.input.codec), ("codec", start.output.codec)];
+        let (found, way) = owner::meet(shared, who, agent, codecs)?;
+        let slot =
+            shared.line().map_err(|why| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", why.to_owned()))?;
+        let license = license(shared, who, id, self.dialect.habits().name).await?;
+        Ok(Ready { found, way, license, slot })
+    }
+}
+
+/// What a call needs before it begins.
+struct Ready {
+    found: Arc<AgentConfig>,
+    way: crate::call::way::Way,
+    license: crate::admit::License,
+    slot: OwnedSemaphorePermit,
+}
+
+/// The agent, told who calls.
+fn told(agent: &Arc<AgentConfig>, call: &Incoming) -> Arc<AgentConfig> {
+    let greeting = agent.greeting.as_deref();
+    if ![Some(agent.instructions.as_str()), greeting].into_iter().flatten().any(fill::has_places) {
+        return agent.clone();
+    }
+    let mut told = AgentConfig::clone(agent);
+    told.instructions = fill::fill(&agent.instructions, call);
+    told.greeting = greeting.map(|greeting| fill::fill(greeting, call));
+    Arc::new(told)
+}
+
+/// Where closing a stream does not end its call, the provider is told to.
+async fn leave(shared: &Arc<Shared>, account: &str, call: &str, end: &End) {
+    let Some(account) = shared.phones.accounts.get(account) else { return };
+    let lasts = matches!(account.kind(), PhoneKind::Telnyx | PhoneKind::Plivo | PhoneKind::Vonage);
+    if !lasts || matches!(end, End::HungUp) {
+        return;
+    }
+    let nonce = random_id("").trim_start_matches('_').to_owned();
+    match account.rest(Stamp { now: unix_now(), nonce: &nonce }).hang_up(call) {
+        Ok(ask) => shared.phones.sender.insist(account, ask).await,
+        Err(error) => tracing::debug!(%error, "the provider is not told to hang up"),
+    }
+}

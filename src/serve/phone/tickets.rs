@@ -1,0 +1,163 @@
+//! Tokens that a webhook's answer gives out: each is good for one stream of one call, for a minute.
+//!
+//! A stream brings nothing else that says whose call it is, so a token is what stands between the network and the service: it cannot be
+//! guessed, works once, through its account, and for its call where both sides call that by the same name. Only digests are kept.
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use rand::Rng as _;
+use tokio::time::Instant;
+
+use crate::{
+    admit::Principal,
+    phone::{Incoming, TokenForm},
+};
+
+/// Tokens that wait at once; there are more only when somebody plays with webhooks.
+const MOST: usize = 1 << 16;
+
+/// A call whose stream is on its way.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    /// The account through which it comes.
+    pub(super) account: String,
+    /// What the webhook said of it.
+    pub(super) call: Incoming,
+    /// The agent that answers.
+    pub(super) agent: String,
+    /// Who pays, and who calls.
+    pub(super) who: Principal,
+}
+
+/// Why a stream has no call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NoTicket {
+    /// It showed none.
+    #[error("it shows no token")]
+    Absent,
+    /// Unknown, used, too late, or through another account: not told apart to anybody.
+    #[error("its token is not known, was used, or came too late")]
+    Unknown,
+    /// It is another call's.
+    #[error("its token was made for another call")]
+    OtherCall,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Tickets {
+    life: Duration,
+    waiting: Mutex<HashMap<[u8; 32], (Instant, Ticket)>>,
+}
+
+fn hash(token: &str) -> [u8; 32] {
+    digest(&SHA256, token.as_bytes()).as_ref().try_into().unwrap_or([0; 32])
+}
+
+/// A token that nobody can guess: 122 bits of chance at least.
+pub(super) fn token(form: TokenForm) -> String {
+    let chance: u128 = rand::rng().random();
+    match form {
+        TokenForm::Alphanumeric => format!("{chance:032x}"),
+        TokenForm::Uuid => {
+            // Version 4 (RFC 9562 section 5.4).
+            let bits = chance & !(0xF << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
+            let hex = format!("{bits:032x}");
+            let mut parts = String::new();
+            for (at, digit) in hex.chars().enumerate() {
+                if matches!(at, 8 | 12 | 16 | 20) {
+                    parts.push('-');
+                }
+                parts.push(digit);
+            }
+            parts
+        }
+    }
+}
+
+impl Tickets {
+    pub(super) fn new(life: Duration) -> Self {
+        Self { life, waiting: Mutex::default() }
+    }
+
+    /// Keeps a ticket for whoever shows the token; `false`: there are too many.
+    pub(super) fn put(&self, token: &str, ticket: Ticket) -> bool {
+        let now = Instant::now();
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() >= MOST {
+            waiting.retain(|_, (until, _)| now < *until);
+        }
+        waiting.len() < MOST && waiting.insert(hash(token), (now + self.life, ticket)).is_none()
+    }
+
+    /// Takes the ticket that a token stands for. `call`: what the stream calls its call, where that is the webhook's name for it.
+    /// Whatever comes of it, the token is used up.
+    ///
+    /// # Errors
+    /// Why there is none; for the log.
+    pub(super) fn take(
+        &self,
+        token: Option<&str>,
+        account: Option<&str>,
+        call: Option<&str>,
+    ) -> Result<Ticket, NoTicket> {
+        let token = token.ok_or(NoTicket::Absent)?;
+        let found = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash(token));
+        let (until, ticket) = found.ok_or(NoTicket::Unknown)?;
+        if Instant::now() >= until || account.is_some_and(|account| account != ticket.account) {
+            return Err(NoTicket::Unknown);
+        }
+        if call.is_some_and(|call| call != ticket.call.call) {
+            return Err(NoTicket::OtherCall);
+        }
+        Ok(ticket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ticket(call: &str) -> Ticket {
+        let call = Incoming { call: call.to_owned(), ..Incoming::default() };
+        Ticket { account: "twilio".to_owned(), call, agent: "default".to_owned(), who: Principal::operator() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_is_good_once_for_its_call_and_not_for_long() {
+        let tickets = Tickets::new(Duration::from_secs(60));
+        let put = |call: &str| {
+            let token = token(TokenForm::Alphanumeric);
+            assert!(TokenForm::Alphanumeric.fits(&token) && tickets.put(&token, ticket(call)));
+            token
+        };
+        let (a, b, c, d) = (put("CA1"), put("CA2"), put("CA3"), put("CA4"));
+        assert_eq!(tickets.take(Some(&a), Some("twilio"), Some("CA1")).unwrap().call.call, "CA1");
+        for (token, account, call, why) in [
+            (None, "twilio", Some("CA1"), NoTicket::Absent),
+            (Some(a.as_str()), "twilio", Some("CA1"), NoTicket::Unknown),
+            (Some("guessed"), "twilio", None, NoTicket::Unknown),
+            (Some(b.as_str()), "other", Some("CA2"), NoTicket::Unknown),
+            (Some(b.as_str()), "twilio", Some("CA2"), NoTicket::Unknown),
+            (Some(c.as_str()), "twilio", Some("CA9"), NoTicket::OtherCall),
+            (Some(c.as_str()), "twilio", Some("CA3"), NoTicket::Unknown),
+        ] {
+            assert_eq!(tickets.take(token, Some(account), call).unwrap_err(), why, "{token:?}");
+        }
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(tickets.take(Some(&d), None, None).unwrap_err(), NoTicket::Unknown);
+    }
+
+    #[test]
+    fn tokens_have_the_form_that_is_asked_for() {
+        for form in [TokenForm::Alphanumeric, TokenForm::Uuid] {
+            let (one, other) = (token(form), token(form));
+            assert!(form.fits(&one) && form.fits(&other) && one != other, "{one}");
+        }
+        assert_eq!(&token(TokenForm::Uuid)[14..15], "4");
+    }
+}
