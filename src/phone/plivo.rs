@@ -6,6 +6,8 @@
 //!
 //! `extraHeaders` carry letters and digits only, 512 bytes at most: so does the token. L16 would be the default, so that the content
 //! type is always written. There is no `stop`: the stream's socket closes.
+//!
+//! Unverified: fields and words of webhooks, `<Hangup>`, `<Dial>`, and the REST requests but for hanging up.
 use aws_lc_rs::hmac;
 use axum::http::Method;
 use base64::{Engine as _, engine::general_purpose::STANDARD};

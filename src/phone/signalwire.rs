@@ -5,7 +5,8 @@
 //! a `[[phone.numbers]]` entry; call it.
 //!
 //! Webhooks are signed as Twilio's, with the signing key; whether the stream's own request is signed is unverified, so that
-//! `stream_password` is sent as its bearer token where one is set.
+//! `stream_password` is sent as its bearer token where one is set. Unverified, too: the header's name, that the key signs in SHA-1, the
+//! REST API's root, and its fields.
 use aws_lc_rs::hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY as SHA1;
 
 use super::{

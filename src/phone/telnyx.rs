@@ -6,6 +6,9 @@
 //!
 //! `rtp` must be asked for: otherwise audio back is taken for MP3 files. What comes in has the leg's codec, not the one asked for. The
 //! signature does not cover the URL, so that a GET proves nothing and is refused.
+//!
+//! Unverified: names and words of Call Control's events, `custom_parameters` of a command, `reject`, `transfer`, `send_dtmf` and what
+//! they take, and that TeXML's requests are signed as the others are.
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use axum::http::Method;
 use base64::{Engine as _, engine::general_purpose::STANDARD};

@@ -6,6 +6,9 @@
 //!
 //! A signature has no time in it: [`super::Replays`] remembers those that were shown. It joins names and values without a mark
 //! between them, so that who has seen one request could move the boundary; that needs the request, which only TLS's ends see.
+//!
+//! Unverified: `<Reject>`, `<Dial>`, the words of `AnsweredBy` and of stream callbacks, the fields of dialling (`Twiml`, `AsyncAmd`,
+//! `MachineDetection`), and that code 21220 says of a call that it is over.
 use aws_lc_rs::hmac;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 

@@ -5,6 +5,8 @@
 //! `PUBLIC_URL/phone/vonage/status`, both POST; the number linked to it and a `[[phone.numbers]]` entry; call it.
 //!
 //! POST is recommended: a JWT covers the time and the body's digest, but no query, so that a GET proves only who asks.
+//!
+//! Unverified: the token's claims, fields and words of webhooks, and the REST requests but for hanging up.
 use axum::http::Method;
 use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation, decode, encode};
 use serde::Deserialize;
