@@ -19,7 +19,7 @@
 //! # Rooms, in the order in which audio passes
 //! | room | what it is |
 //! |---|---|
-//! | [`cli`] | one file per command: serve, say, talk, sim, tenant, usage, route, check |
+//! | [`cli`] | one file per command: serve, say, talk, phone, sim, tenant, usage, route, check |
 //! | [`caller`] | our own client of `voxrelay.v1`: say, talk and the tests use it |
 //! | [`desktop`] | microphone and loudspeaker of this computer on a call: talk |
 //! | [`config`] | one struct per section, every default in one place |
@@ -35,6 +35,7 @@
 //! | [`phone`] | what is said with telephone providers over plain HTTP, pure: webhooks and their signatures, markup, REST |
 //! | [`sim`] | the simulated model service, its habits and its faults |
 //! | [`ledger`] | what was used, by whom, and what it cost: one row per reply, never two, in a file that outlives the process |
+//! | [`provider`] | a telephone provider's side of a call, with the playout buffer in front of the caller's ear |
 //! | [`chaos`] | a TCP proxy between any two parties that makes the network bad, scripted and seeded |
 //! | [`scripted`] | what both have in common: tables of faults, seeded dice |
 //! | [`wall`] | the clock on the wall, for what others count in it |
@@ -48,6 +49,7 @@
 //! Who knows whom: `client`, `audio` and `upstream` do not know each other's insides; `call` knows all three; `serve`
 //! and `cli` stand above; `sim` knows `audio` and `net` only, `chaos`
 //! none of them; `phone` knows `config` only. Inside of the relay every message has the GA shape.
+//! none of them; `provider` knows `audio`, `net` and how `caller` connects, and nothing of the telephone doors that it checks. Inside of the relay every message has the GA shape.
 pub mod admit;
 pub mod audio;
 pub mod beta;
@@ -63,6 +65,7 @@ pub mod ledger;
 pub mod net;
 pub mod observe;
 pub mod phone;
+pub mod provider;
 pub mod scripted;
 pub mod serve;
 pub mod sim;

@@ -1,6 +1,7 @@
 //! From an address to a call that is ready: TCP, TLS, upgrade, `ready`, each under a deadline.
 use std::{future::Future, io, time::Duration};
 
+use rustls::pki_types::CertificateDer;
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
@@ -105,7 +106,7 @@ pub(super) async fn dial(
 ) -> Result<(Box<Ws>, ServerMsg), ConnectError> {
     let limit = options.connect_timeout;
     let deadline = Instant::now() + limit;
-    let mut socket = within(deadline, limit, "connecting", open(&target, &options)).await?;
+    let mut socket = within(deadline, limit, "connecting", open(&target, &options.roots)).await?;
     let asking = upgrade(&mut socket, &target, options.token.as_ref());
     let first_bytes = within(deadline, limit, "the upgrade to a WebSocket", asking).await?;
     let config = WebSocketConfig::default()
@@ -164,7 +165,8 @@ async fn within<T>(
     timeout_at(deadline, work).await.unwrap_or(Err(ConnectError::Timeout { what, limit }))
 }
 
-async fn open(target: &Target, options: &Options) -> Result<Socket, ConnectError> {
+/// TCP, and TLS where the address asks for it; `roots` are trusted besides the public ones.
+pub(crate) async fn open(target: &Target, roots: &[CertificateDer<'static>]) -> Result<Socket, ConnectError> {
     let to = || format!("{}:{}", target.host, target.port);
     let tcp = TcpStream::connect((target.host.as_str(), target.port))
         .await
@@ -173,5 +175,5 @@ async fn open(target: &Target, options: &Options) -> Result<Socket, ConnectError
     if !target.tls {
         return Ok(Socket::Plain(tcp));
     }
-    Socket::tls(tcp, &target.host, &options.roots).await.map_err(|source| ConnectError::Tls { to: to(), source })
+    Socket::tls(tcp, &target.host, roots).await.map_err(|source| ConnectError::Tls { to: to(), source })
 }

@@ -61,7 +61,18 @@ impl Refusal {
     }
 }
 
-/// Asks for the WebSocket. Returns the bytes that came right behind the answer: the first messages.
+/// What is asked for: a path at a host, a subprotocol, and headers beside the usual ones.
+#[derive(Debug)]
+pub(crate) struct Ask<'a> {
+    /// Where.
+    pub(crate) target: &'a Target,
+    /// The one subprotocol that is offered, and insisted on.
+    pub(crate) subprotocol: Option<&'a str>,
+    /// Further headers; printable ASCII, or the upgrade is not asked for.
+    pub(crate) headers: &'a [(String, SecretString)],
+}
+
+/// Asks the relay for a call. Returns the bytes that came right behind the answer: the first messages.
 pub(super) async fn upgrade<S>(
     stream: &mut S,
     target: &Target,
@@ -70,20 +81,38 @@ pub(super) async fn upgrade<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let key = generate_key();
-    let mut request = format!(
-        "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-         Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\nUser-Agent: voxrelay/{}\r\n",
-        target.path_and_query,
-        target.authority,
-        env!("CARGO_PKG_VERSION"),
-    );
+    let mut headers = Vec::new();
     if let Some(token) = token {
         let token = token.expose_secret();
         if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(ConnectError::Token);
         }
-        request.push_str(&format!("Authorization: Bearer {token}\r\n"));
+        headers.push(("Authorization".to_owned(), format!("Bearer {token}").into()));
+    }
+    ask(stream, &Ask { target, subprotocol: Some(SUBPROTOCOL), headers: &headers }).await
+}
+
+/// Asks for a WebSocket. Returns the bytes that came right behind the answer.
+pub(crate) async fn ask<S>(stream: &mut S, ask: &Ask<'_>) -> Result<Vec<u8>, ConnectError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let key = generate_key();
+    let mut request = format!(
+        "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: {key}\r\n",
+        ask.target.path_and_query, ask.target.authority,
+    );
+    if let Some(subprotocol) = ask.subprotocol {
+        request.push_str(&format!("Sec-WebSocket-Protocol: {subprotocol}\r\n"));
+    }
+    request.push_str(&format!("User-Agent: voxrelay/{}\r\n", env!("CARGO_PKG_VERSION")));
+    for (name, value) in ask.headers {
+        let value = value.expose_secret();
+        if !name.bytes().chain(value.bytes()).all(|b| (b' '..=b'~').contains(&b)) {
+            return Err(ConnectError::Token);
+        }
+        request.push_str(&format!("{name}: {value}\r\n"));
     }
     request.push_str("\r\n");
     stream.write_all(request.as_bytes()).await.map_err(ConnectError::Upgrade)?;
@@ -93,7 +122,7 @@ where
     if head.status != 101 {
         return Err(ConnectError::Refused(Box::new(read_refusal(stream, &head, rest).await)));
     }
-    head.check(&key)?;
+    head.check(&key, ask.subprotocol)?;
     Ok(rest)
 }
 
@@ -120,8 +149,8 @@ impl Head {
         self.headers.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str())
     }
 
-    /// RFC 6455 section 4.1, and our subprotocol.
-    fn check(&self, key: &str) -> Result<(), ConnectError> {
+    /// RFC 6455 section 4.1, and the subprotocol.
+    fn check(&self, key: &str, subprotocol: Option<&str>) -> Result<(), ConnectError> {
         let is = |name, want: &str| {
             self.get(name).is_some_and(|v| v.split(',').any(|word| word.trim().eq_ignore_ascii_case(want)))
         };
@@ -134,9 +163,11 @@ impl Head {
         if self.get("sec-websocket-extensions").is_some() {
             return Err(ConnectError::NotWebSocket("it chose an extension that was not offered"));
         }
-        match self.get("sec-websocket-protocol") {
-            Some(SUBPROTOCOL) => Ok(()),
-            _ => Err(ConnectError::NotWebSocket("it did not choose the subprotocol voxrelay.v1")),
+        match (self.get("sec-websocket-protocol"), subprotocol) {
+            (chosen, offered) if chosen == offered => Ok(()),
+            (_, Some(SUBPROTOCOL)) => Err(ConnectError::NotWebSocket("it did not choose the subprotocol voxrelay.v1")),
+            (_, Some(_)) => Err(ConnectError::NotWebSocket("it did not choose the subprotocol that was offered")),
+            (_, None) => Err(ConnectError::NotWebSocket("it chose a subprotocol, and none was offered")),
         }
     }
 }

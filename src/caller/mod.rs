@@ -21,12 +21,16 @@ mod socket;
 pub(crate) mod testbed;
 
 pub use call::{Call, CallEnd, Event, Ready, SendError};
+pub(crate) use connect::open;
 pub use connect::{ConnectError, check_url, connect};
 pub use handshake::Refusal;
+pub(crate) use handshake::{Ask, ask};
 pub use microphone::{FRAME, Microphone, cut};
+pub(crate) use options::Target;
 pub use options::{Options, Pace, Turns, UrlError};
 pub use phone::{Phone, Step};
 pub use playback::Loudspeaker;
+pub(crate) use socket::Socket as Stream;
 
 #[cfg(test)]
 mod tests {

@@ -121,9 +121,12 @@ pub struct UrlError {
     pub why: &'static str,
 }
 
+/// The path of an address that has none.
+const DOOR: &str = "/v1/voice";
+
 /// Where to connect and what to ask for there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Target {
+pub(crate) struct Target {
     pub(super) tls: bool,
     /// Without the brackets of an IPv6 address.
     pub(super) host: String,
@@ -137,16 +140,22 @@ impl Target {
     /// `url` is `ws://` or `wss://`; a missing path becomes `/v1/voice`. Fields of `options` replace those of the same
     /// name in the address; others in the address stay.
     pub(super) fn new(url: &str, options: &Options) -> Result<Self, UrlError> {
-        Self::asking(url, &options.query())
+        Self::asking(url, DOOR, &options.query())
+    }
+
+    /// Another door than the thin one: the address as it stands.
+    pub(crate) fn elsewhere(url: &str) -> Result<Self, UrlError> {
+        Self::asking(url, "/", &[])
     }
 
     /// The same address to come back to, with `got` messages received. What was agreed belongs to the call and is not asked
     /// for again.
     pub(super) fn resuming(url: &str, token: &str, got: u64) -> Result<Self, UrlError> {
-        Self::asking(url, &[("resume", token.to_owned()), ("got", got.to_string())])
+        Self::asking(url, DOOR, &[("resume", token.to_owned()), ("got", got.to_string())])
     }
 
-    fn asking(url: &str, asked: &[(&'static str, String)]) -> Result<Self, UrlError> {
+    /// `door` is the path where the address has none.
+    fn asking(url: &str, door: &str, asked: &[(&'static str, String)]) -> Result<Self, UrlError> {
         let wrong = |why| UrlError { url: url.split('?').next().unwrap_or_default().to_owned(), why };
         let uri: Uri = url.parse().map_err(|_| wrong("it is not a URL"))?;
         let tls = match uri.scheme_str() {
@@ -169,7 +178,7 @@ impl Target {
             "" => 80,
             port => port.trim_start_matches(':').parse().map_err(|_| wrong("its port is not a number up to 65535"))?,
         };
-        let path = if uri.path() == "/" { "/v1/voice" } else { uri.path() };
+        let path = if uri.path() == "/" { door } else { uri.path() };
         let kept = uri.query().unwrap_or_default().split('&').filter(|pair| {
             let name = pair.split('=').next().unwrap_or_default();
             !pair.is_empty() && !asked.iter().any(|(ours, _)| *ours == name)

@@ -24,7 +24,7 @@ use tokio_rustls::{
 
 /// Plain or wrapped.
 #[derive(Debug)]
-pub(super) enum Socket {
+pub(crate) enum Socket {
     Plain(TcpStream),
     /// Boxed: the session's state is over a kilobyte.
     Tls(Box<TlsStream<TcpStream>>),

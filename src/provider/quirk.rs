@@ -1,0 +1,85 @@
+//! What providers and networks do beside their references: on request, seeded, and counted.
+use std::time::Duration;
+
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
+/// How a stream is ended towards the relay, where the provider has a message for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stop {
+    /// `stop`, then the socket closes.
+    #[default]
+    Once,
+    /// The socket closes without a word.
+    Never,
+    /// `stop` twice.
+    Twice,
+}
+
+/// Habits that a provider's reference does not show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Quirks {
+    /// No media while the caller is silent, as some legs of Twilio's.
+    pub pauses: bool,
+    /// Every n-th media message comes twice.
+    pub duplicate_every: Option<u64>,
+    /// Every n-th media message comes after the one that follows it (Telnyx says that this may happen).
+    pub swap_every: Option<u64>,
+    /// How the stream ends.
+    pub stop: Stop,
+    /// So many media messages come before `start`.
+    pub early_media: u64,
+    /// Media names a stream that was never started.
+    pub wrong_stream_ids: bool,
+    /// `start` comes so long after the socket is open.
+    pub start_after: Duration,
+}
+
+/// What a network between provider and relay does. Nothing is lost or overtaken: it is TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Network {
+    /// From provider to relay.
+    pub to_relay: Duration,
+    /// From relay to provider.
+    pub from_relay: Duration,
+    /// Up to so much more, each message anew.
+    pub jitter: Duration,
+}
+
+/// What was done on request so far; a test of a fault looks here whether it happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Injected {
+    /// Frames of silence that were not sent.
+    pub paused: u64,
+    /// Media messages sent twice.
+    pub duplicated: u64,
+    /// Pairs of media messages sent in the wrong order.
+    pub swapped: u64,
+    /// Media messages before `start`.
+    pub early: u64,
+    /// Media messages with a stream id that is not the call's.
+    pub wrong_ids: u64,
+    /// `stop` messages sent.
+    pub stops: u64,
+}
+
+/// One direction's delay.
+#[derive(Debug)]
+pub(super) struct Wire {
+    delay: Duration,
+    jitter: Duration,
+    last: Duration,
+    dice: StdRng,
+}
+
+impl Wire {
+    pub(super) fn new(delay: Duration, jitter: Duration, seed: u64) -> Self {
+        Self { delay, jitter, last: Duration::ZERO, dice: StdRng::seed_from_u64(seed) }
+    }
+
+    /// When what is sent at `now` arrives.
+    pub(super) fn arrival(&mut self, now: Duration) -> Duration {
+        let more = if self.jitter.is_zero() { 0.0 } else { self.dice.random::<f64>() };
+        self.last = self.last.max(now + self.delay + self.jitter.mul_f64(more));
+        self.last
+    }
+}
