@@ -48,8 +48,8 @@
 //!
 //! Who knows whom: `client`, `audio` and `upstream` do not know each other's insides; `call` knows all three; `serve`
 //! and `cli` stand above; `sim` knows `audio` and `net` only, `chaos`
-//! none of them; `phone` knows `config` only. Inside of the relay every message has the GA shape.
-//! none of them; `provider` knows `audio`, `net` and how `caller` connects, and nothing of the telephone doors that it checks. Inside of the relay every message has the GA shape.
+//! none of them; `phone` knows `config` only; `provider` knows `audio`, `net` and how `caller` connects, and nothing of the telephone
+//! doors that it checks. Inside of the relay every message has the GA shape.
 pub mod admit;
 pub mod audio;
 pub mod beta;

@@ -30,7 +30,7 @@ pub(crate) use options::Target;
 pub use options::{Options, Pace, Turns, UrlError};
 pub use phone::{Phone, Step};
 pub use playback::Loudspeaker;
-pub(crate) use socket::Socket as Stream;
+pub(crate) use socket::{Socket as Stream, tls_config};
 
 #[cfg(test)]
 mod tests {

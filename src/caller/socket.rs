@@ -34,18 +34,21 @@ impl Socket {
     /// Wraps `tcp`. Trusts Mozilla's roots (compiled in: no files are needed) and `roots`.
     pub(super) async fn tls(tcp: TcpStream, host: &str, roots: &[CertificateDer<'static>]) -> io::Result<Self> {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        let mut store = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        for root in roots {
-            store.add(root.clone()).map_err(io::Error::other)?;
-        }
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)?
-            .with_root_certificates(store)
-            .with_no_client_auth();
-        let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
+        let tls = TlsConnector::from(Arc::new(tls_config(roots)?)).connect(name, tcp).await?;
         Ok(Self::Tls(Box::new(tls)))
     }
+}
+
+/// What a client of a relay trusts: Mozilla's roots and `roots`.
+pub(crate) fn tls_config(roots: &[CertificateDer<'static>]) -> io::Result<ClientConfig> {
+    let mut store = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    for root in roots {
+        store.add(root.clone()).map_err(io::Error::other)?;
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?;
+    Ok(builder.with_root_certificates(store).with_no_client_auth())
 }
 
 impl AsyncRead for Socket {

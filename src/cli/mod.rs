@@ -2,6 +2,7 @@
 pub mod check;
 mod columns;
 pub mod logs;
+pub mod phone;
 pub mod relay;
 pub mod route;
 pub mod say;
@@ -35,6 +36,8 @@ enum Command {
     Talk(talk::TalkArgs),
     /// Run the relay (on the embedded simulator, if no upstream and no key is configured)
     Serve(serve::ServeArgs),
+    /// Play a telephone provider against a relay: a call without an account and without a telephone
+    Phone(phone::PhoneArgs),
     /// Run the simulated model service alone, to test voice clients against
     Sim(sim::SimArgs),
     /// Add, show, rotate and revoke tenants: who may call, and with which keys
@@ -75,6 +78,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Say(args) => say(args).await,
         Command::Talk(args) => talk::run(args).await,
         Command::Serve(args) => serve::run(args).await,
+        Command::Phone(args) => Box::pin(phone::run(args)).await,
         Command::Sim(args) => sim::run(args).await,
         Command::Tenant(args) => tenant::run(args),
         Command::Usage(args) => usage::run(args),

@@ -244,3 +244,6 @@ impl<F: FnMut(Duration, Told)> Call<F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! One call at the provider: what the relay says goes in, what the provider says comes out.
 //!
-//! Stands between a socket ([`super::drive`], or a test's own wire) and the caller ([`super::person`]). Owns no socket, task or
+//! Stands between a socket ([`mod@super::drive`], or a test's own wire) and the caller ([`super::person`]). Owns no socket, task or
 //! clock: times are arguments, counted from the line's beginning. Which words are used is [`super::dialect`]'s business; here
 //! is what they do to the [`super::playout`] buffer, and so to the caller's [`Ear`].
 use std::{collections::VecDeque, time::Duration};
@@ -491,11 +491,9 @@ impl Line {
             }
         }
         self.playout.push(now, samples);
-        if let Some((stop, _)) = self.rules.flow.filter(|_| !self.xoff) {
-            if self.playout.frames() >= stop {
-                self.xoff = true;
-                self.tell(now, &Said::Xoff);
-            }
+        if !self.xoff && self.rules.flow.is_some_and(|(stop, _)| self.playout.frames() >= stop) {
+            self.xoff = true;
+            self.tell(now, &Said::Xoff);
         }
     }
 
@@ -539,6 +537,11 @@ impl Line {
         }
         if self.tell_drained && empty {
             self.tell_drained = false;
+            while self.playout.next_due().is_some_and(|at| at <= tick.at) {
+                if let Some(tag) = self.playout.take_due() {
+                    self.came_out(tick.at, &tag, true);
+                }
+            }
             self.tell(tick.at, &Said::Drained);
         } else if self.tell_drained {
             self.playout.wake(tick.at + FRAME);
@@ -548,6 +551,9 @@ impl Line {
     fn end(&mut self, now: Duration, who: Who, why: String) {
         let unheard = self.playout.queued();
         self.playout.clear();
+        if let Some(overtaken) = self.overtaken.take() {
+            self.send(now, overtaken); // nothing came any more to overtake it
+        }
         if who == Who::Caller {
             let times = match self.setup.quirks.stop {
                 Stop::Once => 1,

@@ -330,4 +330,13 @@ mod tests {
             assert!(error.contains(want), "{provider:?}: {error}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_answer_is_read_or_refused(answer in ".{0,200}", tag in "<(Response|Connect|Stream)( url=.{0,9})?>", which in 0usize..9) {
+            for answer in [answer.clone(), format!("<Response>{tag}{answer}</Response>"), format!("[{{\"verb\":\"listen\",\"url\":{answer:?}}}]")] {
+                let _read = read(Provider::ALL[which], &answer);
+            }
+        }
+    }
 }

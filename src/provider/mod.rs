@@ -5,17 +5,17 @@
 //! what the relay cannot know: what the caller's ear has heard, and when.
 //!
 //! Written from the providers' references and from nothing of the relay's own telephone doors: it is their check, so it must
-//! not share their mistakes. A [`Line`] is pure: it owns no socket, task or clock. [`drive`] puts one on a socket.
+//! not share their mistakes. A [`Line`] is pure: it owns no socket, task or clock. [`mod@drive`] puts one on a socket.
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`line`] | one call at the provider: messages in, messages out, one deadline |
+//! | [`mod@line`] | one call at the provider: messages in, messages out, one deadline |
 //! | [`playout`] | the buffer in front of the caller's ear: 20 ms a tick, marks, clearing |
 //! | [`ear`] | what was heard, sample by sample, with its time |
 //! | [`dialect`] | one small file per provider over three shapes |
 //! | [`quirk`] | what providers and networks do beside their references, on request and counted |
 //! | [`person`] | who is on the telephone: speaks, listens, interrupts, presses, hangs up |
-//! | [`drive`], [`dial`] | a line on a real socket |
+//! | [`mod@drive`], [`dial`] | a line on a real socket |
 //! | [`webhook`], [`markup`] | the question before the call, and what its answer says |
 pub mod dial;
 pub mod dialect;

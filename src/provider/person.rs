@@ -20,7 +20,7 @@ pub enum When {
     Said,
     /// When a reply has sounded for so long since the last word.
     Heard(Duration),
-    /// When a reply has sounded, and then nothing for so long.
+    /// When something has sounded after the last word, be it the end of what was interrupted, and then nothing for so long.
     Quiet(Duration),
 }
 
@@ -105,9 +105,8 @@ impl Person {
     /// The 20 ms that end at `now`.
     pub fn moment(&mut self, now: Duration, ear: &Ear) -> Moment {
         let mut hangs_up = false;
-        while let Some(action) =
-            self.script.pop_front_if(|action| is_due(action.when, now, ear, &self.voice, &self.speeches))
-        {
+        while self.script.front().is_some_and(|action| self.is_due(action.when, now, ear)) {
+            let Some(action) = self.script.pop_front() else { break };
             match action.what {
                 What::Say(samples) => self.say(now, ear, samples),
                 What::Press(keys) => self.keys.extend(keys.chars()),
@@ -139,17 +138,61 @@ impl Person {
         });
         self.voice.extend(samples);
     }
+
+    fn is_due(&self, when: When, now: Duration, ear: &Ear) -> bool {
+        let said = self.speeches.last().map_or(Duration::ZERO, |speech| speech.until);
+        let silent = self.voice.is_empty();
+        match when {
+            When::At(at) => now >= at,
+            When::Said => silent,
+            When::Heard(length) => silent && ear.audible(said) >= length,
+            When::Quiet(length) => {
+                let last = ear.last_audible(now).filter(|at| *at > said);
+                silent && last.is_some_and(|at| now >= at + length)
+            }
+        }
+    }
 }
 
-fn is_due(when: When, now: Duration, ear: &Ear, voice: &VecDeque<i16>, speeches: &[Speech]) -> bool {
-    let said = speeches.last().map_or(Duration::ZERO, |speech| speech.until);
-    match when {
-        When::At(at) => now >= at,
-        When::Said => voice.is_empty(),
-        When::Heard(length) => voice.is_empty() && ear.audible(said) >= length && !length.is_zero(),
-        When::Quiet(length) => {
-            let last = ear.last_audible(now).filter(|at| *at > said);
-            voice.is_empty() && last.is_some_and(|at| now >= at + length)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    #[test]
+    fn a_script_is_done_in_its_order() {
+        let voice = vec![5_000; 400]; // 50 ms
+        let script = [
+            Action { when: When::At(MS(40)), what: What::Say(voice.clone()) },
+            Action { when: When::Said, what: What::Press("1#".to_owned()) },
+            Action { when: When::Heard(MS(40)), what: What::Say(voice) },
+            Action { when: When::Quiet(MS(100)), what: What::HangUp },
+        ];
+        let mut person = Person::new(Media::MULAW, script);
+        let mut ear = Ear::new(Media::MULAW);
+        let (mut spoken, mut keys, mut hung_up) = (Vec::new(), Vec::new(), None);
+        for n in 1..60 {
+            let now = MS(n * 20);
+            // A reply from 200 to 300 ms: its end is what sounds last.
+            if (200..300).contains(&(n * 20)) {
+                ear.hear(now, vec![5_000; 160]);
+            }
+            let moment = person.moment(now, &ear);
+            assert_eq!(moment.samples.len(), 160);
+            if moment.samples.iter().any(|sample| is_audible(*sample)) {
+                spoken.push(n * 20);
+            }
+            keys.extend(moment.key.map(|key| (n * 20, key)));
+            if moment.hangs_up {
+                hung_up.get_or_insert(n * 20);
+            }
         }
+        assert_eq!(spoken, [40, 60, 80, 220, 240, 260]);
+        assert_eq!(keys, [(100, '1'), (300, '#')]);
+        assert_eq!(hung_up, Some(400));
+        let [first, second] = person.speeches() else { panic!("{:?}", person.speeches()) };
+        assert_eq!((first.from, first.until, first.interrupts), (MS(20), MS(70), false));
+        assert_eq!((second.from, second.interrupts), (MS(200), true));
     }
 }

@@ -38,6 +38,8 @@ mod routes_of_calls;
 #[cfg(test)]
 mod shapes;
 #[cfg(test)]
+mod simulate;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod talk;

@@ -1,7 +1,7 @@
 //! Plivo's audio streams: numbers that are numbers, checkpoints, and a socket that just closes.
 use serde_json::{Value, json};
 
-use super::{Command, Dialect, OnClear, Pieces, Rules, Said, json, media_stream, text};
+use super::{Command, Dialect, OnClear, Pieces, Rules, Said, json, media_stream, string, text};
 use crate::provider::{
     setup::Setup,
     wire::{Coding, Media, Message},
@@ -117,11 +117,11 @@ impl Dialect for Plivo {
             Said::Cleared => ("clearedAudio", None),
             _ => return None,
         };
-        let mut message = json!({ "event": event, "sequenceNumber": self.next(), "streamId": self.setup.ids.stream });
-        if let Some(name) = name {
-            message["name"] = name.into();
-        }
-        Some(text(&message))
+        let (number, stream) = (self.next(), &self.setup.ids.stream);
+        Some(text(&match name {
+            Some(name) => json!({ "event": event, "sequenceNumber": number, "streamId": stream, "name": name }),
+            None => json!({ "event": event, "sequenceNumber": number, "streamId": stream }),
+        }))
     }
 }
 
@@ -131,7 +131,8 @@ fn encoding(media: Media) -> &'static str {
 
 /// The stream's own type and rate must stand beside the audio.
 fn check(message: &Value, media: Media) -> Option<String> {
-    let found = (message["media"]["contentType"].as_str(), message["media"]["sampleRate"].as_u64());
+    let rate = message.pointer("/media/sampleRate").and_then(Value::as_u64);
+    let found = (string(message, &["media", "contentType"]), rate);
     let wanted = (Some(encoding(media)), Some(u64::from(media.rate)));
     (found != wanted).then(|| format!("`playAudio` says contentType and sampleRate {found:?}; allowed: {wanted:?}"))
 }

@@ -51,9 +51,7 @@ impl Telnyx {
 
     fn event(&mut self, event: &str, body: Value) -> Message {
         let stream = if event == "media" { self.stream_of_media.clone() } else { self.setup.ids.stream.clone() };
-        let mut message = json!({ "event": event, "sequence_number": self.next(), "stream_id": stream });
-        message[event] = body;
-        text(&message)
+        text(&json!({ "event": event, "sequence_number": self.next(), "stream_id": stream, event: body }))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Twilio Media Streams, and SignalWire's, which are the same with a few fields fewer and wider audio.
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Command, Dialect, OnClear, Pieces, Rules, Said, json, media_stream, object, text};
 use crate::provider::{
@@ -62,17 +62,17 @@ impl Twilio {
 
     /// An event with its number and its stream, but for what SignalWire leaves out.
     fn event(&mut self, event: &str, body: Value, bare: bool) -> Message {
-        let mut message = json!({ "event": event });
+        let mut message = Map::from_iter([("event".to_owned(), Value::from(event))]);
         let number = self.next();
         if !bare {
-            message["sequenceNumber"] = number.into();
+            message.insert("sequenceNumber".to_owned(), number.into());
         }
-        message[event] = body;
+        message.insert(event.to_owned(), body);
         if !bare {
             let stream = if event == "media" { &self.stream_of_media } else { &self.setup.ids.stream };
-            message["streamSid"] = stream.as_str().into();
+            message.insert("streamSid".to_owned(), stream.as_str().into());
         }
-        text(&message)
+        text(&message.into())
     }
 }
 

@@ -1,0 +1,437 @@
+//! `voxrelay phone`: a telephone provider, played against a running relay.
+//!
+//! Stands on [`crate::provider`]: asks the voice webhook as the provider would, opens the stream that the answer names, says a
+//! recording as the caller, and tells what the caller's ear has heard.
+use std::{
+    fs,
+    io::{self, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::json;
+
+use super::{
+    Authorities, Usage,
+    say::{check_out, screen::Screen},
+};
+use crate::{
+    audio::decode::decode_file,
+    caller::{UrlError, check_url, tls_config},
+    provider::{
+        Action, Address, Coding, Direction, Line, Media, Message, Person, Provider, Setup, What, When, drive, markup,
+        webhook,
+    },
+    wall,
+};
+
+mod narrate;
+
+use narrate::{narrate, summary};
+
+/// How long an agent that greets is silent before it is answered.
+const GREETED: Duration = Duration::from_secs(1);
+
+/// Arguments of `phone`.
+#[derive(Debug, clap::Args)]
+pub struct PhoneArgs {
+    #[command(subcommand)]
+    command: PhoneCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum PhoneCommand {
+    /// Call a relay as a provider does, say a recording, and save what the caller hears
+    Simulate(Box<SimulateArgs>),
+}
+
+/// Call a relay as a provider does, say a recording, and save what the caller hears
+///
+/// Plays twilio, signalwire, telnyx, plivo, vonage, jambonz, freeswitch, asterisk (chan_websocket) or audiosocket, with the
+/// playout buffer that each of them has. Exit code 0: a reply was heard and no rule of the provider's was broken; 1: not so;
+/// 2: the command was wrong.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  voxrelay phone simulate twilio --audio question.wav --voice-url http://127.0.0.1:8080/phone/main/voice
+  voxrelay phone simulate telnyx --audio question.wav --url ws://127.0.0.1:8080/phone/main/stream --token T --codec alaw
+  voxrelay phone simulate audiosocket --audio question.wav --tcp 127.0.0.1:9092 --uuid 40325ec2-5efd-4bd3-805f-53576e581d13
+  voxrelay phone simulate vonage --audio question.wav --voice-url http://127.0.0.1:8080/phone/v/voice --interrupt-after 800")]
+struct SimulateArgs {
+    /// Whose side is played
+    #[arg(value_name = "PROVIDER")]
+    provider: Provider,
+
+    /// What the caller says: wav, flac, mp3, m4a, aac, ogg or webm
+    #[arg(long, value_name = "FILE")]
+    audio: PathBuf,
+
+    /// Ask this voice webhook first, and connect the stream that it names
+    #[arg(long, value_name = "HTTP_URL", required_unless_present_any = ["url", "tcp"])]
+    voice_url: Option<String>,
+
+    /// Connect this stream, and ask no webhook
+    #[arg(long, value_name = "WS_URL", conflicts_with_all = ["voice_url", "tcp"])]
+    url: Option<String>,
+
+    /// Connect this AudioSocket
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "voice_url")]
+    tcp: Option<String>,
+
+    /// The UUID of an AudioSocket call [default: a random one]
+    #[arg(long, value_name = "UUID", requires = "tcp")]
+    uuid: Option<String>,
+
+    /// How the world knows the relay: signatures are over this address, and a stream there is reached where the webhook is
+    #[arg(long, value_name = "URL")]
+    public_url: Option<String>,
+
+    /// Signs the webhook and Twilio's stream: Twilio's, SignalWire's or Plivo's auth token, Telnyx' private key in base64, Vonage's secret
+    #[arg(long, value_name = "KEY", env = "VOXRELAY_PHONE_AUTH_TOKEN", hide_env_values = true)]
+    auth_token: Option<SecretString>,
+
+    /// The call token to show, where no webhook gives one
+    #[arg(long, value_name = "TOKEN", env = "VOXRELAY_PHONE_TOKEN", hide_env_values = true)]
+    token: Option<SecretString>,
+
+    /// A further parameter of the stream; may be given more than once
+    #[arg(long = "parameter", value_name = "NAME=VALUE", value_parser = pair)]
+    parameters: Vec<(String, String)>,
+
+    /// A further header of the upgrade; may be given more than once
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
+    headers: Vec<(String, SecretString)>,
+
+    /// The number that is called
+    #[arg(long, value_name = "NUMBER", default_value = "+13125550101")]
+    number: String,
+
+    /// Who calls
+    #[arg(long, value_name = "NUMBER", default_value = "+15005550006")]
+    from: String,
+
+    /// The caller's audio on the wire: mulaw, alaw, l16 or l16be [default: the provider's]
+    #[arg(long, value_name = "CODEC", value_parser = coding)]
+    codec: Option<Coding>,
+
+    /// Its rate, Hz [default: the provider's]
+    #[arg(long, value_name = "HZ")]
+    rate: Option<u32>,
+
+    /// What the relay sends, where no markup says it; Telnyx' directions may differ [default: as --codec]
+    #[arg(long, value_name = "CODEC", value_parser = coding)]
+    reply_codec: Option<Coding>,
+
+    /// Asterisk's control messages are plain words instead of JSON
+    #[arg(long)]
+    plain: bool,
+
+    /// Let the agent greet before the caller speaks
+    #[arg(long)]
+    greeting: bool,
+
+    /// Speak again when the reply has sounded for so long, ms
+    #[arg(long, value_name = "MS")]
+    interrupt_after: Option<u64>,
+
+    /// What to interrupt with [default: the recording of --audio]
+    #[arg(long, value_name = "FILE", requires = "interrupt_after")]
+    interrupt_with: Option<PathBuf>,
+
+    /// Press these keys after the recording
+    #[arg(long, value_name = "DIGITS", value_parser = digits)]
+    press: Option<String>,
+
+    /// Hang up when nothing has sounded for so long after a reply
+    #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=600))]
+    quiet: u64,
+
+    /// Hang up after so long, whatever still sounds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+
+    /// Where goes what the caller hears, as wav, pauses included
+    #[arg(long, value_name = "FILE", default_value = "heard.wav")]
+    out: PathBuf,
+
+    /// Keep every message both ways in this file, a JSON object a line; it holds the call token and the speech
+    #[arg(long, value_name = "FILE")]
+    wire: Option<PathBuf>,
+
+    /// Trust this authority too (PEM), such as a relay's self-signed certificate
+    #[arg(long, value_name = "FILE", env = "VOXRELAY_CA_FILE")]
+    ca: Option<Authorities>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("wanted: NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn header(text: &str) -> Result<(String, SecretString), String> {
+    let (name, value) = text.split_once(':').ok_or("wanted: 'NAME: VALUE'")?;
+    Ok((name.trim().to_owned(), value.trim().into()))
+}
+
+fn coding(text: &str) -> Result<Coding, String> {
+    Ok(match text {
+        "mulaw" => Coding::Mulaw,
+        "alaw" => Coding::Alaw,
+        "l16" => Coding::L16,
+        "l16be" => Coding::L16Be,
+        _ => return Err("allowed: mulaw, alaw, l16, l16be".to_owned()),
+    })
+}
+
+fn digits(text: &str) -> Result<String, String> {
+    let good = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '*' || c == '#');
+    if good { Ok(text.to_owned()) } else { Err("allowed: 0-9 * #".to_owned()) }
+}
+
+/// Does what `args` say.
+///
+/// # Errors
+/// [`Usage`] where the arguments or a file can never work; anything else is a call that failed.
+pub async fn run(args: PhoneArgs) -> anyhow::Result<ExitCode> {
+    let PhoneCommand::Simulate(args) = args.command;
+    let call = Call::new(&args).map_err(|error| Usage(super::text(&error)))?;
+    let stdout = io::stdout();
+    let live = stdout.is_terminal();
+    let mut screen = Screen::new(stdout, live);
+    Box::pin(call.run(&args, &mut screen)).await
+}
+
+/// A call, before the relay has been asked anything.
+struct Call {
+    setup: Setup,
+    roots: Vec<rustls::pki_types::CertificateDer<'static>>,
+}
+
+impl Call {
+    fn new(args: &SimulateArgs) -> anyhow::Result<Self> {
+        check_out(&args.out)?;
+        ensure!(args.audio.is_file(), "--audio: {}: no such file", args.audio.display());
+        let is_tcp = args.provider == Provider::AudioSocket;
+        ensure!(is_tcp == args.tcp.is_some(), "--tcp is for audiosocket, and audiosocket wants it");
+        if let Some(url) = &args.url {
+            check_url(url).map_err(|error: UrlError| error).context("--url")?;
+        }
+        for (name, url) in [("--voice-url", &args.voice_url), ("--public-url", &args.public_url)] {
+            let good =
+                url.as_ref().is_none_or(|url| split(url).is_some_and(|(scheme, _, _)| scheme.starts_with("http")));
+            ensure!(good, "{name}: an address that begins with http:// or https:// is wanted");
+        }
+        let mut setup = Setup::new(args.provider, rand::random());
+        (setup.from, setup.to) = (args.from.clone(), args.number.clone());
+        setup.epoch_ms = wall::unix_now_ms();
+        setup.json_control = !args.plain;
+        setup.journal = args.wire.is_some();
+        setup.parameters = args.parameters.clone();
+        if let Some(token) = &args.token {
+            // Asterisk tells of its channel's variables, which have capital names by custom.
+            let name = if args.provider == Provider::ChanWebSocket { "TOKEN" } else { "token" };
+            setup.parameters.insert(0, (name.to_owned(), token.expose_secret().to_owned()));
+        }
+        if let Some(uuid) = &args.uuid {
+            let hex = uuid.chars().filter(|c| *c != '-');
+            ensure!(hex.clone().count() == 32 && hex.clone().all(|c| c.is_ascii_hexdigit()), "--uuid: not a UUID");
+            setup.ids.stream = uuid.clone();
+        }
+        let default = setup.media;
+        let coding = args.codec.unwrap_or(if args.rate.is_some_and(|rate| rate != 8_000) {
+            Coding::L16
+        } else {
+            default.coding
+        });
+        let g711 = matches!(coding, Coding::Mulaw | Coding::Alaw);
+        let rate = args.rate.unwrap_or(if g711 { 8_000 } else { default.rate });
+        let mut setup = setup.with_media(Media { coding, rate }).context("--codec, --rate")?;
+        if let Some(coding) = args.reply_codec {
+            setup.reply.coding = coding;
+            setup.check().context("--reply-codec")?;
+        }
+        Ok(Self { setup, roots: args.ca.clone().map(|ca| ca.0).unwrap_or_default() })
+    }
+
+    async fn run<W: io::Write>(mut self, args: &SimulateArgs, screen: &mut Screen<W>) -> anyhow::Result<ExitCode> {
+        let address = match (&args.tcp, &args.url, &args.voice_url) {
+            (Some(tcp), ..) => Address::Tcp(tcp.clone()),
+            (_, Some(url), _) => self.websocket(args, url.clone(), Vec::new()),
+            (.., Some(voice)) => self.ask(args, voice, screen).await?,
+            _ => bail!("neither --voice-url nor --url nor --tcp"),
+        };
+        let person = self.person(args)?;
+        let shown = match &address {
+            Address::Tcp(to) => to.as_str(),
+            Address::WebSocket { url, .. } => url.split('?').next().unwrap_or_default(),
+        };
+        screen.line(&format!(
+            "{} calls {} as {}: stream to {shown}, {}",
+            self.setup.from,
+            self.setup.to,
+            self.setup.provider.name(),
+            self.setup.media
+        ))?;
+        for (name, value) in &self.setup.parameters {
+            let is_token = name.eq_ignore_ascii_case("token");
+            let shown = if is_token { format!("({} characters)", value.len()) } else { value.clone() };
+            screen.line(&format!("  {name} {shown}"))?;
+        }
+        let longest = Duration::from_secs(args.seconds);
+        let mut failed = None;
+        let outcome = drive(&address, self.setup, person, longest, |at, told| {
+            if let Err(error) = narrate(screen, at, &told) {
+                failed.get_or_insert(error);
+            }
+        });
+        let outcome = Box::pin(outcome).await?;
+        failed.map_or(Ok(()), Err)?;
+        outcome.line.ear().write_wav(&args.out, outcome.summary.ended.at)?;
+        if let Some(file) = &args.wire {
+            write_wire(file, &outcome.line).with_context(|| format!("--wire: {}", file.display()))?;
+        }
+        summary(screen, &outcome.summary, &args.out)?;
+        let good = outcome.summary.first_sound.is_some() && outcome.summary.violations.is_empty();
+        Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Asks the voice webhook; the stream that it names, with what it gives to it.
+    async fn ask<W: io::Write>(
+        &mut self,
+        args: &SimulateArgs,
+        voice: &str,
+        screen: &mut Screen<W>,
+    ) -> anyhow::Result<Address> {
+        let signed = known_as(voice, args.public_url.as_deref());
+        let request = webhook::request(&self.setup, &signed, args.auth_token.as_ref(), wall::unix_now())
+            .map_err(|error| Usage(error.to_string()))?;
+        let how = if args.auth_token.is_some() { "signed" } else { "unsigned" };
+        screen.line(&format!("asking {voice} ({how})"))?;
+        let answer = webhook::ask(voice, request, tls_config(&self.roots)?).await?;
+        let stream = markup::read(self.setup.provider, &answer)?;
+        for note in &stream.notes {
+            screen.line(&format!("note: {note}"))?;
+        }
+        self.setup.parameters.splice(0..0, stream.parameters);
+        if let Some(media) = stream.media {
+            self.setup.reply = media;
+            // Telnyx' markup tells what we shall send, not what the caller's leg has.
+            if self.setup.provider != Provider::Telnyx {
+                self.setup.media = media;
+            }
+            self.setup.check()?;
+        }
+        Ok(self.websocket(args, stream.url, stream.headers))
+    }
+
+    /// The stream at `url`, with the headers that the provider sends there.
+    fn websocket(&self, args: &SimulateArgs, url: String, mut headers: Vec<(String, SecretString)>) -> Address {
+        headers.extend(args.headers.iter().cloned());
+        let known = if args.url.is_some() { known_as(&url, args.public_url.as_deref()) } else { url.clone() };
+        if let Some(key) = args.auth_token.as_ref().filter(|_| self.setup.provider == Provider::Twilio) {
+            let signature = webhook::twilio_signature(key.expose_secret(), &known, &[]);
+            headers.push(("X-Twilio-Signature".to_owned(), signature.into()));
+        }
+        let subprotocol = self.setup.provider.subprotocol().map(str::to_owned);
+        let url = reached_at(&url, args.public_url.as_deref(), args.voice_url.as_deref());
+        Address::WebSocket { url, subprotocol, headers, roots: self.roots.clone() }
+    }
+
+    fn person(&self, args: &SimulateArgs) -> anyhow::Result<Person> {
+        let media = self.setup.media;
+        let recording = |file: &Path| -> anyhow::Result<Vec<i16>> {
+            let samples = decode_file(file, media.rate)?.samples;
+            ensure!(!samples.is_empty(), "{} holds no audio", file.display());
+            Ok(samples)
+        };
+        let samples = recording(&args.audio)?;
+        let begin = if args.greeting { When::Quiet(GREETED) } else { When::At(Duration::ZERO) };
+        let mut script = vec![Action { when: begin, what: What::Say(samples.clone()) }];
+        if let Some(keys) = &args.press {
+            script.push(Action { when: When::Said, what: What::Press(keys.clone()) });
+        }
+        if let Some(after) = args.interrupt_after {
+            let samples = args.interrupt_with.as_deref().map_or(Ok(samples), recording)?;
+            let heard = When::Heard(Duration::from_millis(after.max(1)));
+            script.push(Action { when: heard, what: What::Say(samples) });
+        }
+        let quiet = When::Quiet(Duration::from_secs(args.quiet));
+        script.push(Action { when: quiet, what: What::HangUp });
+        Ok(Person::new(media, script))
+    }
+}
+
+/// Scheme, host and port, and the rest of an address.
+fn split(url: &str) -> Option<(&str, &str, &str)> {
+    let (scheme, rest) = url.split_once("://")?;
+    let at = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (host, path) = rest.split_at_checked(at)?;
+    (!host.is_empty()).then_some((scheme, host, path))
+}
+
+/// `https` becomes `wss`, and so on, where `like` is a socket's address.
+fn scheme_like(like: &str, scheme: &str) -> &'static str {
+    match (like.starts_with("ws"), scheme.ends_with('s')) {
+        (true, true) => "wss",
+        (true, false) => "ws",
+        (false, true) => "https",
+        (false, false) => "http",
+    }
+}
+
+/// `url` as the world knows it.
+fn known_as(url: &str, public: Option<&str>) -> String {
+    match (split(url), public.and_then(split)) {
+        (Some((like, _, path)), Some((scheme, host, _))) => format!("{}://{host}{path}", scheme_like(like, scheme)),
+        _ => url.to_owned(),
+    }
+}
+
+/// Where a stream is reached from here: what is said to be at the public address is where the webhook is.
+fn reached_at(url: &str, public: Option<&str>, voice: Option<&str>) -> String {
+    match (split(url), public.and_then(split), voice.and_then(split)) {
+        (Some((like, named, path)), Some((_, host, _)), Some((scheme, here, _))) if named == host => {
+            format!("{}://{here}{path}", scheme_like(like, scheme))
+        }
+        _ => url.to_owned(),
+    }
+}
+
+/// Every message, in the form of the transcripts in `tests/golden/phone`.
+fn write_wire(file: &Path, line: &Line) -> anyhow::Result<()> {
+    let mut out = io::BufWriter::new(fs::File::create(file)?);
+    for entry in line.journal() {
+        let dir = match entry.direction {
+            Direction::ToRelay => "provider->app",
+            Direction::FromRelay => "app->provider",
+        };
+        let (op, data) = match &entry.message {
+            Message::Text(text) => ("text", text.clone()),
+            Message::Binary(bytes) => ("binary", STANDARD.encode(bytes)),
+            Message::Close { code } => ("close", code.to_string()),
+        };
+        let row = json!({ "t_ms": u64::try_from(entry.at.as_millis())?, "dir": dir, "op": op, "data": data });
+        writeln!(out, "{row}")?;
+    }
+    Ok(out.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_known_in_public_and_reached_here() {
+        let (public, voice) = (Some("https://relay.example.com"), Some("http://127.0.0.1:8080/phone/main/voice"));
+        assert_eq!(known_as(voice.unwrap(), public), "https://relay.example.com/phone/main/voice");
+        assert_eq!(known_as("ws://127.0.0.1:8080/s", public), "wss://relay.example.com/s");
+        assert_eq!(known_as(voice.unwrap(), None), voice.unwrap());
+        let stream = "wss://relay.example.com/phone/main/stream";
+        assert_eq!(reached_at(stream, public, voice), "ws://127.0.0.1:8080/phone/main/stream");
+        assert_eq!(reached_at("wss://other.example/s", public, voice), "wss://other.example/s");
+        assert_eq!(reached_at(stream, None, voice), stream);
+    }
+}
