@@ -23,15 +23,15 @@ use crate::{
     audio::decode::decode_file,
     caller::{UrlError, check_url, tls_config},
     provider::{
-        Action, Address, Coding, Direction, Line, Media, Message, Person, Provider, Setup, What, When, drive, markup,
-        webhook,
+        Action, Address, Coding, Direction, Line, Media, Message, Network, Person, Provider, Setup, What, When, drive,
+        markup, webhook,
     },
     wall,
 };
 
 mod narrate;
 
-use narrate::{narrate, summary};
+use narrate::{injected, narrate, summary};
 
 /// How long an agent that greets is silent before it is answered.
 const GREETED: Duration = Duration::from_secs(1);
@@ -153,6 +153,18 @@ struct SimulateArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
 
+    /// A habit that is in no reference, to try a relay with; may be given more than once: pauses, duplicate=N, swap=N, no-stop, stop-twice, early-media=N, wrong-stream-ids, late-start=MS
+    #[arg(long = "quirk", value_name = "QUIRK")]
+    quirks: Vec<String>,
+
+    /// The network's delay between provider and relay, each way, ms
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    delay: u64,
+
+    /// Up to so much more of it, each message anew, ms
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    jitter: u64,
+
     /// Where goes what the caller hears, as wav, pauses included
     #[arg(long, value_name = "FILE", default_value = "heard.wav")]
     out: PathBuf,
@@ -230,6 +242,11 @@ impl Call {
         setup.json_control = !args.plain;
         setup.journal = args.wire.is_some();
         setup.parameters = args.parameters.clone();
+        for quirk in &args.quirks {
+            setup.quirks.add(quirk).map_err(|error| anyhow::anyhow!("--quirk: {error}"))?;
+        }
+        let (delay, jitter) = (Duration::from_millis(args.delay), Duration::from_millis(args.jitter));
+        setup.network = Network { to_relay: delay, from_relay: delay, jitter };
         if let Some(token) = &args.token {
             // Asterisk tells of its channel's variables, which have capital names by custom.
             let name = if args.provider == Provider::ChanWebSocket { "TOKEN" } else { "token" };
@@ -294,6 +311,9 @@ impl Call {
             write_wire(file, &outcome.line).with_context(|| format!("--wire: {}", file.display()))?;
         }
         summary(screen, &outcome.summary, &args.out)?;
+        if !args.quirks.is_empty() {
+            injected(screen, outcome.line.injected())?;
+        }
         let good = outcome.summary.first_sound.is_some() && outcome.summary.violations.is_empty();
         Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

@@ -34,6 +34,34 @@ pub struct Quirks {
     pub start_after: Duration,
 }
 
+impl Quirks {
+    /// What can be asked for, in commands.
+    pub const KNOWN: &'static str =
+        "pauses, duplicate=N, swap=N, no-stop, stop-twice, early-media=N, wrong-stream-ids, late-start=MS";
+
+    /// Adds one, said in a word; see [`Self::KNOWN`].
+    ///
+    /// # Errors
+    /// When there is none of that name, or its number is missing.
+    pub fn add(&mut self, said: &str) -> Result<(), String> {
+        let wrong = || format!("`{said}` is no quirk; known: {}", Self::KNOWN);
+        let (name, number) =
+            said.split_once('=').map_or((said, None), |(name, number)| (name, number.parse::<u64>().ok()));
+        match (name, number) {
+            ("pauses", None) => self.pauses = true,
+            ("duplicate", Some(every)) => self.duplicate_every = Some(every),
+            ("swap", Some(every)) => self.swap_every = Some(every),
+            ("no-stop", None) => self.stop = Stop::Never,
+            ("stop-twice", None) => self.stop = Stop::Twice,
+            ("early-media", Some(frames)) => self.early_media = frames,
+            ("wrong-stream-ids", None) => self.wrong_stream_ids = true,
+            ("late-start", Some(ms)) => self.start_after = Duration::from_millis(ms),
+            _ => return Err(wrong()),
+        }
+        Ok(())
+    }
+}
+
 /// What a network between provider and relay does. Nothing is lost or overtaken: it is TCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Network {
@@ -81,5 +109,33 @@ impl Wire {
         let more = if self.jitter.is_zero() { 0.0 } else { self.dice.random::<f64>() };
         self.last = self.last.max(now + self.delay + self.jitter.mul_f64(more));
         self.last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_quirk_can_be_said() {
+        let mut quirks = Quirks::default();
+        for said in
+            ["pauses", "duplicate=10", "swap=7", "stop-twice", "early-media=2", "wrong-stream-ids", "late-start=100"]
+        {
+            quirks.add(said).unwrap();
+        }
+        let all = Quirks {
+            pauses: true,
+            duplicate_every: Some(10),
+            swap_every: Some(7),
+            stop: Stop::Twice,
+            early_media: 2,
+            wrong_stream_ids: true,
+            start_after: Duration::from_millis(100),
+        };
+        assert_eq!(quirks, all);
+        for said in ["", "pause", "swap", "swap=x", "pauses=1"] {
+            assert!(quirks.add(said).unwrap_err().contains("known: pauses, duplicate=N"), "{said}");
+        }
     }
 }

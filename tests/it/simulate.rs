@@ -76,6 +76,7 @@ fn a_stranger_hears_the_answer() {
     let server = thread::spawn(move || relay(&listener, answer));
     let (code, out, error) = run(voxrelay()
         .args(["phone", "simulate", "twilio", "--audio", "assets/hello.wav", "--press", "5", "--quiet", "1"])
+        .args(["--quirk", "stop-twice", "--quirk", "swap=50", "--delay", "10"])
         .args(["--voice-url", &voice, "--public-url", PUBLIC, "--auth-token", KEY])
         .arg("--out")
         .arg(&heard)
@@ -91,6 +92,7 @@ fn a_stranger_hears_the_answer() {
         "ms after the caller's last word",
         "ended by the caller",
         "heard         1.0 s",
+        "; 2 stop messages",
         "1 played, 0 brought back by 0 clears",
     ] {
         assert!(out.contains(want), "{want}: {out}");
@@ -126,6 +128,7 @@ fn what_can_never_work_is_told_before_any_call() {
         (vec!["twilio", "--voice-url", "h/voice"], "begins with http://"),
         (vec!["audiosocket", "--url", "ws://h/"], "audiosocket wants it"),
         (vec!["twilio", "--url", "ws://h/", "--codec", "l16"], "twilio cannot carry L16 8000 Hz"),
+        (vec!["twilio", "--url", "ws://h/", "--quirk", "hiccup"], "`hiccup` is no quirk; known: pauses"),
         (vec!["asterisk", "--voice-url", "http://h/"], "asks no webhook"),
     ] {
         let (code, out, error) = run(voxrelay().args(["phone", "simulate", "--audio", "assets/hello.wav"]).args(&args));

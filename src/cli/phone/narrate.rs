@@ -2,7 +2,7 @@
 use std::{io, path::Path, time::Duration};
 
 use super::super::say::screen::Screen;
-use crate::provider::{Ended, Summary, Told, Who};
+use crate::provider::{Ended, Injected, Summary, Told, Who};
 
 /// One line of what happens.
 pub(super) fn narrate<W: io::Write>(screen: &mut Screen<W>, at: Duration, told: &Told) -> io::Result<()> {
@@ -55,4 +55,13 @@ pub(super) fn summary<W: io::Write>(screen: &mut Screen<W>, summary: &Summary, o
         screen.line("no reply was heard")?;
     }
     Ok(())
+}
+
+/// What was done on request.
+pub(super) fn injected<W: io::Write>(screen: &mut Screen<W>, injected: Injected) -> io::Result<()> {
+    let Injected { paused, duplicated, swapped, early, wrong_ids, stops } = injected;
+    screen.line(&format!(
+        "quirks        {paused} frames of silence not sent, {duplicated} sent twice, {swapped} in the wrong order, {early} before \
+         the start, {wrong_ids} of an unknown stream; {stops} stop messages"
+    ))
 }
