@@ -425,6 +425,10 @@ pub struct AgentConfig {
     pub noise_reduction: Option<NoiseReduction>,
     /// How the end of speech is found (`turns=auto`).
     pub turn_detection: TurnDetection,
+    /// What speech must be to stop a reply.
+    pub barge_in: BargeInConfig,
+    /// What is said to a caller who says nothing.
+    pub silence: SilenceConfig,
     /// Keys of a telephone are one number until nothing was pressed for so long, ms.
     pub keypad_ms: u64,
     /// Tools that the client answers.
@@ -447,10 +451,55 @@ impl Default for AgentConfig {
             speed: None,
             noise_reduction: None,
             turn_detection: TurnDetection::default(),
+            barge_in: BargeInConfig::default(),
+            silence: SilenceConfig::default(),
             keypad_ms: 1_500,
             tools: Vec::new(),
             policy: PolicyConfig::default(),
         }
+    }
+}
+
+/// `[agents.NAME.barge_in]`: what speech must be to stop a reply. With all of it 0, whatever the service takes for speech does.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BargeInConfig {
+    /// So much of it is loud, ms: what a caller who means it pays, less what the service takes to hear speech.
+    pub min_speech_ms: u64,
+    /// So much of the reply was heard, ms.
+    pub protect_ms: u64,
+    /// Loud is what is above this, decibels of full scale.
+    pub loud_db: f64,
+}
+
+impl Default for BargeInConfig {
+    fn default() -> Self {
+        Self { min_speech_ms: 0, protect_ms: 0, loud_db: -45.0 }
+    }
+}
+
+impl BargeInConfig {
+    /// Not everything that sounds like speech stops a reply.
+    pub fn is_guarded(&self) -> bool {
+        self.min_speech_ms > 0 || self.protect_ms > 0
+    }
+}
+
+/// `[agents.NAME.silence]`: what is said to a caller who says nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SilenceConfig {
+    /// After so long, seconds; 0: never.
+    pub after_s: u64,
+    /// What.
+    pub say: String,
+    /// How often; the call ends when nothing is said to the last one either.
+    pub times: u32,
+}
+
+impl Default for SilenceConfig {
+    fn default() -> Self {
+        Self { after_s: 0, say: "Are you still there?".to_owned(), times: 2 }
     }
 }
 
@@ -886,6 +935,21 @@ impl AgentConfig {
         }
         if let Some(speed) = self.speed.filter(|s| !(0.25..=1.5).contains(s)) {
             problem(&key("speed"), speed.to_string(), "0.25 to 1.5");
+        }
+        let BargeInConfig { min_speech_ms, protect_ms, loud_db } = self.barge_in;
+        for (field, found) in [("min_speech_ms", min_speech_ms), ("protect_ms", protect_ms)] {
+            if found > 10_000 {
+                problem(&key(&format!("barge_in.{field}")), found.to_string(), "0 to 10000 ms");
+            }
+        }
+        if !(-90.0..=0.0).contains(&loud_db) {
+            problem(&key("barge_in.loud_db"), loud_db.to_string(), "-90 to 0");
+        }
+        if self.silence.after_s > 3_600 {
+            problem(&key("silence.after_s"), self.silence.after_s.to_string(), "0 to 3600 seconds");
+        }
+        if self.silence.times > 100 {
+            problem(&key("silence.times"), self.silence.times.to_string(), "0 to 100");
         }
         if !(200..=30_000).contains(&self.keypad_ms) {
             problem(&key("keypad_ms"), self.keypad_ms.to_string(), "200 to 30000 ms");

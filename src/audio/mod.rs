@@ -6,6 +6,7 @@ pub mod decode;
 pub mod format;
 pub mod g711;
 pub mod lane;
+pub mod level;
 pub mod opus;
 pub mod pace;
 pub mod resample;

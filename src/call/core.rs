@@ -3,15 +3,17 @@
 //! Owns no socket, task or clock, and sees bytes plus a duration, never samples. Time is the time since the call began, so
 //! that a call can be written down and continued. One part, one file: [`client`] what the client says, [`service`] what
 //! the service says, [`clock`] what time brings, [`away`] a client that is gone for a while, [`continuity`] one session after
-//! another, [`heir`] a process that follows this one, [`govern`] and [`spend`] what limits and budgets leave, and [`pass`] both sides where the client owns the conversation.
+//! another, [`heir`] a process that follows this one, [`govern`] and [`spend`] what limits and budgets leave, [`guard`] speech that may be none, [`quiet`] a caller who says nothing, and [`pass`] both sides where the client owns the conversation.
 mod asked;
 mod away;
 mod client;
 mod clock;
 pub mod continuity;
 mod govern;
+mod guard;
 mod heir;
 mod pass;
+mod quiet;
 mod service;
 mod spend;
 #[cfg(test)]
@@ -23,8 +25,14 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use self::govern::{Delay, Size, TurnAct};
-use self::{away::Away, continuity::Sessions, govern::Governing, pass::Pass, spend::Leaving};
+use self::{
+    away::Away, continuity::Sessions, govern::Governing, guard::Suspicion, pass::Pass, quiet::Quiet, spend::Leaving,
+};
+pub use self::{
+    govern::{Delay, Size, TurnAct},
+    guard::Guard,
+    quiet::Prompt,
+};
 use super::{
     At,
     answers::{Answers, Told},
@@ -91,6 +99,10 @@ pub struct Plan {
     pub greeting: Option<String>,
     /// Audio gathered for one append.
     pub chunk: Duration,
+    /// What speech must be to stop a reply; none: whatever the service takes for speech.
+    pub guard: Option<Guard>,
+    /// What is said to a caller who says nothing.
+    pub prompt: Option<Prompt>,
     /// Keys are one number until nothing was pressed for so long.
     pub keypad: Duration,
     /// How far ahead of the loudspeaker to send; none: as fast as it comes.
@@ -138,6 +150,8 @@ impl Plan {
             ends_speech: Duration::ZERO,
             greeting: None,
             chunk: Duration::from_millis(100),
+            guard: None,
+            prompt: None,
             keypad: Duration::ZERO,
             lead: None,
             batch: Duration::from_millis(100),
@@ -162,6 +176,13 @@ pub enum Input<'a> {
         length: Duration,
         /// The same audio in the upstream format; may be shorter or longer by what a filter holds back.
         upstream: &'a [u8],
+    },
+    /// How the audio sounds that comes next; only where there is a guard.
+    Sounds {
+        /// How long it plays.
+        length: Duration,
+        /// It is as loud as a voice.
+        loud: bool,
     },
     /// What the filter held back, in the upstream format: a turn ends.
     Flushed(&'a [u8]),
@@ -375,6 +396,8 @@ pub struct Core {
     playout: Playout,
     tools: Tools,
     keypad: Keypad,
+    suspicion: Suspicion,
+    quiet: Quiet,
     /// What was said, for the next session.
     mirror: Mirror,
     /// What the caller's audio was, for the next session.
@@ -492,6 +515,8 @@ impl Core {
             playout,
             tools: Tools::default(),
             keypad: Keypad::default(),
+            suspicion: Suspicion::default(),
+            quiet: Quiet::default(),
             mirror,
             ring: Ring::default(),
             given: 0,
@@ -547,6 +572,7 @@ impl Core {
             | Input::Key(_)
             | Input::Invalid { .. }
             | Input::Ignored => self.hear_client(now, input),
+            Input::Sounds { length, loud } => self.sounds(now, length, loud),
             Input::Said(said) => self.said(now, said),
             Input::SaidAudio(audio) => self.said_audio(now, audio),
             Input::Renewed(good_for) => self.renewed(now, good_for),
@@ -597,6 +623,7 @@ impl Core {
             self.forget_audio(); // with what is new, and not with each message
         }
         self.change_who_answers();
+        self.note_quiet(now);
         self.ask_for_reply(now);
         self.keep_output();
         if self.is_connected() {

@@ -13,7 +13,10 @@ use super::{
     written::WrittenDoor,
 };
 use crate::{
-    audio::lane::{AudioError, Downlink, Uplink},
+    audio::{
+        lane::{AudioError, Downlink, Uplink},
+        level::is_louder,
+    },
     beta::{self, BetaClient},
     client::{
         openai::{self, Kind, Said},
@@ -298,7 +301,14 @@ impl Lanes {
     pub(super) fn take(&mut self, core: &mut Core, now: At, bytes: &[u8]) {
         self.converted.clear();
         match self.uplink.push(bytes, &mut self.converted) {
-            Ok(length) => core.handle(now, Input::Audio { length, upstream: &self.converted }),
+            Ok(length) => {
+                let barge_in = self.setup.agent.barge_in;
+                if barge_in.is_guarded() {
+                    let loud = is_louder(self.setup.input, &self.converted, barge_in.loud_db);
+                    core.handle(now, Input::Sounds { length, loud });
+                }
+                core.handle(now, Input::Audio { length, upstream: &self.converted });
+            }
             Err(error) => core.handle(now, Input::InvalidAudio(error.to_string())),
         }
     }

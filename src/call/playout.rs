@@ -316,6 +316,13 @@ impl Playout {
         .map(|r| r.id.as_str())
     }
 
+    /// How much was heard of the reply that sounds.
+    pub fn heard(&self, now: At) -> Option<Duration> {
+        let reply = self.replies.iter().find(|r| r.cut.is_none())?;
+        let heard = reply.heard(now, self.pacer.played(now), self.format.rate);
+        Some(self.pacer.length(heard))
+    }
+
     /// Something sounds, or is about to.
     pub fn active(&self) -> bool {
         self.replies.iter().any(|r| r.cut.is_none())

@@ -139,6 +139,8 @@ pub enum Fact {
     UnknownEvent,
     /// The service complained about something that had already happened.
     SwallowedError,
+    /// Speech into a reply was none.
+    FalseStart,
     /// The service complained.
     ServiceError,
 }
@@ -239,6 +241,7 @@ impl Fact {
                 counter!("voxrelay_unknown_events_total").increment(1);
                 tracing::debug!("unknown event skipped");
             }
+            Self::FalseStart => counter!("voxrelay_false_starts_total").increment(1),
             Self::SwallowedError => counter!("voxrelay_swallowed_errors_total").increment(1),
             Self::ServiceError => {
                 counter!("voxrelay_service_errors_total").increment(1);

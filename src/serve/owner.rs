@@ -14,7 +14,7 @@ use crate::{
     },
     call::{
         books::Books,
-        core::{Core, Plan},
+        core::{Core, Guard, Plan, Prompt},
         door::Door,
         driver::{Call, Client},
         way::Way,
@@ -148,6 +148,15 @@ impl Owner {
             ends_speech: agent.turn_detection.longest_silence(),
             greeting: agent.greeting.clone(),
             chunk: millis(config.audio.chunk_ms),
+            guard: agent.barge_in.is_guarded().then(|| Guard {
+                min_speech: millis(agent.barge_in.min_speech_ms),
+                protect: millis(agent.barge_in.protect_ms),
+            }),
+            prompt: (agent.silence.after_s > 0).then(|| Prompt {
+                after: Duration::from_secs(agent.silence.after_s),
+                say: agent.silence.say.clone(),
+                times: agent.silence.times,
+            }),
             keypad: millis(agent.keypad_ms),
             lead: self.lead,
             batch: millis(config.audio.out_batch_ms),

@@ -70,7 +70,7 @@ pub fn encode(command: &Command, setup: &SessionSetup, number: u64) -> Bytes {
             json!({"type": "session.update", "session": session(setup, *listens, *answers)})
         }
         Command::Answers { answers } => {
-            let detection = turn_detection(&setup.agent.turn_detection, *answers);
+            let detection = turn_detection(&setup.agent.turn_detection, *answers, !setup.agent.barge_in.is_guarded());
             let session = json!({"type": "realtime", "audio": {"input": {"turn_detection": detection}}});
             json!({"type": "session.update", "session": session})
         }
@@ -167,7 +167,11 @@ fn session(setup: &SessionSetup, listens: bool, answers: bool) -> Value {
     let agent = &setup.agent;
     let mut input = json!({
         "format": format(setup.input),
-        "turn_detection": if setup.auto_turns && listens { turn_detection(&agent.turn_detection, answers) } else { Value::Null },
+        "turn_detection": if setup.auto_turns && listens {
+            turn_detection(&agent.turn_detection, answers, !agent.barge_in.is_guarded())
+        } else {
+            Value::Null
+        },
     });
     let mut output = json!({"format": format(setup.output), "voice": agent.voice});
     if let Some(model) = &agent.transcription {
@@ -213,11 +217,12 @@ pub fn tools(agent: &AgentConfig) -> Value {
         .collect()
 }
 
-fn turn_detection(detection: &TurnDetection, answers: bool) -> Value {
+/// `answers`: the service answers the turns that it finds; `interrupts`: it stops its replies when it hears speech.
+fn turn_detection(detection: &TurnDetection, answers: bool, interrupts: bool) -> Value {
     match detection {
         TurnDetection::ServerVad { threshold, prefix_padding_ms, silence_duration_ms } => json!({
             "type": "server_vad", "threshold": threshold, "prefix_padding_ms": prefix_padding_ms,
-            "silence_duration_ms": silence_duration_ms, "create_response": answers, "interrupt_response": true}),
+            "silence_duration_ms": silence_duration_ms, "create_response": answers, "interrupt_response": interrupts}),
         TurnDetection::SemanticVad { eagerness } => {
             let eagerness = match eagerness {
                 Eagerness::Auto => "auto",
@@ -225,7 +230,7 @@ fn turn_detection(detection: &TurnDetection, answers: bool) -> Value {
                 Eagerness::Medium => "medium",
                 Eagerness::High => "high",
             };
-            json!({"type": "semantic_vad", "eagerness": eagerness, "create_response": answers, "interrupt_response": true})
+            json!({"type": "semantic_vad", "eagerness": eagerness, "create_response": answers, "interrupt_response": interrupts})
         }
     }
 }

@@ -180,6 +180,8 @@ impl Call {
             ends_speech: 500 * MS,
             greeting: None,
             chunk: 100 * MS,
+            guard: None,
+            prompt: None,
             keypad: Duration::from_millis(1_500),
             lead: Some(400 * MS),
             batch: 100 * MS,

@@ -127,6 +127,7 @@ impl Core {
     }
 
     fn text(&mut self, now: At, text: String) {
+        self.caller_spoke();
         self.mirror.typed(&text);
         if self.turn.speaking() {
             // It joins the turn that is spoken; the service answers both.

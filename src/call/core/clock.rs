@@ -45,6 +45,7 @@ impl Core {
             self.playout.deadline(room),
             self.tools.deadline(),
             self.keypad.deadline(),
+            self.prompts_at(),
         ];
         let connected = connected.into_iter().filter(|_| self.is_connected());
         always.into_iter().chain(connected).flatten().min()
@@ -114,6 +115,9 @@ impl Core {
         }
         self.late_tools(now);
         self.take_number(now);
+        if let Some(end) = self.prompt(now) {
+            self.leave(now, end);
+        }
     }
 
     fn time_is_up(&self, now: At) -> Option<End> {

@@ -428,13 +428,14 @@ impl Core {
             Govern::NearLimit => self.governing.scarce,
             Govern::Always => true,
         };
-        !asks && !self.governing.tight && self.leaving.is_none()
+        !asks && !self.governing.tight && self.leaving.is_none() && self.plan.guard.is_none()
     }
 
     /// Sets the session up. `listens`: the service may find turns. A service that will not leave the answers to us shall not refuse
     /// the whole because little is left.
     pub(super) fn configure(&mut self, listens: bool) {
-        let answers = self.plan.govern != Govern::Always;
+        // What may be no turn at all shall not be answered before that is known.
+        let answers = self.plan.govern != Govern::Always && self.plan.guard.is_none();
         self.tell_who_answers(answers);
         self.ask(Command::Configure { listens, answers });
     }
@@ -482,9 +483,12 @@ impl Core {
 
     /// The service has found a turn: whoever answers it.
     pub(super) fn turn_found(&mut self) {
+        let nothing = self.was_false_start();
         if !self.governing.answers {
             self.slot.never_spoke();
-            self.slot.want(Want::default());
+            if !nothing {
+                self.slot.want(Want::default());
+            }
         }
     }
 

@@ -41,13 +41,15 @@ impl Core {
                 self.speech_heard();
                 if let Some(at_ms) = self.turn.speech_started(at_ms) {
                     self.say(ServerMsg::SpeechStarted { at_ms });
+                    self.caller_spoke();
                     self.slot.hold_for_speech();
-                    self.barge_in(now, true);
+                    self.speech_interrupts(now);
                     self.look_at_budget();
                 }
             }
             Event::SpeechStopped { at_ms } => {
                 self.speech_heard();
+                self.speech_ends();
                 let at_ms = self.turn.speech_stopped(now, at_ms);
                 self.say(ServerMsg::SpeechStopped { at_ms });
                 self.slot.expect_vad(now);

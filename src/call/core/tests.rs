@@ -30,6 +30,8 @@ pub(super) fn plan() -> Plan {
         ends_speech: 500 * MS,
         greeting: None,
         chunk: 100 * MS,
+        guard: None,
+        prompt: None,
         keypad: 1_500 * MS,
         lead: Some(400 * MS),
         batch: 100 * MS,

@@ -66,6 +66,8 @@ fn plan(auto: bool, transcribed: bool, rng: &mut StdRng) -> Plan {
         ends_speech: 500 * MS,
         greeting: rng.random_bool(0.2).then(|| "Hello.".to_owned()),
         chunk: 100 * MS,
+        guard: None,
+        prompt: None,
         keypad: Duration::from_millis(1_500),
         lead: rng.random_bool(0.8).then_some(400 * MS),
         batch: 100 * MS,

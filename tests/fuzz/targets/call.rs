@@ -326,6 +326,8 @@ fn plan(says: impl Fn(&str) -> bool) -> Plan {
         ends_speech: 500 * MS,
         greeting: says("greets").then(|| "Hello.".to_owned()),
         chunk: 100 * MS,
+        guard: None,
+        prompt: None,
         keypad: 1_500 * MS,
         lead: (!says("fast")).then_some(400 * MS),
         batch: 100 * MS,
