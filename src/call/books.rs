@@ -2,11 +2,11 @@
 //!
 //! A count is told more than once as more is known of it; the ledger keeps one row of each id. Here a row gets its price: that
 //! of the list that is in force when it is counted first. Another list that comes later is for later replies.
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{core::Delay, reply::status_name};
+use super::{core::Delay, end::End, reply::status_name};
 use crate::{
     admit::{
         Principal,
@@ -65,6 +65,13 @@ impl Booked {
         Self { kind: Kind::Refusal, delay, ..Self::reply(id, "refused", Usage::default()) }
     }
 
+    /// A call that is over, after so long.
+    pub fn call(id: &str, length: Duration, end: &End) -> Self {
+        let seconds = Some(length.as_secs_f64());
+        let delay = Some(Delay { reason: end.to_string(), waited_ms: 0 });
+        Self { kind: Kind::Call, seconds, delay, ..Self::reply(id, end.who(), Usage::default()) }
+    }
+
     /// What the service counts with this event, if anything.
     pub fn counted(event: &Event) -> Option<Self> {
         match event {
@@ -106,7 +113,7 @@ impl Books {
     /// The model that this is the count of.
     pub fn model_of<'a>(&'a self, booked: &'a Booked) -> &'a str {
         match booked.kind {
-            Kind::Reply | Kind::Refusal => &self.model,
+            Kind::Reply | Kind::Refusal | Kind::Call => &self.model,
             Kind::Transcription => booked.writer.as_ref().or(self.writer.as_ref()).map_or("", String::as_str),
         }
     }
@@ -134,7 +141,7 @@ impl Books {
             agent: self.agent.clone(),
             route: format!("{}/{model}", self.account),
             cost: match kind {
-                Kind::Refusal => Some(Cost::default()),
+                Kind::Refusal | Kind::Call => Some(Cost::default()),
                 Kind::Reply | Kind::Transcription => prices.cost(&model, &usage, seconds),
             },
             model,

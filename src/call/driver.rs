@@ -908,7 +908,7 @@ impl Driver {
             }
             // Its count is lost: what it must have used.
             Kind::Reply if booked.estimated => self.turnstile.over(&booked.id, Some(&booked.usage)),
-            Kind::Reply | Kind::Refusal => {}
+            Kind::Reply | Kind::Refusal | Kind::Call => {}
         }
         let place = self.earlier.of(&booked, &self.books.prices);
         let (books, session) = place.before.unwrap_or((&self.books, &self.session));

@@ -151,6 +151,17 @@ impl End {
         Self::Upstream { code, close, retryable: transient, retry_after, message, service }
     }
 
+    /// Who ended the call, in a word.
+    pub fn who(&self) -> &'static str {
+        match self {
+            Self::Asked | Self::HungUp => "caller",
+            Self::ClientLost | Self::NoPong => "lost",
+            Self::EndedByTenant => "tenant",
+            Self::Upstream { .. } => "service",
+            _ => "relay",
+        }
+    }
+
     /// The client may come back to the same call (client-protocol.md, "Close codes").
     pub fn may_come_back(&self) -> bool {
         match self {

@@ -117,7 +117,7 @@ fn csv(by: By, sums: &[Sum]) -> Vec<String> {
 /// A column of numbers, and how to read them.
 type Column = (&'static str, fn(&Sum) -> String);
 
-const TOKENS: [Column; 16] = [
+const TOKENS: [Column; 18] = [
     ("calls", |sum| sum.calls.to_string()),
     ("replies", |sum| sum.replies.to_string()),
     ("text in", |sum| sum.input_text_tokens.to_string()),
@@ -135,6 +135,8 @@ const TOKENS: [Column; 16] = [
         if sum.transcription_seconds > 0.0 { format!("{:.1}", sum.transcription_seconds) } else { String::new() }
     }),
     ("estimates", |sum| some(sum.estimated, "~")),
+    ("phone min", |sum| if sum.call_seconds > 0.0 { format!("{:.1}", sum.call_seconds / 60.0) } else { String::new() }),
+    ("ended by", |sum| sum.ended_by.clone().unwrap_or_default()),
     ("USD", all_of_it),
 ];
 

@@ -18,6 +18,8 @@ pub enum Kind {
     Transcription,
     /// An answer that was refused for a limit or a budget: nothing was used.
     Refusal,
+    /// A call by telephone that is over: how long it was, and who ended it. What it used stands in the other rows.
+    Call,
 }
 
 impl Kind {
@@ -27,6 +29,7 @@ impl Kind {
             Self::Reply => "reply",
             Self::Transcription => "transcription",
             Self::Refusal => "refusal",
+            Self::Call => "call",
         }
     }
 }
@@ -58,11 +61,11 @@ pub struct Entry {
     pub door: Cow<'static, str>,
     /// When, Unix ms.
     pub at: u64,
-    /// How it ended: `completed`, `cancelled` and so on.
+    /// How it ended: `completed`, `cancelled` and so on; of a call, who ended it.
     pub status: String,
     /// Tokens.
     pub usage: Usage,
-    /// Audio that was written down, seconds, where that is what the service bills.
+    /// Audio that was written down, seconds, where that is what the service bills; of a call, how long it was.
     pub seconds: Option<f64>,
     /// Audio of the reply, ms.
     pub audio_ms: u64,

@@ -328,7 +328,7 @@ fn put(sql: &mut Connection, rows: &Rows) -> rusqlite::Result<Vec<Change>> {
             waited_ms.map(number),
             reason,
         ])?;
-        if taken > 0 && *kind != Kind::Refusal {
+        if taken > 0 && !matches!(kind, Kind::Refusal | Kind::Call) {
             let pico = i128::from(now.unwrap_or_default()) - i128::from(before.flatten().unwrap_or_default());
             changes.push(Change { model: model.clone(), pico, unpriced: now.is_none() && before.is_none() });
         }

@@ -120,6 +120,12 @@ pub struct Sum {
     pub transcription_tokens: u64,
     /// Seconds for that, where those are billed.
     pub transcription_seconds: f64,
+    /// How long calls by telephone were, seconds.
+    pub call_seconds: f64,
+    /// Who ended a call by telephone (`caller`, `agent`, `tenant`, `service`, `relay`, `lost`), and why; only by call.
+    pub ended_by: Option<String>,
+    /// See `ended_by`.
+    pub ended_why: Option<String>,
     /// What all this costs, transcriptions too, as far as it is known.
     pub cost_usd: Usd,
     /// Of it: text, read and written.
@@ -199,6 +205,9 @@ impl Sum {
             transcriptions: next.count()?,
             transcription_tokens: next.count()?,
             transcription_seconds: next.next()?,
+            call_seconds: next.next()?,
+            ended_by: next.next()?,
+            ended_why: next.next()?,
             cost_usd: next.usd()?,
             cost_text_usd: next.usd()?,
             cost_audio_usd: next.usd()?,
@@ -264,12 +273,21 @@ fn read(sql: &Connection, ask: &Ask, group: &str, names: usize) -> rusqlite::Res
         format!("ifnull(sum({column} / {SPLIT}){rows}, 0), ifnull(sum({column} % {SPLIT}){rows}, 0)")
     };
     let costs = COSTS.map(|column| cost(column, ""));
+    // Of several calls, there is no one who ended them.
+    let ended = match ask.by {
+        By::Call if names > 0 => {
+            ["status", "reason"].map(|column| format!("max({column}) FILTER (WHERE kind = 'call')"))
+        }
+        _ => ["NULL", "NULL"].map(str::to_owned),
+    };
+    let ended = ended.join(", ");
     let shown = if names > 0 { format!("{group}, ") } else { String::new() };
     let query = format!(
         "SELECT {shown} count(DISTINCT call), count(*) FILTER (WHERE kind = 'reply'), sum(estimated), {},
             count(*) FILTER (WHERE kind = 'transcription'),
             ifnull(sum(total_tokens) FILTER (WHERE kind = 'transcription'), 0),
             total(seconds) FILTER (WHERE kind = 'transcription'),
+            total(seconds) FILTER (WHERE kind = 'call'), {ended},
             {}, {}, count(*) - count(cost)
         FROM usage WHERE at >= ?1 AND at < ?2 AND (?3 IS NULL OR tenant = ?3) GROUP BY {group} ORDER BY {group} LIMIT ?4",
         of_replies.join(", "),

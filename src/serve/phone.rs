@@ -19,7 +19,7 @@ use axum::{
 use bytes::Bytes;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time,
+    time::{self, Instant},
 };
 use tracing::Instrument as _;
 
@@ -36,6 +36,7 @@ use crate::{
     admit::Principal,
     audio::{Codec, Format},
     call::{
+        books::Booked,
         door::{Door, Lanes},
         driver,
         end::End,
@@ -449,9 +450,24 @@ impl Stream {
         let door = |setup| Door::phone(Phone::new(Lanes::new(setup, audio, gather), dialect, &start, None));
         let (auto_turns, comes_back) = (true, false);
         let agent_of = told(&found, &call);
-        let owner = Owner { who, license, id, name: agent, agent: agent_of, way, audio, auto_turns, lead, comes_back };
-        let end = driver::run(owner.call(&shared, socket, door)).await;
-        tracing::info!(%end, "the telephone call is over");
+        let owner = Owner {
+            who,
+            license,
+            id: id.clone(),
+            name: agent,
+            agent: agent_of,
+            way,
+            audio,
+            auto_turns,
+            lead,
+            comes_back,
+        };
+        let running = owner.call(&shared, socket, door);
+        let (books, who, began) = (running.books.clone(), running.license.who().clone(), Instant::now());
+        let end = driver::run(running).await;
+        let (length, by) = (began.elapsed(), end.who());
+        tracing::info!(%end, by, seconds = length.as_secs_f64(), "the telephone call is over");
+        books.book(&who, "", Booked::call(&id, length, &end), &shared.prices.load());
         drop(slot);
         leave(&shared, &account, &call.call, &end).await;
     }

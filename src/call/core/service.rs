@@ -143,7 +143,7 @@ impl Core {
         }
         let Some(mut booked) = Booked::counted(event) else { return };
         match booked.kind {
-            Kind::Reply | Kind::Refusal => {
+            Kind::Reply | Kind::Refusal | Kind::Call => {
                 booked.delay = self.delay_of(&booked.id);
                 self.last_usage = Some(booked.usage);
                 self.counted(booked.usage);
