@@ -3,6 +3,7 @@
 //! Nothing here knows a socket, a task or a clock.
 pub mod chunk;
 pub mod decode;
+pub mod dtmf;
 pub mod format;
 pub mod g711;
 pub mod lane;
