@@ -7,6 +7,7 @@ mod budget;
 mod ledger;
 pub(crate) mod phone;
 mod routes;
+mod tools;
 mod turns;
 
 use std::{
@@ -31,6 +32,7 @@ pub use self::phone::{
     TenantDialConfig, is_e164,
 };
 pub use self::routes::{CanaryConfig, IncidentsConfig, RouteConfig, RoutePolicy, TierConfig};
+pub use self::tools::{Builtin, ToolConfig, WebhookConfig};
 pub use self::turns::{Govern, LimitsConfig, TurnsConfig};
 use crate::audio::Codec;
 
@@ -327,7 +329,7 @@ pub struct CallConfig {
     pub idle_s: u64,
     /// A call in which neither side says anything ends after so many seconds, whatever audio comes; 0: never.
     pub silence_s: u64,
-    /// How long a client may take for a tool, seconds; then the model is told.
+    /// How long a client may take for a tool, seconds, and the most that a webhook may; then the model is told.
     pub tool_timeout_s: u64,
     /// A reply without an event for so long is called stalled, seconds (fault matrix U8).
     pub stall_s: u64,
@@ -431,7 +433,7 @@ pub struct AgentConfig {
     pub silence: SilenceConfig,
     /// Keys of a telephone are one number until nothing was pressed for so long, ms.
     pub keypad_ms: u64,
-    /// Tools that the client answers.
+    /// Tools: the client answers those that the relay does not run itself.
     pub tools: Vec<ToolConfig>,
     /// What of this a client at `/v1/realtime` may change.
     pub policy: PolicyConfig,
@@ -635,26 +637,6 @@ pub enum Eagerness {
     High,
 }
 
-/// `[[agents.NAME.tools]]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ToolConfig {
-    /// What the model calls it.
-    pub name: String,
-    /// What the model is told about it.
-    #[serde(default)]
-    pub description: String,
-    /// JSON Schema of its arguments.
-    #[serde(default = "ToolConfig::no_parameters")]
-    pub parameters: serde_json::Value,
-}
-
-impl ToolConfig {
-    fn no_parameters() -> serde_json::Value {
-        serde_json::json!({"type": "object", "properties": {}})
-    }
-}
-
 /// A credential: never printed, never written.
 #[derive(Clone, Deserialize)]
 pub struct Secret(SecretString);
@@ -830,7 +812,7 @@ impl Config {
             }
         }
         for (name, agent) in &self.agents {
-            agent.check(name, &mut problem);
+            agent.check(name, self.call.tool_timeout_s, &mut problem);
         }
         self.phone.check(agents, !self.tenants.is_empty(), &mut problem);
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Values { problems }) }
@@ -924,7 +906,8 @@ impl AgentConfig {
         (self.instructions.len() + tools.sum::<usize>()).div_ceil(4) as u64
     }
 
-    fn check(&self, name: &str, problem: &mut impl FnMut(&str, String, &str)) {
+    /// `longest_tool`: how long a tool may take, seconds.
+    fn check(&self, name: &str, longest_tool: u64, problem: &mut impl FnMut(&str, String, &str)) {
         let key = |field: &str| format!("agents.{name}.{field}");
         if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
         {
@@ -973,25 +956,9 @@ impl AgentConfig {
             }
         }
         for (index, tool) in self.tools.iter().enumerate() {
-            if tool.name.is_empty()
-                || tool.name.len() > 64
-                || !tool.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
-            {
-                problem(
-                    &key(&format!("tools[{index}].name")),
-                    format!("`{}`", tool.name),
-                    "1 to 64 letters, digits, `-`, `_`",
-                );
-            }
+            tool.check(&key(&format!("tools[{index}]")), longest_tool, problem);
             if self.tools.iter().take(index).any(|earlier| earlier.name == tool.name) {
                 problem(&key(&format!("tools[{index}].name")), format!("`{}` twice", tool.name), "names that differ");
-            }
-            if !tool.parameters.is_object() {
-                problem(
-                    &key(&format!("tools[{index}].parameters")),
-                    tool.parameters.to_string(),
-                    "a JSON Schema object",
-                );
             }
         }
     }

@@ -84,6 +84,7 @@ use crate::{
     },
     upstream::{accounts::Accounts, open::Upstream, status::StatusPage},
     wall::{unix_now, unix_now_ms},
+    webhook::{Hooks, Webhooks, Whose},
 };
 
 /// Read buffer of a client's socket, bytes; grows with the message that is read.
@@ -143,6 +144,9 @@ pub enum ServeError {
     /// The status page cannot be asked.
     #[error("incidents.url: {0}")]
     Incidents(String),
+    /// No webhook could be called.
+    #[error("webhooks: {0}")]
+    Webhooks(String),
     /// The system has no thread left.
     #[error("no thread can be had: {0}")]
     Thread(io::Error),
@@ -181,6 +185,7 @@ pub(crate) struct Shared {
     pub(crate) ledger: Ledger,
     pub(crate) prices: Prices,
     pub(crate) budgets: Budgets,
+    webhooks: Webhooks,
     /// Readers of it at once.
     pub(crate) readers: Arc<Semaphore>,
     slots: Arc<Semaphore>,
@@ -242,6 +247,13 @@ impl Shared {
     /// What is played while an agent's answer waits.
     fn hold(&self, agent: &AgentConfig) -> Option<Arc<Sound>> {
         self.sounds.load().get(agent.hold_audio.as_deref()?)
+    }
+
+    /// The tools of an agent that the relay runs itself, for one call.
+    fn hooks(&self, name: &str, agent: &AgentConfig, who: &Principal, call: &str) -> Hooks {
+        let (agent_name, tenant) = (name.to_owned(), who.tenant_id().to_owned());
+        let whose = Whose { call: call.to_owned(), agent: agent_name, tenant, user: who.user().map(str::to_owned) };
+        self.webhooks.of(agent, whose)
     }
 
     /// An agent, as it is now.
@@ -416,6 +428,7 @@ impl Server {
             ledger,
             prices,
             budgets,
+            webhooks: Webhooks::new().map_err(ServeError::Webhooks)?,
             readers: Arc::new(Semaphore::new(usage::READERS)),
             slots: Arc::new(Semaphore::new(config.server.max_calls)),
             draining: AtomicBool::new(false),

@@ -69,6 +69,13 @@ impl Sound {
     }
 }
 
+/// A sound, again and again for so long; silence where there is none.
+pub fn repeated(sound: &Bytes, format: Format, length: Duration) -> Bytes {
+    let bytes = format.bytes(length);
+    let once: &[u8] = if sound.is_empty() { &[format.silence()] } else { sound };
+    once.iter().copied().cycle().take(bytes).collect()
+}
+
 /// All recordings of a configuration, by file.
 #[derive(Debug, Default)]
 pub struct Sounds(BTreeMap<PathBuf, Arc<Sound>>);

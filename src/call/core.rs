@@ -3,7 +3,7 @@
 //! Owns no socket, task or clock, and sees bytes plus a duration, never samples. Time is the time since the call began, so
 //! that a call can be written down and continued. One part, one file: [`client`] what the client says, [`service`] what
 //! the service says, [`clock`] what time brings, [`away`] a client that is gone for a while, [`continuity`] one session after
-//! another, [`heir`] a process that follows this one, [`govern`] and [`spend`] what limits and budgets leave, [`guard`] speech that may be none, [`quiet`] a caller who says nothing, and [`pass`] both sides where the client owns the conversation.
+//! another, [`heir`] a process that follows this one, [`govern`] and [`spend`] what limits and budgets leave, [`guard`] speech that may be none, [`quiet`] a caller who says nothing, [`own`] and [`line`] tools that the relay runs itself, and [`pass`] both sides where the client owns the conversation.
 mod asked;
 mod away;
 mod client;
@@ -12,6 +12,8 @@ pub mod continuity;
 mod govern;
 mod guard;
 mod heir;
+mod line;
+mod own;
 mod pass;
 mod quiet;
 mod service;
@@ -19,18 +21,23 @@ mod spend;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use self::{
-    away::Away, continuity::Sessions, govern::Governing, guard::Suspicion, pass::Pass, quiet::Quiet, spend::Leaving,
+    away::Away, continuity::Sessions, govern::Governing, guard::Suspicion, line::Errands, pass::Pass, quiet::Quiet,
+    spend::Leaving,
 };
 pub use self::{
     govern::{Delay, Size, TurnAct},
     guard::Guard,
+    line::{LineAct, LineTool},
     quiet::Prompt,
 };
 use super::{
@@ -38,6 +45,7 @@ use super::{
     answers::{Answers, Told},
     books::Booked,
     end::End,
+    filler::Fillers,
     intake::Intake,
     keypad::Keypad,
     mirror::{Cut, Mirror},
@@ -46,7 +54,7 @@ use super::{
     reply::status_name,
     ring::Ring,
     slot::{Slot, Want},
-    tools::Tools,
+    tools::{OwnTool, Tools},
     turn::Turn,
     turnstile::{Means, Word},
 };
@@ -111,6 +119,12 @@ pub struct Plan {
     pub batch: Duration,
     /// How long a client may take for a tool.
     pub tool_timeout: Duration,
+    /// Tools that the relay runs itself, by their names.
+    #[serde(default)]
+    pub own_tools: BTreeMap<String, OwnTool>,
+    /// Tools that are done with the line, by their names.
+    #[serde(default)]
+    pub line_tools: BTreeMap<String, LineTool>,
     /// Longest backlog of reply audio.
     pub max_backlog: Duration,
     /// Largest client message, bytes.
@@ -156,6 +170,8 @@ impl Plan {
             lead: None,
             batch: Duration::from_millis(100),
             tool_timeout: Duration::ZERO,
+            own_tools: BTreeMap::new(),
+            line_tools: BTreeMap::new(),
             max_backlog: Duration::ZERO,
             max_message_bytes: 0,
             transcribed: false,
@@ -257,6 +273,20 @@ pub enum Input<'a> {
     Scarce(bool),
     /// How the call's budgets stand.
     Means(Means),
+    /// What came of [`Output::RunTool`].
+    ToolDone {
+        /// The tool call.
+        call_id: String,
+        /// For the model.
+        output: String,
+    },
+    /// What is to be played for [`Output::Line`], in the format that it named.
+    Plays {
+        /// The tool call.
+        call_id: String,
+        /// The audio.
+        audio: Bytes,
+    },
     /// Another model answers from here on.
     ModelChanged {
         /// The model before; at the beginning, the tier that was asked for.
@@ -292,6 +322,22 @@ pub enum Output {
     DropInput,
     /// The answer waits: say [`Input::Hold`] if there is something to play meanwhile, in this format.
     Hold(Format),
+    /// Run a tool, and say [`Input::ToolDone`].
+    RunTool {
+        /// The tool call.
+        call_id: String,
+        /// The tool.
+        name: String,
+        /// JSON in a string, as the model wrote it.
+        arguments: String,
+    },
+    /// Do something with the line.
+    Line {
+        /// The tool call.
+        call_id: String,
+        /// What.
+        act: LineAct,
+    },
     /// Tell the service.
     Service {
         /// Names the command.
@@ -395,6 +441,10 @@ pub struct Core {
     slot: Slot,
     playout: Playout,
     tools: Tools,
+    /// What is said while they run.
+    #[serde(default)]
+    fillers: Fillers,
+    errands: Errands,
     keypad: Keypad,
     suspicion: Suspicion,
     quiet: Quiet,
@@ -514,6 +564,8 @@ impl Core {
             slot: Slot::default(),
             playout,
             tools: Tools::default(),
+            fillers: Fillers::default(),
+            errands: Errands::default(),
             keypad: Keypad::default(),
             suspicion: Suspicion::default(),
             quiet: Quiet::default(),
@@ -581,7 +633,10 @@ impl Core {
                 self.refuse("unauthorized", message, Some("token"), true);
             }
             Input::ClientPong => self.client_seen = now,
-            Input::ClientGone(end) => self.leave(now, end),
+            Input::ClientGone(end) => {
+                let end = self.line_ends(end);
+                self.leave(now, end);
+            }
             Input::ClientBack { late, credential } => {
                 self.back(now, late);
                 self.renewed(now, credential);
@@ -610,6 +665,12 @@ impl Core {
             Input::Hold(audio) => self.holds(audio),
             Input::Scarce(scarce) => self.scarce(scarce),
             Input::Means(means) => self.means(now, means),
+            Input::ToolDone { call_id, output } => {
+                if !self.errand_done(now, &call_id, &output) {
+                    self.tool_done(call_id, output);
+                }
+            }
+            Input::Plays { call_id, audio } => self.plays(&call_id, audio),
             Input::ModelChanged { from, to, reason } => self.model_changed(&from, &to, reason),
             Input::Tick => {}
         }
@@ -628,6 +689,7 @@ impl Core {
         self.keep_output();
         if self.is_connected() {
             self.end_replies(now);
+            self.run_errands(now);
         }
     }
 
@@ -782,16 +844,19 @@ impl Core {
             return;
         }
         if !self.slot.has_wish() {
-            return self.wants_none();
+            if !self.fills(now) {
+                self.wants_none();
+            }
+            return;
         }
         if !self.up || self.slot.busy() || !self.may_ask(now) {
             return;
         }
-        if let Some(Want { instructions }) = self.slot.next(self.commands) {
+        if let Some(Want { instructions, .. }) = self.slot.next(self.commands) {
             self.service_seen = now; // it owes us an answer from here on, however long it was silent before
             self.turn_asked();
             self.answers.asked(now);
-            self.ask(Command::CreateReply { instructions });
+            self.ask(Command::CreateReply { instructions, no_tools: false });
         }
     }
 
@@ -872,6 +937,7 @@ impl Core {
                 (self.delay_of(&reply.response), self.answers.first_audio_ms(&reply.response));
             self.out.push_back(Output::Book(Booked { audio_ms, heard_ms, first_audio_ms, delay, ..booked }));
         }
+        self.played(&reply.id, status);
         self.say(ServerMsg::ReplyEnded { reply: reply.id, status, reason, audio_ms, heard_ms, usage, latency });
     }
 
@@ -937,7 +1003,7 @@ fn says_something(input: &Input<'_>) -> bool {
             ClientMsg::Commit | ClientMsg::Text { .. } | ClientMsg::ToolResult { .. } | ClientMsg::Interrupt { .. }
         ),
         Input::Said(said) => matches!(said.kind, openai::Kind::Commit | openai::Kind::CreateReply { .. }),
-        Input::ClientBack { .. } | Input::Key(_) => true,
+        Input::ClientBack { .. } | Input::Key(_) | Input::ToolDone { .. } => true,
         Input::Service(event) | Input::Heard(event, _) => matches!(
             event,
             Event::SpeechStarted { .. }

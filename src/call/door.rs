@@ -9,7 +9,7 @@ use super::{
     At,
     core::{Core, Input},
     end::End,
-    phone::Phone,
+    phone::{Phone, Remote},
     written::WrittenDoor,
 };
 use crate::{
@@ -261,6 +261,16 @@ impl Door {
         if let Some(lanes) = self.lanes_mut() {
             lanes.uplink.reset();
         }
+    }
+
+    /// Presses keys; `false`: the line has no way to do so but by sound.
+    pub fn press(&self, keys: &str, outbox: &mut Outbox) -> bool {
+        matches!(self, Self::Phone(phone) if phone.press(keys, outbox))
+    }
+
+    /// What can be asked of whoever has the line.
+    pub fn remote(&self) -> Option<&Remote> {
+        if let Self::Phone(phone) = self { phone.remote() } else { None }
     }
 
     /// The last word of a call that ends, where closing the socket does not say it.

@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use serde_json::json;
 use tokio::{
     sync::watch,
     time::{self, Instant},
@@ -23,7 +24,7 @@ use super::{
     answers::Told,
     books::{Booked, Books, Earlier},
     client_leg::ClientLeg,
-    core::{Core, Input, Output, continuity::lives},
+    core::{Core, Input, LineAct, Output, continuity::lives},
     door::Door,
     end::End,
     rate::Rerate,
@@ -40,7 +41,10 @@ use crate::{
         budget::{Amount, Budgets},
         router::Cause,
     },
-    audio::{Codec, sound::Sound},
+    audio::{
+        Codec, dtmf,
+        sound::{self, Sound},
+    },
     client::wire::ServerMsg,
     config::Govern,
     ledger::Kind,
@@ -54,6 +58,7 @@ use crate::{
         limits::{self, Source},
     },
     wall::unix_now,
+    webhook::{Done, Hooks},
 };
 
 /// Messages taken from one socket before the other has its turn.
@@ -120,6 +125,8 @@ pub struct Call {
     pub turns: (Govern, Duration),
     /// What the caller hears meanwhile.
     pub hold: Option<Arc<Sound>>,
+    /// The tools that the relay runs itself.
+    pub hooks: Hooks,
     /// What may be spent, and what it has spent in another process.
     pub budgets: Budgets,
     pub spent: Amount,
@@ -210,6 +217,7 @@ struct Driver {
     tools: (u64, u64),
     turnstile: Turnstile,
     hold: Option<Arc<Sound>>,
+    hooks: Hooks,
     /// It has asked for something cheaper since then.
     cheaper_since: Option<Instant>,
     goodbyes: TaskTracker,
@@ -246,6 +254,7 @@ enum Wake {
     Service(Came),
     Arrived(Box<Arrival>),
     Turn(Says),
+    Tool(Done),
     Recalled,
     /// Until then; `None`: the server stays, after all.
     Drain(Option<Instant>),
@@ -257,7 +266,7 @@ enum Wake {
 impl Driver {
     fn new(call: Call, began: Instant) -> Self {
         let Call { id, mut core, door, license, wanted, way, client, ticket, books, reconnect, turns, .. } = call;
-        let Call { hold, budgets, spent, heir, goodbyes, drain, stop, .. } = call;
+        let Call { hold, hooks, budgets, spent, heir, goodbyes, drain, stop, .. } = call;
         let on = way.home().clone();
         let rerate = Rerate::to(on.upstream.config().input_rate).filter(|_| door.setup().is_none());
         let whose = Whose { wanted, who: license.who().clone(), call: id.clone() };
@@ -293,6 +302,7 @@ impl Driver {
             tools: (0, 0),
             turnstile,
             hold,
+            hooks,
             cheaper_since: None,
             goodbyes,
             drain,
@@ -332,6 +342,9 @@ impl Driver {
                 Wake::Timer | Wake::Ready => {}
                 Wake::Service(came) => self.service_came(came),
                 Wake::Turn(says) => self.turn_says(says),
+                Wake::Tool(Done { call_id, output }) => {
+                    self.core.handle(self.now(), Input::ToolDone { call_id, output });
+                }
                 Wake::Arrived(arrival) => self.arrived(*arrival),
                 Wake::Recalled => self.recalled(),
                 Wake::Drain(until) => self.drain(until),
@@ -352,7 +365,7 @@ impl Driver {
     /// Stop, then a due timer, then work: a flood must hide neither.
     async fn wait(&mut self, timer: Pin<&mut time::Sleep>) -> Wake {
         let gated = self.read_at.is_some();
-        let Self { client, service, ticket, drain, leaving, stop, unread, license, cut, turnstile, .. } = self;
+        let Self { client, service, ticket, drain, leaving, stop, unread, license, cut, turnstile, hooks, .. } = self;
         let ticket = ticket.as_ref();
         let client_ready = future::poll_fn(|cx| {
             if !gated && client.poll_readable(cx).is_ready() {
@@ -392,6 +405,7 @@ impl Driver {
             () = recalled => Wake::Recalled,
             () = timer => Wake::Timer,
             says = turnstile.says() => Wake::Turn(says),
+            done = hooks.done(), if hooks.is_busy() => Wake::Tool(done),
             came = service_ready => Wake::Service(came),
             arrival = arrived => Wake::Arrived(arrival),
             () = client_ready => Wake::Ready,
@@ -582,6 +596,8 @@ impl Driver {
                         self.core.handle(self.now(), Input::Hold(sound.audio(format)));
                     }
                 }
+                Output::Line { call_id, act } => self.line(call_id, act),
+                Output::RunTool { call_id, name, arguments } => self.hooks.run(call_id, &name, &arguments),
                 Output::Service { number, command } => self.command(&command, number),
                 Output::Forward(text) => self.forward(text),
                 Output::Greet(text) => {
@@ -637,6 +653,26 @@ impl Driver {
             }
         }
         None
+    }
+
+    /// Does something with the line.
+    fn line(&mut self, call_id: String, act: LineAct) {
+        let nowhere = || json!({"error": "this call is not by telephone: it cannot be transferred"}).to_string();
+        let input = match act {
+            LineAct::Transfer(to) => match self.door.remote() {
+                Some(remote) => return self.hooks.spawn(call_id, remote.transfer(to)),
+                None => Input::ToolDone { call_id, output: nowhere() },
+            },
+            LineAct::Press(keys, format) => match self.door.press(&keys, self.client.outbox()) {
+                true => Input::ToolDone { call_id, output: json!({"ok": true}).to_string() },
+                false => Input::Plays { call_id, audio: dtmf::sound(&keys, format).into() },
+            },
+            LineAct::Hold(length, format) => {
+                let sound = self.hold.as_ref().map(|sound| sound.audio(format)).unwrap_or_default();
+                Input::Plays { call_id, audio: sound::repeated(&sound, format, length) }
+            }
+        };
+        self.core.handle(self.now(), input);
     }
 
     fn turn_says(&mut self, mut says: Says) {
@@ -958,6 +994,7 @@ impl Driver {
         }
         tracing::info!("the call was handed over");
         self.turnstile.forget();
+        self.hooks.stop();
         let (close, reason) = self.door.close(&End::Drained);
         let (length, bytes_in, bytes_out) = (self.began.elapsed(), self.bytes_in, self.bytes_out);
         Fact::CallEnded { close, length, bytes_in, bytes_out }.record();
@@ -1019,6 +1056,7 @@ impl Driver {
             self.refuse(arrival.socket);
         }
         self.turnstile.forget();
+        self.hooks.stop();
         // What was for the loudspeaker is not worth waiting for.
         self.client.outbox().drop_binary();
         self.door.farewell(self.client.outbox());

@@ -21,6 +21,12 @@ pub enum End {
     /// The caller hung up, or the exchange did.
     #[error("the caller hung up")]
     HungUp,
+    /// The agent hung up.
+    #[error("the agent ended the call")]
+    AgentHungUp,
+    /// The agent took the call elsewhere.
+    #[error("the call was transferred")]
+    Transferred,
     /// The client is gone without a goodbye.
     #[error("the client's connection was lost")]
     ClientLost,
@@ -155,6 +161,7 @@ impl End {
     pub fn who(&self) -> &'static str {
         match self {
             Self::Asked | Self::HungUp => "caller",
+            Self::AgentHungUp | Self::Transferred => "agent",
             Self::ClientLost | Self::NoPong => "lost",
             Self::EndedByTenant => "tenant",
             Self::Upstream { .. } => "service",
@@ -177,6 +184,8 @@ impl End {
             | Self::Upstream { .. } => true,
             Self::Asked
             | Self::HungUp
+            | Self::AgentHungUp
+            | Self::Transferred
             | Self::Drained
             | Self::Framing
             | Self::Utf8
@@ -216,7 +225,9 @@ impl End {
             retry_after: None,
         };
         match self {
-            Self::Asked | Self::HungUp | Self::ClientLost => of("", 1000, false),
+            Self::Asked | Self::HungUp | Self::AgentHungUp | Self::Transferred | Self::ClientLost => {
+                of("", 1000, false)
+            }
             Self::Drained => of("", 1001, true),
             Self::Framing => of("", 1002, false),
             Self::Utf8 => of("", 1007, false),

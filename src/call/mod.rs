@@ -3,7 +3,7 @@
 //!
 //! Core in parts, each with one subject: [`intake`] (what the client may send, counted), [`turn`] (the caller's side of a
 //! turn), [`keypad`], [`slot`] (one reply at a time), [`playout`] (replies on their way to the loudspeaker, and what of them was
-//! heard), [`tools`], [`mirror`] and [`ring`] (what was said, for the next session), [`policy`] (what a client that owns its
+//! heard), [`tools`] and [`filler`] (what is said while they run), [`mirror`] and [`ring`] (what was said, for the next session), [`policy`] (what a client that owns its
 //! conversation may set). All of it is plain data that can be written down. [`returns`] is the way back to a call for a client
 //! that lost its socket.
 pub mod answers;
@@ -13,6 +13,7 @@ pub mod core;
 pub mod door;
 pub mod driver;
 pub mod end;
+pub mod filler;
 pub mod intake;
 pub mod keypad;
 pub mod mirror;

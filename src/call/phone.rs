@@ -2,9 +2,11 @@
 //!
 //! Stands where the thin client's messages are read and written, so that the core hears the same of a telephone as of any caller: audio,
 //! reports of what was played, keys. Decides nothing.
-use std::time::Duration;
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use serde_json::json;
 
 use super::{
     At,
@@ -27,6 +29,35 @@ use crate::{
     net::outbox::Outbox,
 };
 
+/// Whoever has the other end of the line, and can be asked for something beside the stream.
+#[derive(Clone)]
+pub struct Remote(Arc<dyn Fn(String) -> BoxFuture<'static, Result<(), String>> + Send + Sync>);
+
+impl fmt::Debug for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Remote(..)")
+    }
+}
+
+impl Remote {
+    /// `transfer` takes the call to a number or an address, or says why not.
+    pub fn new(transfer: impl Fn(String) -> BoxFuture<'static, Result<(), String>> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(transfer))
+    }
+
+    /// Takes the call elsewhere; the result is for the model.
+    pub fn transfer(&self, to: String) -> impl Future<Output = String> + Send + 'static {
+        let transfer = (self.0)(to);
+        async move {
+            match transfer.await {
+                Ok(()) => json!({"ok": true}),
+                Err(why) => json!({"error": why}),
+            }
+            .to_string()
+        }
+    }
+}
+
 /// A telephone.
 #[derive(Debug)]
 pub struct Phone {
@@ -38,6 +69,7 @@ pub struct Phone {
     marks: Marks,
     full: bool,
     due: Vec<Media>,
+    remote: Option<Remote>,
 }
 
 impl Phone {
@@ -51,7 +83,22 @@ impl Phone {
         }
         let marks = Marks::new(habits.mark_every);
         let (order, pauses) = (Order::default(), Pauses::default());
-        Self { lanes, dialect, order, pauses, bytes, marks, full: false, due: Vec::new() }
+        Self { lanes, dialect, order, pauses, bytes, marks, full: false, due: Vec::new(), remote: None }
+    }
+
+    /// With somebody who can be asked to transfer it.
+    pub fn with_remote(self, remote: Option<Remote>) -> Self {
+        Self { remote, ..self }
+    }
+
+    /// See [`Self::with_remote`].
+    pub fn remote(&self) -> Option<&Remote> {
+        self.remote.as_ref()
+    }
+
+    /// Presses keys, if the stream can.
+    pub fn press(&self, keys: &str, outbox: &mut Outbox) -> bool {
+        self.dialect.press(keys).is_some_and(|packet| control(outbox, packet, false) > 0)
     }
 
     /// Its provider's name.

@@ -138,14 +138,15 @@ impl Playout {
         id
     }
 
-    /// A recording is played as a reply of its own, in the service's format: no service knows of it.
-    pub fn play(&mut self, audio: Bytes) {
+    /// A recording is played as a reply of its own, in the service's format: no service knows of it. Our id for it.
+    pub fn play(&mut self, audio: Bytes) -> String {
         self.begun += 1;
         let id = format!("r{}", self.begun);
         let mut reply = Reply::new(id.clone(), format!("recording-{id}"), Times::default());
         let samples = (audio.len() / self.format.sample_bytes().unwrap_or(1)) as u64;
         reply.recorded(audio, samples);
         self.replies.push_back(reply);
+        id
     }
 
     /// The reply with the service's id.

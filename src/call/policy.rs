@@ -43,7 +43,7 @@ impl Policy {
         let longest = if agent.max_output_tokens.is_some() { rule.max_output_tokens } else { Rule::Allow };
         let rules = [
             (Field::Instructions, rule.instructions, json!(agent.instructions)),
-            (Field::Tools, rule.tools, ga::tools(agent)),
+            (Field::Tools, rule.tools, ga::client_tools(agent)),
             (Field::Voice, rule.voice, json!(agent.voice)),
             (Field::MaxOutputTokens, longest, json!(agent.max_output_tokens)),
         ];

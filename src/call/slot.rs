@@ -16,6 +16,16 @@ const VAD_PATIENCE: Duration = Duration::from_secs(3);
 pub struct Want {
     /// For this reply only.
     pub instructions: Option<String>,
+    /// It fills the time while a tool runs: nobody asks for it twice.
+    #[serde(default)]
+    pub filler: bool,
+}
+
+impl Want {
+    /// A reply to this instruction.
+    pub fn told(instructions: String) -> Self {
+        Self { instructions: Some(instructions), filler: false }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +125,27 @@ impl Slot {
         Some(want)
     }
 
+    /// As [`Self::next`], for a filler: where nothing waits or runs.
+    pub fn fill(&mut self, number: u64, want: Want) -> bool {
+        let free = self.idle();
+        if free {
+            self.state = State::Requested;
+            self.request = Some(Request { number, want, called_off: false });
+        }
+        free
+    }
+
+    /// The filler that was asked for has become needless; whether it has not begun, and the service has to be told.
+    pub fn call_off_filler(&mut self) -> bool {
+        let filler = self.request.as_ref().is_some_and(|request| request.want.filler);
+        self.state == State::Requested && filler && self.call_off()
+    }
+
+    /// Command `number` asks for a filler.
+    pub fn asks_filler(&self, number: u64) -> bool {
+        self.request.as_ref().is_some_and(|request| request.number == number && request.want.filler)
+    }
+
     /// The request that would go out next is given up, with all that it would have answered.
     pub fn drop_next(&mut self) -> Option<Want> {
         let want = self.waiting.pop_front()?.want;
@@ -189,7 +220,7 @@ impl Slot {
     /// If it was a request for a reply: whether it will be made again.
     pub fn refused(&mut self, number: u64, busy: bool) -> Option<bool> {
         let request = self.request.take_if(|r| r.number == number)?;
-        let again = busy && !request.called_off;
+        let again = busy && !request.called_off && !request.want.filler;
         if again {
             self.want_first(request.want);
         }
@@ -222,6 +253,7 @@ impl Slot {
             State::Requested => Lost { response: None, want: request.map(|request| request.want) },
             State::Active(response, want) => Lost { response, want: Some(want) },
         };
+        let lost = Lost { want: lost.want.filter(|want| !want.filler), ..lost };
         // The service was about to answer; while the caller speaks, the next session will.
         let owed = self.vad_until.take_if(|at| *at != At::MAX).is_some();
         self.waiting.iter_mut().for_each(|w| w.covered = false);
@@ -288,7 +320,7 @@ mod tests {
     use super::*;
 
     fn plain() -> Want {
-        Want { instructions: None }
+        Want::default()
     }
 
     #[test]
@@ -315,7 +347,7 @@ mod tests {
         let mut slot = Slot::default();
         slot.hold_for_speech();
         slot.want(plain());
-        slot.want(Want { instructions: Some("greet".into()) });
+        slot.want(Want::told("greet".into()));
         assert_eq!(slot.next(1), None, "nobody talks into the caller's speech");
         slot.expect_vad(Duration::from_secs(1));
         assert_eq!(slot.created("resp_vad"), Began::Wanted);
@@ -357,7 +389,7 @@ mod tests {
 
     #[test]
     fn what_a_lost_session_owed_is_known() {
-        let greet = Want { instructions: Some("greet".into()) };
+        let greet = Want::told("greet".into());
         let mut slot = Slot::default();
         slot.want(greet.clone());
         slot.next(1);
@@ -374,6 +406,32 @@ mod tests {
         slot.lost();
         slot.want(plain());
         assert_eq!(slot.next(3), None, "the caller goes on speaking");
+    }
+
+    #[test]
+    fn a_filler_takes_nobodys_place_and_is_asked_for_once() {
+        let filler = Want { filler: true, ..Want::told("one moment".into()) };
+        let mut slot = Slot::default();
+        slot.want(plain());
+        assert!(!slot.fill(1, filler.clone()), "somebody wants an answer");
+        slot.next(1);
+        assert!(!slot.fill(2, filler.clone()), "an answer is asked for");
+        slot.created("resp_1");
+        slot.done("resp_1");
+        assert!(slot.fill(3, filler.clone()) && slot.asks_filler(3));
+        assert!(slot.call_off_filler() && !slot.call_off_filler());
+        assert_eq!(slot.created("resp_2"), Began::CalledOff);
+        slot.done("resp_2");
+        assert!(slot.fill(4, filler.clone()));
+        assert_eq!(slot.refused(4, true), Some(false), "never again");
+        slot.done("resp_other");
+        assert!(slot.fill(5, filler.clone()));
+        slot.created("resp_3");
+        assert!(!slot.call_off_filler(), "it is heard to its end");
+        assert_eq!(slot.lost(), Lost { response: Some("resp_3".into()), want: None });
+        assert!(slot.fill(6, filler));
+        assert_eq!(slot.lost(), Lost { response: None, want: None });
+        assert!(slot.idle());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Tools that the client answers: each call goes out once, and gets one result, if need be that it timed out.
+//! Tools of both kinds, those that the client answers and those that the relay runs itself: each call goes out once, and gets one
+//! result, if need be that it timed out.
 //!
 //! The service announces a call twice; a client may never answer. The model goes on once a reply has ended and all its
 //! calls have results.
@@ -10,14 +11,57 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::At;
+use crate::config::AgentConfig;
 
 /// Calls remembered by their ids: the service announces one again within its reply, and a reply makes a handful.
 const SEEN: usize = 256;
+
+/// A tool that the relay runs itself, as far as a call's decisions go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnTool {
+    /// Whoever runs it gives a result, good or bad, within this.
+    pub timeout: Duration,
+    /// Running it twice does no harm.
+    pub idempotent: bool,
+    /// Said while it takes long.
+    pub filler: Option<String>,
+    /// How long the caller hears nothing before that.
+    pub filler_after: Duration,
+}
+
+impl OwnTool {
+    /// Those of an agent, by their names.
+    pub fn of(agent: &AgentConfig) -> BTreeMap<String, Self> {
+        let own = agent.tools.iter().filter_map(|tool| {
+            let http = tool.http.as_ref()?;
+            let own = Self {
+                timeout: Duration::from_secs(http.timeout_s),
+                idempotent: http.idempotent,
+                filler: http.filler.clone(),
+                filler_after: Duration::from_millis(http.filler_after_ms),
+            };
+            Some((tool.name.clone(), own))
+        });
+        own.collect()
+    }
+}
+
+/// A tool call that the relay runs itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The tool.
+    pub name: String,
+    /// JSON in a string, as the model wrote it.
+    pub arguments: String,
+}
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Pending {
     response: String,
     until: At,
+    /// The relay runs it itself; none: the client.
+    #[serde(default)]
+    run: Option<Run>,
 }
 
 /// The calls of one reply.
@@ -38,8 +82,8 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// The model wants a tool; `false` when that was known.
-    pub fn called(&mut self, now: At, response: &str, call_id: &str, timeout: Duration) -> bool {
+    /// The model wants a tool; `false` when that was known. `run`: the relay runs it itself.
+    pub fn called(&mut self, now: At, response: &str, call_id: &str, timeout: Duration, run: Option<Run>) -> bool {
         if self.pending.contains_key(call_id) || self.seen.iter().any(|seen| seen == call_id) {
             return false;
         }
@@ -48,8 +92,30 @@ impl Tools {
         }
         self.seen.push_back(call_id.to_owned());
         self.batches.entry(response.to_owned()).or_default().open += 1;
-        self.pending.insert(call_id.to_owned(), Pending { response: response.to_owned(), until: now + timeout });
+        self.pending.insert(call_id.to_owned(), Pending { response: response.to_owned(), until: now + timeout, run });
         true
+    }
+
+    /// Whether the relay runs this one itself, and has no result yet.
+    pub fn is_own(&self, call_id: &str) -> bool {
+        self.pending.get(call_id).is_some_and(|pending| pending.run.is_some())
+    }
+
+    /// Whether the relay runs one itself.
+    pub fn runs_own(&self) -> bool {
+        self.pending.values().any(|pending| pending.run.is_some())
+    }
+
+    /// Those that the relay runs itself: which calls.
+    pub fn own(&self) -> Vec<(String, Run)> {
+        self.pending.iter().filter_map(|(id, pending)| Some((id.clone(), pending.run.clone()?))).collect()
+    }
+
+    /// It is run once more, and has so long again.
+    pub fn runs_again(&mut self, now: At, call_id: &str, timeout: Duration) {
+        if let Some(pending) = self.pending.get_mut(call_id) {
+            pending.until = now + timeout;
+        }
     }
 
     /// A result is there. `None`: nobody waits for it; else whether the model shall go on now.
@@ -79,7 +145,7 @@ impl Tools {
 
     /// The client was away for so long, in which it could answer nothing.
     pub fn resumed(&mut self, away: Duration) {
-        self.pending.values_mut().for_each(|pending| pending.until += away);
+        self.pending.values_mut().filter(|p| p.run.is_none()).for_each(|pending| pending.until += away);
     }
 
     fn go_on(&mut self, response: &str) -> bool {
@@ -88,14 +154,20 @@ impl Tools {
         over && self.batches.remove(response).and_then(|b| b.ended).unwrap_or(false)
     }
 
-    /// The calls that timed out by now; send their results and say [`Self::answered`].
-    pub fn late(&self, now: At) -> Vec<String> {
-        self.pending.iter().filter(|(_, p)| now >= p.until).map(|(id, _)| id.clone()).collect()
+    /// The calls that timed out by now, and the tools that the relay runs itself; send their results and say [`Self::answered`].
+    /// Without a client that could answer (`connected`), its own wait.
+    pub fn late(&self, now: At, connected: bool) -> Vec<(String, Option<Run>)> {
+        let late = self.waiting(connected).filter(|(_, p)| now >= p.until);
+        late.map(|(id, p)| (id.clone(), p.run.clone())).collect()
     }
 
     /// When the next one times out.
-    pub fn deadline(&self) -> Option<At> {
-        self.pending.values().map(|p| p.until).min()
+    pub fn deadline(&self, connected: bool) -> Option<At> {
+        self.waiting(connected).map(|(_, p)| p.until).min()
+    }
+
+    fn waiting(&self, connected: bool) -> impl Iterator<Item = (&String, &Pending)> {
+        self.pending.iter().filter(move |(_, pending)| connected || pending.run.is_some())
     }
 }
 
@@ -118,33 +190,33 @@ mod tests {
     #[test]
     fn a_call_goes_out_once_and_the_model_goes_on_once() {
         let mut tools = Tools::default();
-        assert!(tools.called(T0, "r", "a", TIMEOUT));
-        assert!(!tools.called(T0, "r", "a", TIMEOUT), "announced twice");
-        assert!(tools.called(T0, "r", "b", TIMEOUT));
+        assert!(tools.called(T0, "r", "a", TIMEOUT, None));
+        assert!(!tools.called(T0, "r", "a", TIMEOUT, None), "announced twice");
+        assert!(tools.called(T0, "r", "b", TIMEOUT, None));
         assert_eq!(tools.answered("a"), Some(false));
         assert!(!tools.reply_done("r", true), "b is open");
         assert_eq!(tools.answered("b"), Some(true));
         assert_eq!(tools.answered("b"), None);
-        assert!(!tools.called(T0, "r", "a", TIMEOUT), "never run twice");
+        assert!(!tools.called(T0, "r", "a", TIMEOUT, None), "never run twice");
     }
 
     #[test]
     fn a_call_of_days_remembers_no_more_than_it_needs() {
         let mut tools = Tools::default();
-        tools.called(T0, "r", "open", TIMEOUT);
+        tools.called(T0, "r", "open", TIMEOUT, None);
         for n in 0..10 * SEEN {
-            assert!(tools.called(T0, "r", &format!("call_{n}"), TIMEOUT));
-            assert!(!tools.called(T0, "r", &format!("call_{n}"), TIMEOUT));
+            assert!(tools.called(T0, "r", &format!("call_{n}"), TIMEOUT, None));
+            assert!(!tools.called(T0, "r", &format!("call_{n}"), TIMEOUT, None));
             tools.answered(&format!("call_{n}"));
         }
         assert_eq!(tools.seen.len(), SEEN);
-        assert!(!tools.called(T0, "r", "open", TIMEOUT), "it has no result yet, however old it is");
+        assert!(!tools.called(T0, "r", "open", TIMEOUT, None), "it has no result yet, however old it is");
     }
 
     #[test]
     fn a_result_before_the_replys_end_waits_for_it() {
         let mut tools = Tools::default();
-        tools.called(T0, "r", "a", TIMEOUT);
+        tools.called(T0, "r", "a", TIMEOUT, None);
         assert_eq!(tools.answered("a"), Some(false));
         assert!(tools.reply_done("r", true));
         assert!(!tools.reply_done("other", true), "a reply without tools needs no continuation");
@@ -153,22 +225,22 @@ mod tests {
     #[test]
     fn a_tool_outlives_the_session_that_called_it() {
         let mut tools = Tools::default();
-        tools.called(T0, "r", "a", TIMEOUT);
+        tools.called(T0, "r", "a", TIMEOUT, None);
         assert!(!tools.reply_lost("r"), "a is open");
         assert_eq!(tools.answered("a"), Some(true));
-        tools.called(T0, "s", "b", TIMEOUT);
+        tools.called(T0, "s", "b", TIMEOUT, None);
         assert_eq!(tools.answered("b"), Some(false));
         assert!(tools.reply_lost("s"));
         assert!(!tools.reply_lost("s") && !tools.reply_lost("other"));
-        tools.called(T0, "t", "c", TIMEOUT);
+        tools.called(T0, "t", "c", TIMEOUT, None);
         tools.resumed(TIMEOUT);
-        assert_eq!(tools.deadline(), Some(TIMEOUT * 2));
+        assert_eq!(tools.deadline(true), Some(TIMEOUT * 2));
     }
 
     #[test]
     fn a_failed_reply_is_not_continued() {
         let mut tools = Tools::default();
-        tools.called(T0, "r", "a", TIMEOUT);
+        tools.called(T0, "r", "a", TIMEOUT, None);
         assert!(!tools.reply_done("r", false));
         assert_eq!(tools.answered("a"), Some(false));
     }
@@ -176,9 +248,24 @@ mod tests {
     #[test]
     fn a_client_that_never_answers_is_late() {
         let mut tools = Tools::default();
-        tools.called(T0, "r", "a", TIMEOUT);
-        assert_eq!(tools.deadline(), Some(TIMEOUT));
-        assert!(tools.late(TIMEOUT - Duration::from_millis(1)).is_empty());
-        assert_eq!(tools.late(TIMEOUT), ["a"]);
+        tools.called(T0, "r", "a", TIMEOUT, None);
+        assert_eq!(tools.deadline(true), Some(TIMEOUT));
+        assert!(tools.late(TIMEOUT - Duration::from_millis(1), true).is_empty());
+        assert_eq!(tools.late(TIMEOUT, true), [("a".to_owned(), None)]);
+    }
+
+    #[test]
+    fn a_tool_of_the_relays_waits_for_no_client() {
+        let mut tools = Tools::default();
+        let run = Run { name: "look_up".into(), arguments: "{}".into() };
+        tools.called(T0, "r", "a", TIMEOUT, None);
+        tools.called(T0, "r", "b", TIMEOUT / 2, Some(run.clone()));
+        assert!(tools.is_own("b") && !tools.is_own("a") && tools.runs_own());
+        assert_eq!((tools.deadline(true), tools.deadline(false)), (Some(TIMEOUT / 2), Some(TIMEOUT / 2)));
+        tools.resumed(TIMEOUT);
+        assert_eq!(tools.late(TIMEOUT, true), [("b".to_owned(), Some(run.clone()))], "its time goes on");
+        assert_eq!(tools.own(), [("b".to_owned(), run)]);
+        tools.answered("b");
+        assert_eq!((tools.deadline(true), tools.deadline(false), tools.runs_own()), (Some(TIMEOUT * 2), None, false));
     }
 }

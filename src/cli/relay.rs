@@ -37,7 +37,9 @@ impl Relay {
             None
         };
         let server = Server::start(config, metrics).await.map_err(|error| match error {
-            ServeError::Listen { .. } | ServeError::Thread(_) | ServeError::Handover(_) => anyhow::Error::new(error),
+            ServeError::Listen { .. } | ServeError::Thread(_) | ServeError::Webhooks(_) | ServeError::Handover(_) => {
+                anyhow::Error::new(error)
+            }
             ServeError::Open { .. }
             | ServeError::Upstream { .. }
             | ServeError::Incidents(_)

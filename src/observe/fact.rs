@@ -135,6 +135,15 @@ pub enum Fact {
         /// After so long a wait for it.
         waited: Duration,
     },
+    /// A tool that the relay runs itself has come to its end.
+    ToolRan {
+        /// Its name; one of a bounded number.
+        tool: String,
+        /// `ok`, or what went wrong.
+        outcome: Cow<'static, str>,
+        /// How long it took, all tries together.
+        took: Duration,
+    },
     /// The service said something that we do not know.
     UnknownEvent,
     /// The service complained about something that had already happened.
@@ -236,6 +245,11 @@ impl Fact {
                 counter!("voxrelay_secrets_used_total", "how" => how).increment(1);
                 histogram!("voxrelay_secret_age_seconds").record(age.as_secs_f64());
                 histogram!("voxrelay_secret_wait_seconds").record(waited.as_secs_f64());
+            }
+            Self::ToolRan { tool, outcome, took } => {
+                counter!("voxrelay_tools_total", "tool" => tool.clone(), "outcome" => outcome.clone()).increment(1);
+                histogram!("voxrelay_tool_seconds").record(took.as_secs_f64());
+                tracing::info!(tool, %outcome, seconds = took.as_secs_f64(), "a tool was run");
             }
             Self::UnknownEvent => {
                 counter!("voxrelay_unknown_events_total").increment(1);

@@ -35,6 +35,7 @@ use crate::{
         door::Door,
         driver::{self, Call, Client},
         returns::{Arrival, Returns},
+        tools::OwnTool,
         way::Way,
         written::{Handing, Heir, LARGEST, Written, WrittenDoor},
     },
@@ -42,6 +43,7 @@ use crate::{
     net::inherit,
     upstream::{Intent, Wanted},
     wall::unix_now,
+    webhook::Hooks,
 };
 
 /// The form of what is said here, calls above all: another number wherever a build cannot read what the one before wrote.
@@ -253,7 +255,17 @@ fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
         }
         WrittenDoor::OpenAi { intent, .. } => *intent,
     };
-    let door = Door::restored(door, shared.agent(&agent), shared.config.audio.gather);
+    let persona = shared.agent(&agent);
+    let door = Door::restored(door, persona.clone(), shared.config.audio.gather);
+    let mut core = core;
+    if let Some(setup) = door.setup() {
+        core.has_own_tools(OwnTool::of(&setup.agent));
+    }
+    // An agent that is not configured here has no secret to sign with.
+    let hooks = match persona.filter(|_| door.setup().is_some()) {
+        Some(persona) => shared.hooks(&agent, &persona, &who, &id),
+        None => Hooks::none(),
+    };
     let hold = door.setup().and_then(|setup| shared.hold(&setup.agent));
     let name = door.name();
     let slot = shared.slots.clone().try_acquire_owned().map_err(|_| "all lines are taken")?;
@@ -280,6 +292,7 @@ fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
         reconnect: shared.reconnect(),
         turns: shared.turns(&who),
         hold,
+        hooks,
         budgets: shared.budgets.clone(),
         spent,
         heir: shared.heir.clone(),

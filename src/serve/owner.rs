@@ -14,9 +14,10 @@ use crate::{
     },
     call::{
         books::Books,
-        core::{Core, Guard, Plan, Prompt},
+        core::{Core, Guard, LineTool, Plan, Prompt},
         door::Door,
         driver::{Call, Client},
+        tools::OwnTool,
         way::Way,
     },
     client::wire::AudioFormats,
@@ -101,6 +102,7 @@ impl Owner {
         let plan = self.plan(shared);
         let Self { who, license, id, agent, way, auto_turns, comes_back, .. } = self;
         let (writer, hold) = (agent.transcription.clone(), shared.hold(&agent));
+        let hooks = shared.hooks(&plan.agent, &agent, &who, &id);
         let setup = SessionSetup { input: plan.upstream_input, output: plan.upstream_output, auto_turns, agent };
         let door = door(setup);
         let (ticket, resume) = Some(()).filter(|()| comes_back).and_then(|()| shared.way_back(door.name())).unzip();
@@ -127,6 +129,7 @@ impl Owner {
             reconnect: shared.reconnect(),
             turns: shared.turns(&who),
             hold,
+            hooks,
             budgets: shared.budgets.clone(),
             spent: Amount::default(),
             heir: shared.heir.clone(),
@@ -161,6 +164,8 @@ impl Owner {
             lead: self.lead,
             batch: millis(config.audio.out_batch_ms),
             tool_timeout: Duration::from_secs(config.call.tool_timeout_s),
+            own_tools: OwnTool::of(agent),
+            line_tools: LineTool::of(agent),
             max_backlog: Duration::from_secs(config.call.max_backlog_s),
             max_message_bytes: config.server.max_message_bytes,
             transcribed: agent.transcription.is_some(),

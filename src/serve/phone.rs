@@ -17,6 +17,7 @@ use axum::{
     routing::{any, get},
 };
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{self, Instant},
@@ -40,7 +41,7 @@ use crate::{
         door::{Door, Lanes},
         driver,
         end::End,
-        phone::Phone,
+        phone::{Phone, Remote},
     },
     client::{
         phone::{
@@ -56,9 +57,9 @@ use crate::{
     },
     observe::fact::Fact,
     phone::{
-        Account, Asked, Incoming, Refusal as Turned, Replays, Said, Verified, Written, fill,
+        Account, Asked, Incoming, Refusal as Turned, Replays, Said, TokenForm, Verified, Written, fill,
         numbers::Numbers,
-        rest::{Ask, Stamp},
+        rest::{Ask, Stamp, Target},
     },
     wall::unix_now,
 };
@@ -447,7 +448,10 @@ impl Stream {
         }
         let audio = AudioFormats { input: start.input, output: start.output };
         let (lead, gather) = (Some(dialect.habits().lead), shared.config.audio.gather);
-        let door = |setup| Door::phone(Phone::new(Lanes::new(setup, audio, gather), dialect, &start, None));
+        let remote = remote(&shared, &account, &call.call);
+        let door = |setup| {
+            Door::phone(Phone::new(Lanes::new(setup, audio, gather), dialect, &start, None).with_remote(remote))
+        };
         let (auto_turns, comes_back) = (true, false);
         let agent_of = told(&found, &call);
         let owner = Owner {
@@ -489,6 +493,26 @@ impl Stream {
     }
 }
 
+/// Whoever has the line, to be asked for a transfer.
+fn remote(shared: &Arc<Shared>, account: &str, call: &str) -> Option<Remote> {
+    let account = shared.phones.accounts.get(account)?.clone();
+    let (shared, call) = (shared.clone(), call.to_owned());
+    Some(Remote::new(move |to| {
+        let (shared, account, call) = (shared.clone(), account.clone(), call.clone());
+        let transfer = async move {
+            let target = Target::parse(&to).map_err(|error| error.to_string())?;
+            let nonce = tickets::token(TokenForm::Alphanumeric);
+            let ask = account.rest(Stamp { now: unix_now(), nonce: &nonce }).transfer(&call, &target);
+            let sent = shared.phones.sender.send(&account, &ask.map_err(|error| error.to_string())?).await;
+            sent.map(drop).map_err(|error| {
+                tracing::warn!(%error, "the call could not be transferred");
+                "the call could not be transferred".to_owned()
+            })
+        };
+        transfer.boxed()
+    }))
+}
+
 /// What a call needs before it begins.
 struct Ready {
     found: Arc<AgentConfig>,
@@ -516,7 +540,7 @@ async fn leave(shared: &Arc<Shared>, account: &str, call: &str, end: &End) {
     if !lasts || matches!(end, End::HungUp) {
         return;
     }
-    let nonce = random_id("").trim_start_matches('_').to_owned();
+    let nonce = tickets::token(TokenForm::Alphanumeric);
     match account.rest(Stamp { now: unix_now(), nonce: &nonce }).hang_up(call) {
         Ok(ask) => shared.phones.sender.insist(account, ask).await,
         Err(error) => tracing::debug!(%error, "the provider is not told to hang up"),

@@ -28,6 +28,7 @@ use crate::{
     net::listen::{Upgrade, UpgradeError},
     observe::fact::Fact,
     upstream::{Intent, Wanted, open::Upstream, rest::is_call},
+    webhook::Hooks,
 };
 
 /// Longest name of a model, bytes.
@@ -428,6 +429,7 @@ fn admit(
             reconnect: task.reconnect(),
             turns: task.turns(&who),
             hold: None,
+            hooks: Hooks::none(),
             budgets: task.budgets.clone(),
             spent: Amount::default(),
             heir: task.heir.clone(),

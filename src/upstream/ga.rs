@@ -20,7 +20,7 @@ use super::{
 use crate::{
     audio::{Codec, Format},
     client::wire::Usage,
-    config::{AgentConfig, Eagerness, NoiseReduction, TurnDetection},
+    config::{AgentConfig, Eagerness, NoiseReduction, ToolConfig, TurnDetection},
 };
 
 static BASE64: LazyLock<Simd> = LazyLock::new(|| Simd::standard(PAD));
@@ -81,9 +81,16 @@ pub fn encode(command: &Command, setup: &SessionSetup, number: u64) -> Bytes {
             "type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}}),
         Command::ToolOutput { call_id, output } => json!({"type": "conversation.item.create", "item": {
             "type": "function_call_output", "call_id": call_id, "output": output}}),
-        Command::CreateReply { instructions: None } => json!({"type": "response.create"}),
-        Command::CreateReply { instructions: Some(text) } => {
-            json!({"type": "response.create", "response": {"instructions": text}})
+        Command::CreateReply { instructions: None, no_tools: false } => json!({"type": "response.create"}),
+        Command::CreateReply { instructions, no_tools } => {
+            let mut response = json!({});
+            if let Some(text) = instructions {
+                set(&mut response, "instructions", json!(text));
+            }
+            if *no_tools {
+                set(&mut response, "tool_choice", json!("none"));
+            }
+            json!({"type": "response.create", "response": response})
         }
         Command::CancelReply { response: None } => json!({"type": "response.cancel"}),
         Command::CancelReply { response: Some(id) } => json!({"type": "response.cancel", "response_id": id}),
@@ -208,11 +215,18 @@ fn set(object: &mut Value, key: &str, value: Value) {
     }
 }
 
-/// The tools of an agent.
-pub fn tools(agent: &AgentConfig) -> Value {
-    agent
-        .tools
-        .iter()
+/// The tools of an agent, for a session that is ours.
+fn tools(agent: &AgentConfig) -> Value {
+    functions(agent.tools.iter())
+}
+
+/// The tools of an agent that a client answers, for a session of its own.
+pub fn client_tools(agent: &AgentConfig) -> Value {
+    functions(agent.tools.iter().filter(|tool| tool.http.is_none()))
+}
+
+fn functions<'a>(tools: impl Iterator<Item = &'a ToolConfig>) -> Value {
+    tools
         .map(|t| json!({"type": "function", "name": t.name, "description": t.description, "parameters": t.parameters}))
         .collect()
 }
@@ -753,10 +767,17 @@ mod tests {
                 Command::ToolOutput { call_id: "call_1".to_owned(), output: "{\"ok\":true}".to_owned() },
                 r#"{"type":"conversation.item.create","event_id":"vr_2a","item":{"type":"function_call_output","call_id":"call_1","output":"{\"ok\":true}"}}"#,
             ),
-            (Command::CreateReply { instructions: None }, r#"{"type":"response.create","event_id":"vr_2a"}"#),
             (
-                Command::CreateReply { instructions: Some("Greet.".to_owned()) },
+                Command::CreateReply { instructions: None, no_tools: false },
+                r#"{"type":"response.create","event_id":"vr_2a"}"#,
+            ),
+            (
+                Command::CreateReply { instructions: Some("Greet.".to_owned()), no_tools: false },
                 r#"{"type":"response.create","event_id":"vr_2a","response":{"instructions":"Greet."}}"#,
+            ),
+            (
+                Command::CreateReply { instructions: Some("Wait.".to_owned()), no_tools: true },
+                r#"{"type":"response.create","event_id":"vr_2a","response":{"instructions":"Wait.","tool_choice":"none"}}"#,
             ),
             (Command::CancelReply { response: None }, r#"{"type":"response.cancel","event_id":"vr_2a"}"#),
             (
@@ -804,9 +825,12 @@ mod tests {
         agent.speed = Some(1.25);
         agent.max_output_tokens = Some(500);
         agent.tools = vec![crate::config::ToolConfig {
+            builtin: None,
+            targets: Default::default(),
             name: "f".into(),
             description: "d".into(),
             parameters: json!({"type": "object"}),
+            http: None,
         }];
         let full = session(&full);
         assert_eq!(full["audio"]["input"]["turn_detection"], Value::Null, "manual turns");

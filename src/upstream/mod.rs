@@ -90,6 +90,9 @@ pub enum Command {
     CreateReply {
         /// Said to the model for this reply only.
         instructions: Option<String>,
+        /// It shall call no tool.
+        #[serde(default)]
+        no_tools: bool,
     },
     /// Stop a reply.
     CancelReply {

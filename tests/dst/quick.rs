@@ -186,6 +186,8 @@ impl Call {
             lead: Some(400 * MS),
             batch: 100 * MS,
             tool_timeout: Duration::from_secs(30),
+            line_tools: Default::default(),
+            own_tools: std::collections::BTreeMap::new(),
             max_backlog: Duration::from_secs(300),
             max_message_bytes: 262_144,
             transcribed: way.transcribed,

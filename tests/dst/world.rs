@@ -117,6 +117,8 @@ enum Ev {
     /// There is little left of it, or much.
     Scarce(bool),
     Tool(String),
+    /// The relay has run a tool.
+    Ran(String),
     Hang,
     /// To a session.
     Ask(usize, Box<(Bytes, Command)>),
@@ -324,6 +326,7 @@ impl World {
             Ev::Tool(call_id) => {
                 self.client_says(call, Up::Text(ClientMsg::ToolResult { call_id, output: "42".into() }));
             }
+            Ev::Ran(call_id) => self.input(call, Input::ToolDone { call_id, output: "42".into() }),
             Ev::Hang => self.client_says(call, Up::Text(ClientMsg::Close)),
             Ev::Ask(leg, asked) => self.asked(call, leg, &asked.0, &asked.1),
             Ev::Says(leg, text) => self.says(call, leg, &text),

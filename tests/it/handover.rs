@@ -458,7 +458,7 @@ async fn whoever_asks_for_a_handover_wrongly_changes_nothing() {
         assert_eq!(ask(&site, b"\xff\xfe\n"), "");
         // One that asks well, gets the socket, and dies before it serves.
         let mut dies = UnixStream::connect(site.socket()).unwrap();
-        dies.write_all(b"voxrelay handover 3\n").unwrap();
+        dies.write_all(b"voxrelay handover 4\n").unwrap();
         dies.read_exact(&mut [0; 10]).unwrap();
     });
     line.say(&json!({"type": "ping", "t": 1})).await;
@@ -503,7 +503,7 @@ fn follow_and_die(site: &Site, when: Dies) -> Option<usize> {
     if when == Dies::Connected {
         return None;
     }
-    say(b"voxrelay handover 3\n", b"voxrelay handover 3\n");
+    say(b"voxrelay handover 4\n", b"voxrelay handover 4\n");
     if when == Dies::WithTheListener {
         return None;
     }
@@ -689,7 +689,7 @@ async fn a_call_whose_key_the_next_process_does_not_know_ends_and_is_booked_once
 async fn a_relay_that_is_refused_the_handover_says_so_and_leaves() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("relay.sock");
-    for answer in ["refused: found `voxrelay handover 3`; allowed: `voxrelay handover 999`\n", "voxrelay handover 3\n"]
+    for answer in ["refused: found `voxrelay handover 4`; allowed: `voxrelay handover 999`\n", "voxrelay handover 4\n"]
     {
         let listener = UnixListener::bind(&path).unwrap();
         let other = std::thread::spawn(move || {

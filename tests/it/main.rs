@@ -46,6 +46,8 @@ mod talk;
 #[cfg(test)]
 mod tls;
 #[cfg(test)]
+mod tools;
+#[cfg(test)]
 mod upstream;
 #[cfg(test)]
 mod wire;

@@ -225,9 +225,12 @@ async fn a_typed_turn_and_a_tool_of_the_client_are_answered() {
     let rig = Rig::configured(|config| {
         let agent = config.agents.get_mut("default").unwrap();
         agent.tools = vec![voxrelay::config::ToolConfig {
+            builtin: None,
+            targets: Default::default(),
             name: "look_up".into(),
             description: String::new(),
             parameters: json!({"type": "object"}),
+            http: None,
         }];
     })
     .await;

@@ -1,6 +1,4 @@
 //! What the client says.
-use serde_json::json;
-
 use super::{Core, Credential, Input, Output};
 use crate::{
     call::{At, end::End, intake::AudioVerdict, slot::Want},
@@ -74,12 +72,13 @@ impl Core {
         self.send_chunks();
         let id = self.keep_turn(None, from, to);
         self.commit_turn(id);
-        self.slot.want(Want { instructions: None });
+        self.slot.want(Want::default());
     }
 
     /// The caller takes the turn by hand: whatever the model does or was asked for is over.
     fn take_turn(&mut self, now: At) {
         self.slot.drop_waiting();
+        self.fillers.moved_on();
         self.barge_in(now, false);
     }
 
@@ -136,11 +135,13 @@ impl Core {
         self.take_turn(now);
         self.turn.ended(now);
         self.ask(Command::UserText { text });
-        self.slot.want(Want { instructions: None });
+        self.slot.want(Want::default());
     }
 
     fn tool_result(&mut self, call_id: &str, output: String) {
-        let Some(go_on) = self.tools.answered(call_id) else {
+        // What the relay runs itself is none of the client's.
+        let theirs = !self.tools.is_own(call_id);
+        let Some(go_on) = theirs.then(|| self.tools.answered(call_id)).flatten() else {
             let why = format!("no tool call `{}` waits for a result", call_id.chars().take(64).collect::<String>());
             return self.refuse("unknown_call", why, Some("call_id"), false);
         };
@@ -148,20 +149,11 @@ impl Core {
     }
 
     pub(super) fn answer_tool(&mut self, call_id: String, output: String, go_on: bool) {
+        self.result_came(&call_id);
         self.mirror.result(&call_id, &output);
         self.ask(Command::ToolOutput { call_id, output });
         if go_on {
-            self.slot.want(Want { instructions: None });
-        }
-    }
-
-    /// The results of tools that the client never gave.
-    pub(super) fn late_tools(&mut self, now: At) {
-        for call_id in self.tools.late(now) {
-            let go_on = self.tools.answered(&call_id).unwrap_or(false);
-            let secs = self.plan.tool_timeout.as_secs();
-            let output = json!({"error": format!("the tool gave no result within {secs} s")}).to_string();
-            self.answer_tool(call_id, output, go_on);
+            self.slot.want(Want::default());
         }
     }
 }

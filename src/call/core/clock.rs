@@ -33,6 +33,9 @@ impl Core {
             self.drain_at,
             self.leaves_at(),
             self.leaves_by(),
+            self.gone_by(),
+            self.tools.deadline(self.is_connected()),
+            self.fills_at(),
         ];
         let connected = [
             self.credential_at,
@@ -43,7 +46,6 @@ impl Core {
             Some(self.client_seen + DEAD_AFTER),
             self.intake.ack_due(),
             self.playout.deadline(room),
-            self.tools.deadline(),
             self.keypad.deadline(),
             self.prompts_at(),
         ];
@@ -91,6 +93,7 @@ impl Core {
         if self.slot.tick(now) {
             self.nobody_answered(now);
         }
+        self.late_tools(now);
         self.tick_sessions(now, may_change);
         if self.stalls_at().is_some_and(|at| now >= at) {
             self.stalled(now);
@@ -113,7 +116,6 @@ impl Core {
             let ack = ServerMsg::Ack { got: self.intake.messages(), audio_ms: ms(self.intake.audio()) };
             self.say(ack);
         }
-        self.late_tools(now);
         self.take_number(now);
         if let Some(end) = self.prompt(now) {
             self.leave(now, end);

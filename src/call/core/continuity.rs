@@ -303,7 +303,7 @@ impl Core {
         self.configure(!turns);
         if let Some(greeting) = self.plan.greeting.clone().filter(|_| first) {
             let instructions = format!("Greet the caller. Say exactly this, and nothing else: {greeting}");
-            self.slot.want_first(Want { instructions: Some(instructions) });
+            self.slot.want_first(Want::told(instructions));
             self.ask_for_reply(now);
         }
         let mut heard = 0;

@@ -231,6 +231,9 @@ impl Core {
         if !matches!(self.governing.gate, Gate::Asking | Gate::Waiting) || self.governing.number != number {
             return; // it was forgotten meanwhile
         }
+        if !self.slot.has_wish() && self.pass.is_none() && !matches!(word, Word::Granted) {
+            return self.no_filler();
+        }
         match word {
             Word::Granted => {
                 self.governing.gate = Gate::Open;
@@ -263,6 +266,22 @@ impl Core {
                 self.no_answer("rate_limited", message, reason.wait, retryable);
             }
         }
+    }
+
+    /// A filler is asked for, and is worth no wait: it is not said.
+    fn no_filler(&mut self) {
+        self.fillers.give_up();
+        self.wants_none();
+    }
+
+    /// Nothing is asked of the account.
+    pub(super) fn nothing_asked(&self) -> bool {
+        matches!(self.governing.gate, Gate::Closed | Gate::Open)
+    }
+
+    /// Little is left of the account's limits, or of a budget.
+    pub(super) fn is_short(&self) -> bool {
+        self.governing.scarce || self.governing.tight
     }
 
     /// For the operator: metrics, log and ledger; of a caller that asks and asks, one a second.
@@ -302,7 +321,7 @@ impl Core {
         if !unheard || tried || self.turn.speaking() || self.slot.has_wish() {
             return false;
         }
-        let Some(want) = self.slot.wanted(response) else { return false };
+        let Some(want) = self.slot.wanted(response).filter(|want| !want.filler) else { return false };
         self.governing.failed += 1;
         self.governing.again = true;
         self.slot.want_first(want);
@@ -663,7 +682,7 @@ mod tests {
     #[test]
     fn of_two_wishes_the_refused_one_is_dropped_and_the_other_is_asked_for() {
         let mut rig = governed(Govern::Always, false);
-        rig.core.slot.want(Want { instructions: Some("say hello".into()) });
+        rig.core.slot.want(Want::told("say hello".into()));
         rig.message(ClientMsg::Ping { t: serde_json::Value::Null });
         rig.core.slot.want(Want::default());
         word(&mut rig, Word::Refused(reason(Some(1_000))));

@@ -17,9 +17,10 @@ impl Core {
         self.heir && knows_the_way && self.resume_window.is_some()
     }
 
-    /// When a call that another process takes may go: between turns, or at once if nobody is there.
+    /// When a call that another process takes may go: between turns, or at once if nobody is there; not while a tool runs here, which
+    /// could not be gone on with.
     pub(super) fn goes_over_at(&self) -> Option<At> {
-        if !self.has_successor() {
+        if !self.has_successor() || self.tools.runs_own() {
             return None;
         }
         if !self.is_connected() {
@@ -49,6 +50,7 @@ impl Core {
         } else if self.sessions.opening {
             self.dial();
         }
+        self.own_tools_go_on(now);
         self.keep_output();
     }
 }

@@ -28,7 +28,7 @@ impl Core {
     /// Somebody speaks, or something is under way.
     pub(super) fn note_quiet(&mut self, now: At) {
         if self.plan.prompt.is_some()
-            && (self.somebody_speaks() || !self.slot.idle() || self.tools.deadline().is_some())
+            && (self.somebody_speaks() || !self.slot.idle() || self.tools.deadline(true).is_some())
         {
             self.quiet.since = now;
         }
@@ -42,7 +42,7 @@ impl Core {
     /// When silence has lasted too long.
     pub(super) fn prompts_at(&self) -> Option<At> {
         let prompt = self.plan.prompt.as_ref().filter(|_| self.up && self.leaving.is_none() && self.pass.is_none())?;
-        let busy = self.somebody_speaks() || !self.slot.idle() || self.tools.deadline().is_some();
+        let busy = self.somebody_speaks() || !self.slot.idle() || self.tools.deadline(true).is_some();
         (!busy).then_some(self.quiet.since + prompt.after)
     }
 
@@ -56,7 +56,7 @@ impl Core {
         let instructions =
             format!("Nobody has said anything for a while. Say exactly this, and nothing else: {}", prompt.say);
         self.quiet = Quiet { since: now, said: self.quiet.said + 1 };
-        self.slot.want(Want { instructions: Some(instructions) });
+        self.slot.want(Want::told(instructions));
         None
     }
 }
@@ -79,7 +79,7 @@ mod tests {
 
     fn asked(rig: &Rig) -> Vec<At> {
         let ask = |output: &Output| {
-            matches!(output, Output::Service { command: Command::CreateReply { instructions: Some(said) }, .. }
+            matches!(output, Output::Service { command: Command::CreateReply { instructions: Some(said), .. }, .. }
                 if said.contains("Are you still there?"))
         };
         rig.log.iter().filter(|(_, output)| ask(output)).map(|(at, _)| *at).collect()

@@ -68,23 +68,22 @@ impl Core {
             Event::UserText { item, text, last: true, .. } => self.user_said(&item, text),
             Event::UserTextFailed { item } => self.user_said(&item, String::new()),
             Event::ToolCall { response, call_id, name, arguments } => {
-                if self.tools.called(now, &response, &call_id, self.plan.tool_timeout) {
-                    self.mirror.called(&response, &call_id, &name, &arguments);
-                    self.say(ServerMsg::ToolCall { call_id, name, arguments });
-                }
+                self.tool_called(now, &response, (call_id, name), arguments);
             }
             Event::ReplyDone { response, ended, reason, retry_after, usage, limit } => {
                 self.used(usage);
                 let limited = ended == Ended::Failed && limit.is_some_and(|limit| limit != Limit::Quota);
                 let again = limited && self.tries_again(&response);
+                let filler = self.slot.wanted(&response).is_some_and(|want| want.filler);
                 self.slot.done(&response);
                 self.turn_over(&response, ended, usage);
                 if self.tools.reply_done(&response, ended == Ended::Completed) {
-                    self.slot.want(Want { instructions: None });
+                    self.slot.want(Want::default());
                 }
                 let reason = reason.map(|r| plain_code(&r));
                 if ended == Ended::Failed
                     && !again
+                    && !filler
                     && self.playout.by_response(&response).is_some_and(|r| !r.is_generated())
                 {
                     self.reply_failed(reason.as_deref(), retry_after);
@@ -177,6 +176,7 @@ impl Core {
 
     fn reply_audio(&mut self, now: At, response: &str, item: &str, content_index: u32, audio: bytes::Bytes) {
         let length = ms(self.plan.upstream_output.duration(audio.len()));
+        self.fillers.speaks(response);
         self.heard_at(now, response);
         if self.playout.by_response(response).is_some_and(|reply| reply.cut.is_none() && !reply.is_generated()) {
             self.mirror.said_audio(response, item, length);
@@ -229,12 +229,13 @@ impl Core {
             self.mirror.remove(&id);
         }
         let busy = code == "conversation_already_has_active_response";
+        let filler = number.is_some_and(|n| self.slot.asks_filler(n));
         if let Some(again) = number.and_then(|n| self.slot.refused(n, busy)) {
             self.not_asked(again);
             if again {
                 self.it_answers_after_all();
             }
-            if busy {
+            if busy || filler {
                 self.note(Fact::SwallowedError);
             } else {
                 self.reply_failed(Some(&code), error.retry_after);

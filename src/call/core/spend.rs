@@ -102,12 +102,12 @@ impl Core {
         // What is still to be heard of the answer before it has its own time.
         (leaving.asked, leaving.until) = (true, now + self.plan.max_backlog + FAREWELL);
         self.slot.never_spoke();
-        self.slot.want(Want { instructions: Some(instructions) });
-        if let Some(Want { instructions }) = self.slot.next(self.commands) {
+        self.slot.want(Want::told(instructions));
+        if let Some(Want { instructions, .. }) = self.slot.next(self.commands) {
             self.service_seen = now;
             self.answers.asked(now);
             self.turn_asked();
-            self.ask(Command::CreateReply { instructions });
+            self.ask(Command::CreateReply { instructions, no_tools: false });
         }
         true
     }

@@ -1,5 +1,5 @@
 //! The core in virtual time: a scripted client and a scripted service, and what it says to either.
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 
@@ -36,6 +36,8 @@ pub(super) fn plan() -> Plan {
         lead: Some(400 * MS),
         batch: 100 * MS,
         tool_timeout: 30 * SECOND,
+        line_tools: Default::default(),
+        own_tools: BTreeMap::new(),
         max_backlog: 300 * SECOND,
         max_message_bytes: 262_144,
         transcribed: true,
@@ -209,6 +211,7 @@ fn word(output: &Output) -> Option<String> {
         Output::AudioTail => "tail".into(),
         Output::DropAudio => "drop audio".into(),
         Output::DropInput => "drop input".into(),
+        Output::Line { call_id, act } => format!("line {call_id} {act:?}"),
         Output::Hold(format) => format!("hold {format}"),
         Output::Service { command, .. } => match command {
             Command::Append(_) => return None,
@@ -227,7 +230,8 @@ fn word(output: &Output) -> Option<String> {
             }
             Command::Truncate { item, audio_end_ms, .. } => format!("Truncate {item} {audio_end_ms}"),
             Command::DeleteItem { item } => format!("Delete {item}"),
-            Command::CreateReply { instructions } => {
+            Command::CreateReply { no_tools: true, .. } => "filler".into(),
+            Command::CreateReply { instructions, .. } => {
                 format!("CreateReply{}", instructions.as_ref().map(|_| " with instructions").unwrap_or_default())
             }
             Command::CancelReply { response } => format!("Cancel {}", response.as_deref().unwrap_or("any")),
@@ -236,6 +240,7 @@ fn word(output: &Output) -> Option<String> {
             Command::Commit => "Commit".into(),
             Command::ClearInput => "ClearInput".into(),
         },
+        Output::RunTool { call_id, .. } => format!("run {call_id}"),
         Output::Forward(_) => "forward".into(),
         Output::Relay { .. } => "relay".into(),
         Output::PingService => "ping service".into(),

@@ -194,6 +194,8 @@ impl Conversation {
                     self.asked = self.asked.map(|asked| Asked { heard_until, ..asked });
                 }
             }
+            // What comes of it is an answer of its own.
+            ServerMsg::Notice { code, .. } if code == "tool_running" => self.ask(now, Ask::Tool),
             ServerMsg::ReplyStarted { reply } => {
                 let nobody = Asked { ask: Ask::Nobody, at: now, heard_until: None };
                 let Asked { ask, at, heard_until } = self.asked.take().unwrap_or(nobody);
@@ -290,11 +292,23 @@ mod tests {
                     r#"{{"type":"error","error":{{"code":"{}","message":"no","retryable":false,"request_id":"q"}}}}"#,
                     &what[1..]
                 )),
+                _ if *what == "tool" => event(r#"{"type":"notice","code":"tool_running","message":"at work"}"#),
                 _ if *what == "speech" => event(r#"{"type":"speech_started","at_ms":1}"#),
                 _ => event(&format!(r#"{{"type":"speech_stopped","at_ms":{}}}"#, word(1))),
             };
             talk.handle(t(*at), &event);
         }
+    }
+
+    #[test]
+    fn what_comes_of_a_tool_of_the_relays_is_waited_for() {
+        let mut talk = Conversation::new(false, WAIT);
+        talk.ask(t(0), Ask::Text);
+        talk.spoken(t(0));
+        play(&mut talk, &[(10, "+r1"), (20, "tool"), (30, "-r1 completed")]);
+        assert_eq!(talk.verdict(t(5_000)), None);
+        play(&mut talk, &[(6_000, "+r2"), (7_000, "-r2 completed")]);
+        assert_eq!(talk.verdict(t(7_000)), Some(Verdict::Answered));
     }
 
     #[test]

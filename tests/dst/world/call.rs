@@ -1,9 +1,12 @@
 //! One call of a world: its core, its client, its connections, and its chances.
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use voxrelay::{
-    call::core::{Core, Life, Plan, Resume},
+    call::{
+        core::{Core, Life, Plan, Resume},
+        tools::OwnTool,
+    },
     client::wire::AudioFormats,
     config::{AgentConfig, Govern, ToolConfig},
     net::outbox::Outbox,
@@ -72,6 +75,8 @@ fn plan(auto: bool, transcribed: bool, rng: &mut StdRng) -> Plan {
         lead: rng.random_bool(0.8).then_some(400 * MS),
         batch: 100 * MS,
         tool_timeout: 30 * SECOND,
+        line_tools: Default::default(),
+        own_tools: BTreeMap::new(),
         max_backlog: 300 * SECOND,
         max_message_bytes: 262_144,
         transcribed,
@@ -80,6 +85,13 @@ fn plan(auto: bool, transcribed: bool, rng: &mut StdRng) -> Plan {
         base_tokens: 10,
         reply_tokens: 0,
     }
+}
+
+fn own_tool(number: usize) -> BTreeMap<String, OwnTool> {
+    let (timeout, filler_after) = (8 * SECOND, 500 * MS);
+    let filler = Some("One moment.".to_owned());
+    let own = OwnTool { timeout, idempotent: number % 8 == 7, filler, filler_after };
+    [("look".to_owned(), own)].into()
 }
 
 impl Call {
@@ -98,14 +110,20 @@ impl Call {
         };
         let resume = Resume { token: "1".into(), window: 30 * SECOND };
         let tool = ToolConfig {
+            builtin: None,
+            targets: Default::default(),
             name: "look".into(),
             description: String::new(),
             parameters: serde_json::json!({"type": "object", "properties": {}}),
+            http: None,
         };
         let transcription = transcribed.then(|| "gpt-transcribe".to_owned());
         let agent = AgentConfig { tools: vec![tool], transcription, ..AgentConfig::default() };
+        // Of some calls the relay runs the tool itself. (By number: chances would make other days of all that were seen before.)
+        let own_tools = if number % 4 == 3 { own_tool(number) } else { BTreeMap::new() };
+        let plan = Plan { own_tools, ..plan(auto, transcribed, &mut rng) };
         Self {
-            core: Core::owner(life, plan(auto, transcribed, &mut rng), Some(resume)),
+            core: Core::owner(life, plan, Some(resume)),
             outbox: Outbox::with_journal(),
             client: Client::default(),
             setup: SessionSetup { agent: Arc::new(agent), input: FORMAT, output: FORMAT, auto_turns: auto },

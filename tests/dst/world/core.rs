@@ -82,6 +82,11 @@ impl World {
                     self.close_link(call, link);
                 }
             }
+            Output::RunTool { call_id, .. } => {
+                self.note(call, Fact::Called { call_id: call_id.clone() });
+                let after = self.calls[call].jitter(10, 9_500); // some too late
+                self.later(call, after, Ev::Ran(call_id));
+            }
             Output::Dial => self.dial(call),
             Output::DialNext => {
                 it.next = None;
@@ -110,7 +115,12 @@ impl World {
                     self.later(call, 60 * MS, Ev::ServicePong(leg));
                 }
             }
-            Output::AudioTail | Output::DropInput | Output::Hold(_) | Output::HandOver | Output::Fact(_) => {}
+            Output::AudioTail
+            | Output::Line { .. }
+            | Output::DropInput
+            | Output::Hold(_)
+            | Output::HandOver
+            | Output::Fact(_) => {}
             Output::Forward(_) | Output::Greet(_) | Output::Relay { .. } | Output::End(_) => {}
             Output::Turn(act) => self.turn(call, act),
             Output::Told(_) => {}

@@ -18,6 +18,7 @@ use voxrelay::{
         core::{Core, Input, Life, Output, Plan, Resume},
         end::End,
         policy::Policy,
+        tools::OwnTool,
     },
     client::{
         openai::Said,
@@ -65,6 +66,8 @@ struct Rig {
     ended: bool,
     began: BTreeSet<String>,
     over: BTreeSet<String>,
+    /// Tools that the relay runs itself.
+    runs: BTreeSet<String>,
     /// Reply audio of the service by item, bytes.
     audio: BTreeMap<String, usize>,
 }
@@ -105,6 +108,7 @@ impl Rig {
             ended: false,
             began: BTreeSet::new(),
             over: BTreeSet::new(),
+            runs: BTreeSet::new(),
             audio: BTreeMap::new(),
         };
         rig.drain();
@@ -158,6 +162,11 @@ impl Rig {
             b"key" if self.owner && self.connected => self.input(Input::Key(if number == 0 { '#' } else { '7' })),
             b"hold" if self.owner => self.input(Input::Hold(Bytes::from(vec![4; 9_600]))),
             b"noise" if self.owner && self.connected => self.input(Input::InvalidAudio("no packet".into())),
+            b"ran" if self.owner => {
+                if let Some(call_id) = self.runs.pop_first() {
+                    self.input(Input::ToolDone { call_id, output: "done".into() });
+                }
+            }
             b"renewed" => self.input(Input::Renewed(lives)),
             b"refused" => self.input(Input::NotRenewed),
             b"pong" => self.input(Input::ClientPong),
@@ -241,6 +250,7 @@ impl Rig {
             }
             Output::Service { .. } => assert!(self.up, "nobody is there to be told"),
             Output::Send(message) | Output::SendNow(message) => self.told(&message),
+            Output::RunTool { call_id, .. } => _ = self.runs.insert(call_id),
             Output::Dial => (self.dials, self.up) = (true, false),
             Output::DialNext => self.dials_next = true,
             Output::Switch => (self.up, self.dials) = (true, false),
@@ -332,6 +342,8 @@ fn plan(says: impl Fn(&str) -> bool) -> Plan {
         lead: (!says("fast")).then_some(400 * MS),
         batch: 100 * MS,
         tool_timeout: 30 * SECOND,
+        line_tools: Default::default(),
+        own_tools: own_tools(&says),
         max_backlog: 20 * SECOND,
         max_message_bytes: 262_144,
         transcribed: !says("unwritten"),
@@ -340,6 +352,12 @@ fn plan(says: impl Fn(&str) -> bool) -> Plan {
         base_tokens: 0,
         reply_tokens: 0,
     }
+}
+
+fn own_tools(says: impl Fn(&str) -> bool) -> BTreeMap<String, OwnTool> {
+    let (timeout, filler_after) = (5 * SECOND, 500 * MS);
+    let own = OwnTool { timeout, idempotent: says("idempotent"), filler: Some("One moment.".into()), filler_after };
+    says("runs").then(|| ("look_up".to_owned(), own)).into_iter().collect()
 }
 
 /// Audio and words of an item without an id: the mirror cannot keep them yet, and says so by a panic.

@@ -1,0 +1,148 @@
+//! Tools that the relay runs itself: what a webhook answers is spoken, and no client has to do with it.
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{Json, Router, extract::State, http::HeaderMap, routing::post};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, task::JoinSet, time};
+use voxrelay::config::{Config, ToolConfig, WebhookConfig};
+
+use crate::{
+    canary,
+    support::{Client, Got, Rig},
+};
+
+const SECRET: &str = "whsec_c2VjcmV0LW9mLXRoZS10b29sLXNlcnZlcg==";
+
+type Came = Arc<Mutex<Vec<(HeaderMap, Value)>>>;
+
+/// A tool's own server, which takes so long.
+struct Tools {
+    url: String,
+    came: Came,
+    _tasks: JoinSet<()>,
+}
+
+impl Tools {
+    async fn new(takes: Duration) -> Self {
+        canary::plant(SECRET);
+        canary::plant("c2VjcmV0LW9mLXRoZS10b29sLXNlcnZlcg==");
+        let look_up = move |State(came): State<Came>, headers: HeaderMap, Json(body): Json<Value>| async move {
+            came.lock().unwrap().push((headers, body));
+            time::sleep(takes).await;
+            Json(json!({"state": "it is on its way"}))
+        };
+        let came = Came::default();
+        let router = Router::new().route("/look_up", post(look_up)).with_state(came.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/look_up", listener.local_addr().unwrap());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { url, came, _tasks: tasks }
+    }
+
+    fn configure(&self, config: &mut Config, filler: Option<&str>) {
+        let mut http: WebhookConfig =
+            toml::from_str(&format!("url = \"{}\"\nsecret = \"{SECRET}\"", self.url)).unwrap();
+        (http.allow_private, http.filler, http.filler_after_ms) = (true, filler.map(str::to_owned), 300);
+        let tool = |name: &str, http| ToolConfig {
+            builtin: None,
+            targets: Default::default(),
+            name: name.into(),
+            description: String::new(),
+            parameters: json!({"type": "object"}),
+            http,
+        };
+        let agent = config.agents.get_mut("default").unwrap();
+        agent.tools = vec![tool("look_up", Some(http)), tool("show", None)];
+    }
+}
+
+/// The words of the next reply that has some, and how many replies have ended by then.
+async fn words(client: &mut Client) -> (String, usize) {
+    let mut ended = 0;
+    loop {
+        let Got::Json(message) = client.next().await else { continue };
+        match message["type"].as_str() {
+            Some("reply_ended") => ended += 1,
+            Some("transcript") if message["final"] == true && message["role"] == "assistant" => {
+                return (message["text"].as_str().unwrap().to_owned(), ended);
+            }
+            Some("error") => panic!("{message}"),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_webhook_answers_is_spoken_with_what_the_client_answers_in_the_same_turn() {
+    let tools = Tools::new(Duration::ZERO).await;
+    let rig = Rig::configured(|config| tools.configure(config, None)).await;
+    let mut client = rig.call("pace=fast").await;
+    client.json(r#"{"type":"text","text":"call look_up {\"order\":7} call show {}"}"#).await;
+    let notice = client.until("notice").await;
+    assert_eq!((notice["code"].as_str(), notice["tool"].as_str()), (Some("tool_running"), Some("look_up")));
+    let call = client.until("tool_call").await;
+    assert_eq!(call["name"], "show", "the other one is none of the client's");
+    let theirs = json!({"type": "tool_result", "call_id": notice["call_id"], "output": "x"});
+    client.json(&theirs.to_string()).await;
+    assert_eq!(client.until("error").await["error"]["code"], "unknown_call");
+    client.json(&json!({"type": "tool_result", "call_id": call["call_id"], "output": "shown"}).to_string()).await;
+    let (words, _) = words(&mut client).await;
+    assert!(words.contains("it is on its way") && words.contains("shown"), "one answer for both: {words}");
+    let ended = client.until("reply_ended").await;
+    assert_eq!(ended["status"], "completed");
+    assert!(ended["audio_ms"].as_u64().unwrap() > 1_000);
+    let (headers, body) = tools.came.lock().unwrap()[0].clone();
+    assert_eq!((body["tool"].as_str(), &body["arguments"]), (Some("look_up"), &json!({"order": 7})));
+    assert_eq!((body["agent"].as_str(), &body["call_id"]), (Some("default"), &notice["call_id"]));
+    assert!(headers["webhook-signature"].to_str().unwrap().starts_with("v1,"));
+    assert_eq!(tools.came.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_waits_hears_so() {
+    let tools = Tools::new(Duration::from_millis(2_500)).await;
+    let rig = Rig::configured(|config| tools.configure(config, Some("One moment, I am looking that up."))).await;
+    let mut client = rig.call("pace=fast").await;
+    client.json(r#"{"type":"text","text":"call look_up {}"}"#).await;
+    let (filler, before) = words(&mut client).await;
+    assert!(!filler.contains("it is on its way") && before == 1, "{filler}");
+    let (answer, between) = words(&mut client).await;
+    assert!(answer.contains("it is on its way"), "{answer}");
+    assert!(between <= 1 && tools.came.lock().unwrap().len() == 1);
+    assert_eq!(client.until("reply_ended").await["status"], "completed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_conversation_is_the_clients_no_tool_of_the_relays_is_offered() {
+    let tools = Tools::new(Duration::ZERO).await;
+    let rig = Rig::configured(|config| {
+        tools.configure(config, None);
+        config.agents.get_mut("default").unwrap().policy.tools = voxrelay::config::Rule::Force;
+    })
+    .await;
+    let mut client = rig.dial("/v1/realtime", "any").await.unwrap();
+    client.until("session.created").await;
+    client.json(r#"{"type":"session.update","session":{"type":"realtime"}}"#).await;
+    let names = client.until("session.updated").await["session"]["tools"].clone();
+    let names: Vec<_> = names.as_array().unwrap().iter().map(|tool| tool["name"].clone()).collect();
+    assert_eq!(names, ["show"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_runs_for_a_call_that_is_over() {
+    let tools = Tools::new(Duration::from_secs(60)).await;
+    let rig = Rig::configured(|config| tools.configure(config, None)).await;
+    let mut client = rig.call("pace=fast").await;
+    client.json(r#"{"type":"text","text":"call look_up {}"}"#).await;
+    client.until("notice").await;
+    client.json(r#"{"type":"close"}"#).await;
+    let (error, close) = client.end().await;
+    assert_eq!((error, close), (None, 1000));
+    let began = time::Instant::now();
+    rig.relay.drain(std::future::pending()).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "the call is waited for by nobody");
+}
