@@ -101,7 +101,7 @@ impl Decoder {
     /// A decoder whose samples come at `rate` Hz.
     ///
     /// # Errors
-    /// When the rate is not one of [`RATES`](super::resample::RATES).
+    /// When there is no [way](Resampler::new) from 48 kHz to the rate.
     pub fn new(rate: u32) -> Result<Self, RateError> {
         let resampler = Resampler::new(DECODER_RATE, rate)?;
         let codec =
@@ -425,7 +425,7 @@ mod tests {
         let mut out = vec![7];
         assert_eq!(encoder.encode(&[0; 479], &mut out), Err(OpusError::Frame { found: 479 }));
         assert_eq!(out, [7]);
-        assert!(Decoder::new(44_100).is_err());
+        assert!(Decoder::new(44_101).is_err());
     }
 
     #[test]

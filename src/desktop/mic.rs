@@ -4,7 +4,7 @@
 use super::tap::MicEnd;
 use crate::audio::{
     Format,
-    resample::{DeviceRateError, Resampler},
+    resample::{RateError, Resampler},
 };
 
 /// What a call gets from us.
@@ -32,8 +32,8 @@ impl Mic {
     ///
     /// # Errors
     /// When its rate is absurd.
-    pub fn attach(&mut self, end: MicEnd) -> Result<(), DeviceRateError> {
-        let resampler = Resampler::for_device(end.rate(), RATE)?;
+    pub fn attach(&mut self, end: MicEnd) -> Result<(), RateError> {
+        let resampler = Resampler::new(end.rate(), RATE)?;
         self.line = Some((end, resampler));
         Ok(())
     }

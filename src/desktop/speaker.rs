@@ -8,7 +8,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{mic::RATE, tap::SpeakerEnd};
-use crate::audio::resample::{DeviceRateError, Resampler};
+use crate::audio::resample::{RateError, Resampler};
 
 /// Audio that waits for a device, at most; what comes beyond is lost.
 const MAX_WAITING: usize = 60 * RATE as usize;
@@ -121,8 +121,8 @@ impl Speaker {
     ///
     /// # Errors
     /// When its rate is absurd.
-    pub fn attach(&mut self, end: SpeakerEnd) -> Result<(), DeviceRateError> {
-        let resampler = Resampler::for_device(RATE, end.rate())?;
+    pub fn attach(&mut self, end: SpeakerEnd) -> Result<(), RateError> {
+        let resampler = Resampler::new(RATE, end.rate())?;
         self.detach();
         self.line = Some((end, resampler));
         Ok(())

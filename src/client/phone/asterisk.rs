@@ -9,7 +9,10 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::{Bad, Dialect, Habits, Media, Packet, Said, Start, format, key, number, object, shorten, strings, text};
+use super::{
+    Bad, Dialect, Habits, Media, Packet, Said, Start, audiosocket::RATES, format, key, number, object, shorten,
+    strings, text,
+};
 use crate::audio::{Codec, Format};
 
 /// The largest message that it takes, bytes.
@@ -43,17 +46,18 @@ impl Default for Asterisk {
     }
 }
 
-/// `slin16` and such.
+/// `slin16` and such: linear, its rate in whole kHz (`slin44` is 44,100 Hz).
 fn named(name: &str) -> Result<Format, Bad> {
     let rate = match name.strip_prefix("slin") {
         None => return format("format", name, None),
         Some("") => Some(8_000),
-        Some(thousands) => thousands.parse::<u64>().ok().map(|thousands| thousands * 1_000),
+        Some(khz) => RATES.into_iter().skip(1).find(|rate| (rate / 1_000).to_string() == khz),
     };
-    let format = rate.and_then(|rate| Format::new(Codec::Pcm16, u32::try_from(rate).ok()).ok());
+    let format = rate.map(|rate| Format { codec: Codec::Pcm16, rate });
     format.ok_or_else(|| {
         let found = shorten(name);
-        Bad::new("format", format!("format `{found}` is not known; allowed: ulaw, alaw, slin, slin16, slin24, slin48"))
+        let kinds = "slin, slin12, slin16, slin24, slin32, slin44, slin48, slin96, slin192";
+        Bad::new("format", format!("format `{found}` is not known; allowed: ulaw, alaw, {kinds}"))
     })
 }
 

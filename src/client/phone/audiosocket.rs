@@ -20,7 +20,7 @@ pub const DIGIT: u8 = 0x03;
 pub const AUDIO: u8 = 0x10;
 /// A code, and the end.
 pub const ERROR: u8 = 0xFF;
-/// Rates of the kinds from [`AUDIO`] on, Hz.
+/// Rates of the kinds from [`AUDIO`] on, Hz: those of Asterisk's own linear audio.
 pub const RATES: [u32; 9] = [8_000, 12_000, 16_000, 24_000, 32_000, 44_100, 48_000, 96_000, 192_000];
 
 static HABITS: Habits = Habits {

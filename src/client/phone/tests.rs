@@ -190,6 +190,26 @@ fn asterisk_speaks_plainly_or_in_json() {
 }
 
 #[test]
+fn asterisk_has_linear_audio_of_nine_rates() {
+    for (name, rate, bytes) in [
+        ("slin", 8_000, 320),
+        ("slin12", 12_000, 480),
+        ("slin16", 16_000, 640),
+        ("slin24", 24_000, 960),
+        ("slin32", 32_000, 1_280),
+        ("slin44", 44_100, 1_764),
+        ("slin48", 48_000, 1_920),
+        ("slin96", 96_000, 3_840),
+        ("slin192", 192_000, 7_680),
+    ] {
+        let start = Packet::Text(format!("MEDIA_START connection_id:c channel_id:1 format:{name}").into());
+        let Ok(Said::Start(start)) = Asterisk::default().read(&start) else { panic!("{name}") };
+        assert_eq!((start.input, start.output), (start.output, Format { codec: Codec::Pcm16, rate }), "{name}");
+        assert_eq!(start.input.bytes(std::time::Duration::from_millis(20)), bytes, "{name}: a frame");
+    }
+}
+
+#[test]
 fn asterisk_gets_whole_frames_only() {
     let mut asterisk = Asterisk::default();
     let start =
@@ -290,7 +310,13 @@ fn nonsense_is_told_by_its_field() {
         (twilio(), Some(&start), text(r#"{"event":"dtmf","dtmf":{"digit":"55"}}"#), "`55` is no key"),
         (twilio(), Some(&start), text(r#"{"event":"mark"}"#), "there is no `mark.name`"),
         (asterisk(), None, text("MEDIA_START format:g729"), "`g729` is not known"),
-        (asterisk(), None, text("MEDIA_START format:slin44"), "format `slin44` is not known"),
+        (
+            asterisk(),
+            None,
+            text("MEDIA_START format:slin11"),
+            "format `slin11` is not known; allowed: ulaw, alaw, slin,",
+        ),
+        (asterisk(), None, text("MEDIA_START format:slin8"), "format `slin8` is not known"),
         (asterisk(), None, text("MEDIA_START format:slin optimal_frame_size:0"), "optimal_frame_size 0"),
         (asterisk(), None, text("DTMF_END"), "is no key"),
         (Box::new(Vonage), None, text(r#"{"event":"websocket:connected"}"#), "content-type"),

@@ -11,7 +11,7 @@ use voxrelay::audio::{
 
 use super::Script;
 
-const FORMATS: [Format; 7] = [
+const FORMATS: [Format; 9] = [
     Format { codec: Codec::Pcm16, rate: 8_000 },
     Format { codec: Codec::Pcm16, rate: 16_000 },
     Format::PCM_24K,
@@ -19,6 +19,8 @@ const FORMATS: [Format; 7] = [
     Format::MULAW,
     Format::ALAW,
     Format::OPUS,
+    Format { codec: Codec::Pcm16, rate: 44_100 },
+    Format { codec: Codec::Pcm16, rate: 192_000 },
 ];
 const RATES: [u32; 4] = [8_000, 16_000, 24_000, 48_000];
 
@@ -62,11 +64,11 @@ pub(super) fn chunks(bytes: &[u8]) {
 pub(super) fn resample(bytes: &[u8]) {
     let mut script = Script(bytes);
     let (from, to) = match script.byte() % 4 {
-        0 => (script.one_of(&[44_100, 11_025, 22_050, 96_000, 192_000]), script.one_of(&[24_000, 48_000])),
+        0 => (script.one_of(&[12_000, 44_100, 11_025, 96_000, 192_000]), script.one_of(&RATES)),
         _ => (script.one_of(&RATES), script.one_of(&RATES)),
     };
-    let Ok(mut at_once) = Resampler::for_device(from, to) else { return };
-    let mut pieces = Resampler::for_device(from, to).unwrap();
+    let Ok(mut at_once) = Resampler::new(from, to) else { return };
+    let mut pieces = Resampler::new(from, to).unwrap();
     let (mut input, mut cut) = (Vec::new(), Vec::new());
     while !script.is_over() {
         let (length, seed) = (script.number() % 1_500, script.number());
