@@ -25,7 +25,7 @@
 //! | [`config`] | one struct per section, every default in one place |
 //! | [`serve`] | listen, doors, one task per call, drain |
 //! | [`admit`] | who may come in: keys, tenants, call tokens, limits, running calls, what outlives a process; what a reply costs, and what may be spent; which route a call takes |
-//! | [`net`] | one accept loop and one WebSocket for every door and both legs |
+//! | [`net`] | one accept loop and one WebSocket for every door and both legs; Asterisk's frames in its place |
 //! | [`client`] | them → us: the thin door, its wire types and its public page; OpenAI's own protocol |
 //! | [`audio`] | samples, pure: codecs, resampling, lanes, chunks in, paced frames out, recordings |
 //! | [`call`] | decisions: the core, its parts, and the driver |

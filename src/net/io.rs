@@ -1,4 +1,4 @@
-//! The byte stream under a WebSocket: TCP, or TLS over TCP, read and written without waiting.
+//! The byte stream under a socket: TCP, or TLS over TCP, read and written without waiting.
 //!
 //! `tungstenite` is a synchronous library; it is given a stream whose `read` and `write` answer `WouldBlock` at once.
 //! Waiting is a thing of its own ([`Io::poll_readable`]), so that a call may leave a socket alone while it gathers audio.
@@ -117,7 +117,7 @@ enum Stream {
 #[derive(Debug)]
 pub struct Io {
     stream: Stream,
-    /// Where the incoming bytes stand between frames.
+    /// Where a WebSocket's incoming bytes stand between frames.
     pub(super) incoming: FrameTracker,
     /// Bytes written so far.
     pub(super) written: u64,
@@ -187,14 +187,22 @@ impl Io {
     }
 }
 
-impl Read for Io {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+impl Io {
+    /// Reads, for a wire that follows its frames itself.
+    pub(super) fn receive(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let got = match &mut self.stream {
             Stream::Plain(tcp) => tcp.read(buf),
             Stream::Tls(tls) => tls.read(buf),
             Stream::Accepted(tls) => tls.read(buf),
         }?;
         self.crowded |= got > 0 && got == buf.len();
+        Ok(got)
+    }
+}
+
+impl Read for Io {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let got = self.receive(buf)?;
         self.incoming.feed(buf.get(..got).unwrap_or_default());
         Ok(got)
     }

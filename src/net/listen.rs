@@ -66,24 +66,7 @@ pub async fn serve(
     let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(max_connections));
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            biased;
-            () = stops.accepting.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let (tcp, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // A peer that left before we came is none of our trouble; everything else is worth a pause.
-                if error.kind() != io::ErrorKind::ConnectionAborted {
-                    tracing::warn!(%error, "accept failed");
-                    time::sleep(ACCEPT_PAUSE).await;
-                }
-                continue;
-            }
-        };
-        // Audio frames are small and late ones are worthless: never wait for more to send.
-        let _ = tcp.set_nodelay(true);
+        let Some((tcp, peer)) = stops.accepting.run_until_cancelled(accept(&listener)).await else { return };
         let (tls, router, stop) = (tls.clone(), router.clone(), stops.serving.clone());
         tracker.spawn(async move {
             match tls {
@@ -97,6 +80,25 @@ pub async fn serve(
             }
             drop(permit);
         });
+    }
+}
+
+/// The next connection.
+pub(super) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((tcp, peer)) => {
+                // Audio frames are small and late ones are worthless: never wait for more to send.
+                let _ = tcp.set_nodelay(true);
+                return (tcp, peer);
+            }
+            // A peer that left before we came is none of our trouble; everything else is worth a pause.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
     }
 }
 

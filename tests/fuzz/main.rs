@@ -32,8 +32,25 @@ mod tests {
     use super::{engine, targets};
 
     tests_of!(
-        thin, openai, query, token, config, faults, waits, upstream, beta, track, socket, outbox, chunks, resample,
-        uplink, downlink, opus, call,
+        thin,
+        openai,
+        query,
+        token,
+        config,
+        faults,
+        waits,
+        upstream,
+        beta,
+        track,
+        socket,
+        audiosocket,
+        outbox,
+        chunks,
+        resample,
+        uplink,
+        downlink,
+        opus,
+        call,
     );
 
     #[test]

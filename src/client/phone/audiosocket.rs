@@ -8,19 +8,16 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{Bad, Dialect, Habits, Media, Packet, Said, Start, key};
-use crate::audio::{Codec, Format};
+use crate::{
+    audio::{Codec, Format},
+    net::audiosocket::{AUDIO, HANG_UP, ID},
+};
 
-/// Frames.
-pub const HANG_UP: u8 = 0x00;
-/// 16 bytes; the first.
-pub const ID: u8 = 0x01;
-/// One ASCII character.
+/// A frame of one ASCII character.
 pub const DIGIT: u8 = 0x03;
-/// Audio at 8 kHz; those of other rates follow.
-pub const AUDIO: u8 = 0x10;
-/// A code, and the end.
+/// A frame of a code, and the end.
 pub const ERROR: u8 = 0xFF;
-/// Rates of the kinds from [`AUDIO`] on, Hz: those of Asterisk's own linear audio.
+/// Rates of the kinds of [`AUDIO`], Hz: those of Asterisk's own linear audio.
 pub const RATES: [u32; 9] = [8_000, 12_000, 16_000, 24_000, 32_000, 44_100, 48_000, 96_000, 192_000];
 
 static HABITS: Habits = Habits {
@@ -88,7 +85,7 @@ impl Dialect for AudioSocket {
             }
             DIGIT => Ok(Said::Digit(key("digit", &String::from_utf8_lossy(body))?)),
             ERROR => Ok(Said::Stop(Some(format!("error {:#04x}", body.first().copied().unwrap_or(0))))),
-            _ => match RATES.get(usize::from(kind).wrapping_sub(usize::from(AUDIO))) {
+            _ => match RATES.get(usize::from(kind.wrapping_sub(*AUDIO.start()))) {
                 Some(rate) => self.media(kind, *rate, bytes.slice(1..)),
                 None => Err(Bad::new("kind", format!("kind {kind:#04x} is not known"))),
             },
@@ -97,7 +94,7 @@ impl Dialect for AudioSocket {
 
     fn audio(&mut self, frame: &[u8]) -> Option<Packet> {
         let mut bytes = Vec::with_capacity(1 + frame.len());
-        bytes.push(self.kind.unwrap_or(AUDIO));
+        bytes.push(self.kind.unwrap_or(*AUDIO.start()));
         bytes.extend_from_slice(frame);
         Some(Packet::Binary(bytes.into()))
     }

@@ -22,7 +22,7 @@ const fn target(name: &'static str, run: fn(&[u8]), runs: usize) -> Target {
 }
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 18] = [
+pub(crate) const TARGETS: [Target; 19] = [
     target("thin", texts::thin, 5_000),
     target("openai", texts::openai, 3_000),
     target("query", texts::query, 5_000),
@@ -34,6 +34,7 @@ pub(crate) const TARGETS: [Target; 18] = [
     target("beta", texts::beta, 1_000),
     target("track", net::track, 3_000),
     target("socket", net::socket, 500),
+    target("audiosocket", net::audiosocket, 500),
     target("outbox", net::outbox, 2_000),
     target("chunks", audio::chunks, 3_000),
     target("resample", audio::resample, 300),

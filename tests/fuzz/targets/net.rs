@@ -68,6 +68,32 @@ const LARGEST: usize = 4_096;
 /// Raw bytes on a real socket: the same frames wherever the handshake ended, none too large, and a goodbye in time. The first
 /// two bytes say how much came right behind the handshake.
 pub(super) fn socket(bytes: &[u8]) {
+    let (apart, at_once) = both_ways(bytes, |io, limits, early| Socket::new(io, Role::Server, limits, early.to_vec()));
+    if !apart.1 && !at_once.1 {
+        assert_eq!(apart.0, at_once.0);
+    }
+}
+
+/// The same for an AudioSocket: its frames are those that a reader of the whole finds, up to one that is too large.
+pub(super) fn audiosocket(bytes: &[u8]) {
+    let (apart, at_once) = both_ways(bytes, Socket::audiosocket);
+    let (mut rest, mut want) = (bytes.get(2..).unwrap_or_default(), Vec::new());
+    while let Some((&[kind, high, low], body)) = rest.split_first_chunk::<3>() {
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        let Some((body, after)) = body.split_at_checked(length).filter(|_| length < LARGEST) else { break };
+        want.push(Frame::Binary([&[kind], body].concat().into()));
+        rest = after;
+    }
+    if rest.is_empty() {
+        want.push(Frame::Closed { code: None, reason: String::new() });
+    }
+    assert_eq!((&apart.0, &at_once.0), (&want, &want));
+}
+
+type Open = fn(Io, SocketLimits, &[u8]) -> Socket;
+
+/// What two sockets give for the same bytes: the first two say how many of them the one had read before it was one.
+fn both_ways(bytes: &[u8], open: Open) -> ((Vec<Frame>, bool), (Vec<Frame>, bool)) {
     thread_local!(static LOOP: (Runtime, TcpListener) = {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0))).unwrap();
@@ -76,16 +102,13 @@ pub(super) fn socket(bytes: &[u8]) {
     let mut script = Script(bytes);
     let early = script.number() % (script.0.len() + 1);
     LOOP.with(|(runtime, listener)| {
-        let read = |early| runtime.block_on(frames(listener, script.0, early));
-        let (apart, at_once) = (read(early), read(0));
-        if !apart.1 && !at_once.1 {
-            assert_eq!(apart.0, at_once.0);
-        }
-    });
+        let read = |early| runtime.block_on(frames(listener, script.0, early, open));
+        (read(early), read(0))
+    })
 }
 
 /// What a socket gives, and whether it was flooded: that alone depends on the clock.
-async fn frames(listener: &TcpListener, bytes: &[u8], early: usize) -> (Vec<Frame>, bool) {
+async fn frames(listener: &TcpListener, bytes: &[u8], early: usize, open: Open) -> (Vec<Frame>, bool) {
     let address = listener.local_addr().unwrap();
     let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
     let (mut peer, (accepted, _)) = (peer.unwrap(), accepted.unwrap());
@@ -94,7 +117,7 @@ async fn frames(listener: &TcpListener, bytes: &[u8], early: usize) -> (Vec<Fram
     peer.write_all(&bytes[early..]).await.unwrap(); // fits into the system's buffers
     peer.shutdown().await.unwrap();
     let limits = SocketLimits { max_message: LARGEST, read_buffer: LARGEST };
-    let mut socket = Socket::new(Io::plain(accepted), Role::Server, limits, bytes[..early].to_vec());
+    let mut socket = open(Io::plain(accepted), limits, &bytes[..early]);
     let (mut frames, mut flooded, mut size) = (Vec::new(), false, 0);
     loop {
         match timeout(Duration::from_secs(5), socket.next()).await.expect("the end of the stream is an end") {
