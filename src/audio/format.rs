@@ -129,7 +129,7 @@ impl Format {
         }
     }
 
-    /// Bytes of one millisecond; `None` for Opus.
+    /// Bytes of the whole samples of one millisecond; `None` for Opus.
     pub fn bytes_per_ms(self) -> Option<usize> {
         self.sample_bytes().map(|bytes| bytes * (self.rate as usize / 1_000))
     }

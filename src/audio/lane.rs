@@ -510,8 +510,9 @@ mod tests {
             assert_eq!(messages.len(), 11, "{client}: ten frames and the tail");
             let got = heard(client, &messages);
             // The last 2 ms of the tenth frame, later by the lane's delay.
-            let at = |ms: f64| ((ms / 1_000.0 + lane.delay().as_secs_f64()) * f64::from(client.rate)).round() as usize;
-            let click = &got[at(198.0)..at(200.0)];
+            let whole = Format { codec: Codec::Pcm16, ..client };
+            let at = |ms| whole.bytes(Duration::from_millis(ms) + lane.delay()) / 2;
+            let click = &got[at(198)..at(200)];
             let mean = click.iter().map(|s| f64::from(*s)).sum::<f64>() / click.len() as f64;
             assert!(mean > 6_000.0, "{client}: a mean of {mean:.0} where 12000 was said");
             let mut more = Vec::new();
