@@ -305,11 +305,13 @@ async fn buffers_grow_when_they_are_full_and_are_given_back() {
     socket.resize(512);
     socket.watch(false);
     peer.write_all(&[2, 2]).await.unwrap();
-    let got = loop {
-        if let Some(frame) = socket.read().unwrap() {
-            break frame;
+    let read = async {
+        loop {
+            if let Some(frame) = socket.read().unwrap() {
+                return frame;
+            }
+            tokio::task::yield_now().await;
         }
-        tokio::task::yield_now().await;
     };
-    assert_eq!(got, Frame::Binary(Bytes::from_static(&[0x10, 2, 2, 2, 2])));
+    assert_eq!(time::timeout(5 * SECOND, read).await.unwrap(), Frame::Binary(Bytes::from_static(&[0x10, 2, 2, 2, 2])));
 }
