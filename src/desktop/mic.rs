@@ -117,7 +117,7 @@ mod tests {
             assert_eq!((got, mic.lost(), mic.is_over()), (frames, 0, false), "{rate}");
             assert!((0.84..0.86).contains(&mic.level()), "-9 dB of 60: {}", mic.level());
         }
-        let (_capture, end) = tap::microphone(1_000);
+        let (_capture, end) = tap::microphone(900);
         assert!(Mic::default().attach(end).is_err());
     }
 

@@ -588,7 +588,7 @@ mod tests {
 
     #[test]
     fn a_rate_of_no_sound_card_is_refused() {
-        let (_, end) = tap::loudspeaker(1_000);
+        let (_, end) = tap::loudspeaker(900);
         assert!(Speaker::new(t(100)).attach(end).is_err());
     }
 
