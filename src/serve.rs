@@ -135,6 +135,14 @@ pub enum ServeError {
         /// Why.
         problem: String,
     },
+    /// AudioSockets cannot come in there.
+    #[error("phone.audiosocket.listen: cannot listen on {addr}: {source}")]
+    AudioSocket {
+        /// Which.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// An account with a telephone provider cannot be used.
     #[error("{0}")]
     Phone(String),
@@ -366,6 +374,8 @@ pub struct Server {
     shared: Arc<Shared>,
     drain: watch::Sender<Option<Instant>>,
     entrance: Entrance,
+    /// Where Asterisk's AudioSockets come in, until somebody accepts there.
+    phones: Option<TcpListener>,
     /// Ends accepting, and connections that speak HTTP.
     stops: Stops,
     /// Ends what is not about calls.
@@ -411,6 +421,7 @@ impl Server {
             None => TcpListener::bind(addr).await.map_err(failed)?,
         };
         let addr = listener.local_addr().map_err(failed)?;
+        let phones = phone::bind(&config, before.is_some()).await?;
         let copy = config.server.handover.is_some().then(|| listener.as_fd().try_clone_to_owned());
         let socket = copy.transpose().map_err(failed)?.map(Arc::new);
         let (drain, draining) = watch::channel(None);
@@ -460,7 +471,7 @@ impl Server {
         let entrance = Entrance { socket, tls, router, max_connections };
         let followed = watch::Sender::new(0);
         let leaving = CancellationToken::new();
-        let mut server = Self { addr, shared, drain, entrance, stops, over, leaving, followed, reload, tasks };
+        let mut server = Self { addr, shared, drain, entrance, phones, stops, over, leaving, followed, reload, tasks };
         server.accept(listener);
         server.follow(before).await?;
         Ok(server)
@@ -471,6 +482,7 @@ impl Server {
         let Entrance { tls, router, max_connections, .. } = &self.entrance;
         let (tls, router, max_connections) = (tls.as_ref().map(Tls::acceptor), router.clone(), *max_connections);
         let (tracker, stops) = (self.shared.calls.clone(), self.stops.clone());
+        self.tasks.spawn(phone::listen(self.shared.clone(), self.phones.take(), stops.clone()));
         self.tasks.spawn(async move { listen::serve(listener, tls, router, max_connections, &tracker, stops).await });
     }
 

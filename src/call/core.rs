@@ -3,7 +3,9 @@
 //! Owns no socket, task or clock, and sees bytes plus a duration, never samples. Time is the time since the call began, so
 //! that a call can be written down and continued. One part, one file: [`client`] what the client says, [`service`] what
 //! the service says, [`clock`] what time brings, [`away`] a client that is gone for a while, [`continuity`] one session after
-//! another, [`heir`] a process that follows this one, [`govern`] and [`spend`] what limits and budgets leave, [`guard`] speech that may be none, [`quiet`] a caller who says nothing, [`own`] and [`line`] tools that the relay runs itself, and [`pass`] both sides where the client owns the conversation.
+//! another, [`heir`] a process that follows this one, [`govern`] and [`spend`] what limits and budgets leave, [`guard`] speech that may be
+//! none, [`quiet`] a caller who says nothing, [`own`] and [`mod@line`] tools that the relay runs itself, and [`pass`] both sides
+//! where the client owns the conversation.
 mod asked;
 mod away;
 mod client;

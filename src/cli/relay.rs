@@ -37,9 +37,11 @@ impl Relay {
             None
         };
         let server = Server::start(config, metrics).await.map_err(|error| match error {
-            ServeError::Listen { .. } | ServeError::Thread(_) | ServeError::Webhooks(_) | ServeError::Handover(_) => {
-                anyhow::Error::new(error)
-            }
+            ServeError::Listen { .. }
+            | ServeError::AudioSocket { .. }
+            | ServeError::Thread(_)
+            | ServeError::Webhooks(_)
+            | ServeError::Handover(_) => anyhow::Error::new(error),
             ServeError::Open { .. }
             | ServeError::Upstream { .. }
             | ServeError::Incidents(_)

@@ -6,7 +6,7 @@
 mod sender;
 mod tickets;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -19,6 +19,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::{
+    net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{self, Instant},
 };
@@ -29,7 +30,7 @@ use self::{
     tickets::{Ticket, Tickets},
 };
 use super::{
-    READ_BUFFER, Refusal, Shared, license,
+    READ_BUFFER, Refusal, ServeError, Shared, license,
     owner::{self, Owner},
     random_id,
 };
@@ -45,14 +46,15 @@ use crate::{
     },
     client::{
         phone::{
-            Bad, Dialect, Packet, Said as Heard, Start, asterisk::Asterisk, freeswitch::FreeSwitch, jambonz::Jambonz,
-            json::Json, plivo, signalwire, telnyx, twilio, vonage::Vonage,
+            Bad, Dialect, Packet, Said as Heard, Start, asterisk::Asterisk, audiosocket::AudioSocket,
+            freeswitch::FreeSwitch, jambonz::Jambonz, json::Json, plivo, signalwire, telnyx, twilio, vonage::Vonage,
         },
         wire::AudioFormats,
     },
-    config::{AgentConfig, PhoneCodec, PhoneConfig, PhoneKind},
+    config::{AgentConfig, Config, PhoneCodec, PhoneConfig, PhoneKind},
     net::{
-        listen::{Upgrade, UpgradeError},
+        audiosocket,
+        listen::{Stops, Upgrade, UpgradeError},
         ws::{Frame, Socket, SocketError, SocketLimits},
     },
     observe::fact::Fact,
@@ -72,6 +74,8 @@ const STARTS_WITHIN: Duration = Duration::from_secs(5);
 const BEFORE_START: usize = 16;
 /// Streams at once that have not said whose they are.
 const UNKNOWN_STREAMS: usize = 512;
+/// Between two tries to have a port that another process has.
+const BIND_AGAIN: Duration = Duration::from_millis(100);
 /// A goodbye to one that never says so may take so long.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -117,6 +121,53 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
         .route("/phone/{account}/status", any(status))
         .route("/phone/{account}/transfer", any(transfer))
         .route("/phone/{account}/stream", get(stream))
+}
+
+/// Where Asterisk's AudioSockets connect to; none: nowhere, or another process still has it.
+///
+/// # Errors
+/// When the address cannot be had.
+pub(super) async fn bind(config: &Config, follows: bool) -> Result<Option<TcpListener>, ServeError> {
+    let Some(addr) = config.phone.audiosocket.listen else { return Ok(None) };
+    match TcpListener::bind(addr).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if follows && error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+        Err(source) => Err(ServeError::AudioSocket { addr, source }),
+    }
+}
+
+/// Takes AudioSockets in until it is to stop.
+pub(super) async fn listen(shared: Arc<Shared>, first: Option<TcpListener>, stops: Stops) {
+    let Some(addr) = shared.config.phone.audiosocket.listen else { return };
+    let bound = async {
+        if let Some(listener) = first {
+            return listener;
+        }
+        loop {
+            match TcpListener::bind(addr).await {
+                Ok(listener) => return listener,
+                Err(error) => tracing::debug!(%addr, %error, "AudioSockets cannot come in yet"),
+            }
+            time::sleep(BIND_AGAIN).await;
+        }
+    };
+    let listener = tokio::select! {
+        listener = bound => listener,
+        () = stops.accepting.cancelled() => return,
+    };
+    let limits = SocketLimits { max_message: MAX_WEBHOOK, read_buffer: READ_BUFFER };
+    let (calls, unknown) = (shared.calls.clone(), shared.phones.unknown.clone());
+    audiosocket::serve(listener, limits, UNKNOWN_STREAMS, &calls, stops, move |peer, socket| {
+        let (shared, unknown) = (shared.clone(), unknown.clone());
+        async move {
+            let Ok(unknown) = unknown.try_acquire_owned() else {
+                return tracing::warn!(%peer, "too many streams have not said whose they are");
+            };
+            let dialect = Box::new(AudioSocket::default());
+            Box::pin(Stream { socket, dialect, account: None }.run(shared, None, unknown)).await;
+        }
+    })
+    .await;
 }
 
 fn forged(account: &Account, reason: &str) -> Refusal {
