@@ -69,6 +69,8 @@ pub struct Phone {
     marks: Marks,
     full: bool,
     due: Vec<Media>,
+    /// What came with the start.
+    first: Option<Media>,
     remote: Option<Remote>,
 }
 
@@ -83,7 +85,18 @@ impl Phone {
         }
         let marks = Marks::new(habits.mark_every);
         let (order, pauses) = (Order::default(), Pauses::default());
-        Self { lanes, dialect, order, pauses, bytes, marks, full: false, due: Vec::new(), remote: None }
+        Self {
+            lanes,
+            dialect,
+            order,
+            pauses,
+            bytes,
+            marks,
+            full: false,
+            due: Vec::new(),
+            first: start.first.clone(),
+            remote: None,
+        }
     }
 
     /// With somebody who can be asked to transfer it.
@@ -113,6 +126,9 @@ impl Phone {
 
     /// Takes a message of the stream.
     pub fn take(&mut self, core: &mut Core, now: At, packet: &Packet) {
+        if let Some(first) = self.first.take() {
+            self.media(core, now, first);
+        }
         let said = match self.dialect.read(packet) {
             Ok(said) => said,
             Err(Bad { field, message }) => {

@@ -155,7 +155,8 @@ pub(super) async fn listen(shared: Arc<Shared>, first: Option<TcpListener>, stop
         listener = bound => listener,
         () = stops.accepting.cancelled() => return,
     };
-    let limits = SocketLimits { max_message: MAX_WEBHOOK, read_buffer: READ_BUFFER };
+    let max_message = AudioSocket::default().habits().max_message;
+    let limits = SocketLimits { max_message, read_buffer: READ_BUFFER };
     let (calls, unknown) = (shared.calls.clone(), shared.phones.unknown.clone());
     audiosocket::serve(listener, limits, UNKNOWN_STREAMS, &calls, stops, move |peer, socket| {
         let (shared, unknown) = (shared.clone(), unknown.clone());
@@ -490,7 +491,7 @@ impl Stream {
             }
         };
         let Ready { found, way, license, slot } = ready;
-        tracing::info!(from = call.from, to = call.to, account, agent, input = %start.input, output = %start.output, "a telephone call");
+        tracing::info!(to = call.to, account, agent, input = %start.input, output = %start.output, "a telephone call");
         let Self { mut socket, dialect, .. } = self;
         match dialect.take() {
             Some(Packet::Text(text)) => socket.outbox().text(text),

@@ -91,7 +91,7 @@ impl Asterisk {
         let call = text(message.get("channel_id"));
         let stream = text(message.get("connection_id")).unwrap_or_default();
         let (from, to) = (None, None);
-        Ok(Said::Start(Box::new(Start { stream, call, from, to, params, input: media, output: media })))
+        Ok(Said::Start(Box::new(Start { stream, call, from, to, params, input: media, output: media, first: None })))
     }
 
     fn command(&self, command: &'static str, id: Option<&str>) -> Packet {

@@ -59,8 +59,8 @@ impl AudioSocket {
                 self.kind = Some(kind);
                 let media = Format { codec: Codec::Pcm16, rate };
                 let params = [("token".to_owned(), stream.clone())].into();
-                let (call, from, to) = (Some(stream.clone()), None, None);
-                Ok(Said::Start(Box::new(Start { stream, call, from, to, params, input: media, output: media })))
+                let (call, from, to, first) = (Some(stream.clone()), None, None, Some(Media::next(audio)));
+                Ok(Said::Start(Box::new(Start { stream, call, from, to, params, input: media, output: media, first })))
             }
         }
     }

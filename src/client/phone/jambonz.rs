@@ -34,7 +34,7 @@ pub(super) fn metadata(message: &Value) -> Result<Said, Bad> {
     let call = text(message.get("callSid")).or(text(message.get("uuid")));
     let (from, to) = (text(message.get("from")), text(message.get("to")));
     let stream = call.clone().unwrap_or_default();
-    Ok(Said::Start(Box::new(Start { stream, call, from, to, params, input: media, output: media })))
+    Ok(Said::Start(Box::new(Start { stream, call, from, to, params, input: media, output: media, first: None })))
 }
 
 impl Dialect for Jambonz {

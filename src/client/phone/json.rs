@@ -130,7 +130,7 @@ impl Json {
         self.stream.clone_from(&stream);
         self.audio = (self.table.audio)(&Value::from(stream.as_str()).to_string(), output);
         let (call, from, to) = (text(at(call)), text(at(from)), text(at(to)));
-        Ok(Said::Start(Box::new(Start { stream, call, from, to, params, input, output })))
+        Ok(Said::Start(Box::new(Start { stream, call, from, to, params, input, output, first: None })))
     }
 
     fn media(media: &Payload<'_>) -> Result<Said, Bad> {

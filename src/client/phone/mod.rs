@@ -103,6 +103,8 @@ pub struct Start {
     pub input: Format,
     /// What is taken.
     pub output: Format,
+    /// The audio that told all this, where it was audio.
+    pub first: Option<Media>,
 }
 
 /// A message that makes no sense.

@@ -35,7 +35,7 @@ impl Vonage {
         let call = params.get("uuid").or(params.get("call_uuid")).cloned();
         let (from, to) = (params.get("from").cloned(), params.get("to").cloned());
         let stream = call.clone().unwrap_or_default();
-        Ok(Said::Start(Box::new(Start { stream, call, from, to, params, input: media, output: media })))
+        Ok(Said::Start(Box::new(Start { stream, call, from, to, params, input: media, output: media, first: None })))
     }
 }
 
