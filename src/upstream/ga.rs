@@ -222,7 +222,7 @@ fn tools(agent: &AgentConfig) -> Value {
 
 /// The tools of an agent that a client answers, for a session of its own.
 pub fn client_tools(agent: &AgentConfig) -> Value {
-    functions(agent.tools.iter().filter(|tool| tool.http.is_none()))
+    functions(agent.tools.iter().filter(|tool| tool.http.is_none() && tool.builtin.is_none()))
 }
 
 fn functions<'a>(tools: impl Iterator<Item = &'a ToolConfig>) -> Value {

@@ -121,7 +121,9 @@ async fn where_the_conversation_is_the_clients_no_tool_of_the_relays_is_offered(
     let tools = Tools::new(Duration::ZERO).await;
     let rig = Rig::configured(|config| {
         tools.configure(config, None);
-        config.agents.get_mut("default").unwrap().policy.tools = voxrelay::config::Rule::Force;
+        let agent = config.agents.get_mut("default").unwrap();
+        agent.policy.tools = voxrelay::config::Rule::Force;
+        agent.tools.push(tool("builtin = \"hang_up\""));
     })
     .await;
     let mut client = rig.dial("/v1/realtime", "any").await.unwrap();
@@ -145,4 +147,67 @@ async fn nothing_runs_for_a_call_that_is_over() {
     let began = time::Instant::now();
     rig.relay.drain(std::future::pending()).await;
     assert!(began.elapsed() < Duration::from_secs(5), "the call is waited for by nobody");
+}
+
+/// An agent with everything that can be done with a line.
+fn line_tools(config: &mut Config) {
+    let agent = config.agents.get_mut("default").unwrap();
+    agent.hold_audio = Some("assets/hello.wav".into());
+    agent.tools = ["hang_up", "send_dtmf", "hold"].map(|name| tool(&format!("builtin = \"{name}\""))).into();
+    agent.tools.push(tool("builtin = \"transfer\"\ntargets = { support = \"+15550123\" }"));
+}
+
+fn tool(text: &str) -> ToolConfig {
+    toml::from_str(text).unwrap()
+}
+
+/// All audio up to the end of so many replies.
+async fn audio_of(client: &mut Client, replies: usize) -> Vec<Vec<u8>> {
+    let mut all = vec![Vec::new()];
+    loop {
+        match client.next().await {
+            Got::Audio(frame) => all.last_mut().unwrap().extend(frame),
+            Got::Json(message) if message["type"] == "reply_ended" => {
+                if all.len() == replies {
+                    return all;
+                }
+                all.push(Vec::new());
+            }
+            Got::Json(message) => assert_ne!(message["type"], "error", "{message}"),
+            end => panic!("{end:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_hangs_up() {
+    let rig = Rig::configured(line_tools).await;
+    let mut client = rig.call("pace=fast").await;
+    client.json(r#"{"type":"text","text":"call hang_up {}"}"#).await;
+    let (error, close) = client.end().await;
+    assert_eq!((error, close), (None, 1000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_presses_keys_and_puts_on_hold_and_the_model_goes_on() {
+    let rig = Rig::configured(line_tools).await;
+    let mut client = rig.call("pace=fast").await;
+    client.json(r#"{"type":"text","text":"call send_dtmf {\"keys\":\"12#\"}"}"#).await;
+    // The reply that called, the keys, and the answer to their result.
+    let said = audio_of(&mut client, 3).await;
+    let keys = voxrelay::audio::dtmf::sound("12#", voxrelay::audio::Format::PCM_24K);
+    assert!(said[1].starts_with(&keys) && said[1].len() - keys.len() < 960, "{} bytes", said[1].len());
+    assert!(said[2].len() > 48_000);
+    client.json(r#"{"type":"text","text":"call hold {\"seconds\":1}"}"#).await;
+    let said = audio_of(&mut client, 3).await;
+    assert!(said[1] == crate::support::clip("assets/hello.wav")[..48_000], "one second of the agent's recording");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_is_no_telephone_nothing_is_transferred_and_the_model_says_so() {
+    let rig = Rig::configured(line_tools).await;
+    let mut client = rig.call("pace=fast").await;
+    client.json(r#"{"type":"text","text":"call transfer {\"to\":\"support\"}"}"#).await;
+    let (said, _) = words(&mut client).await;
+    assert!(said.contains("not by telephone"), "{said}");
 }
