@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
@@ -21,10 +21,10 @@ use super::{
 };
 use crate::{
     audio::decode::decode_file,
-    caller::{UrlError, check_url, tls_config},
+    caller::{UrlError, check_url},
     provider::{
-        Action, Address, Coding, Direction, Line, Media, Message, Network, Person, Provider, Setup, What, When, drive,
-        markup, webhook,
+        Action, Address, Coding, Direction, Line, Media, Message, Network, Person, Provider, Reach, ReachError, Setup,
+        What, When, drive, reach::split, webhook::WebhookError,
     },
     wall,
 };
@@ -58,7 +58,8 @@ enum PhoneCommand {
 #[command(after_help = "Examples:
   voxrelay phone simulate twilio --audio question.wav --voice-url http://127.0.0.1:8080/phone/main/voice
   voxrelay phone simulate telnyx --audio question.wav --url ws://127.0.0.1:8080/phone/main/stream --token T --codec alaw
-  voxrelay phone simulate audiosocket --audio question.wav --tcp 127.0.0.1:9092 --uuid 40325ec2-5efd-4bd3-805f-53576e581d13
+  voxrelay phone simulate asterisk --audio question.wav --voice-url http://127.0.0.1:8080/phone/asterisk/voice --stream-password P
+  voxrelay phone simulate audiosocket --audio question.wav --voice-url http://127.0.0.1:8080/phone/asterisk/voice --stream-password P --tcp 127.0.0.1:9092
   voxrelay phone simulate vonage --audio question.wav --voice-url http://127.0.0.1:8080/phone/v/voice --interrupt-after 800")]
 struct SimulateArgs {
     /// Whose side is played
@@ -73,25 +74,35 @@ struct SimulateArgs {
     #[arg(long, value_name = "HTTP_URL", required_unless_present_any = ["url", "tcp"])]
     voice_url: Option<String>,
 
-    /// Connect this stream, and ask no webhook
-    #[arg(long, value_name = "WS_URL", conflicts_with_all = ["voice_url", "tcp"])]
+    /// Connect this stream, and ask no webhook; for asterisk and freeswitch, whose dialplan names it, with --voice-url too
+    #[arg(long, value_name = "WS_URL", conflicts_with = "tcp")]
     url: Option<String>,
 
     /// Connect this AudioSocket
-    #[arg(long, value_name = "HOST:PORT", conflicts_with = "voice_url")]
+    #[arg(long, value_name = "HOST:PORT")]
     tcp: Option<String>,
 
-    /// The UUID of an AudioSocket call [default: a random one]
-    #[arg(long, value_name = "UUID", requires = "tcp")]
+    /// The UUID of an AudioSocket call [default: what the webhook gives, else a random one]
+    #[arg(long, value_name = "UUID", requires = "tcp", conflicts_with = "voice_url")]
     uuid: Option<String>,
 
     /// How the world knows the relay: signatures are over this address, and a stream there is reached where the webhook is
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
 
-    /// Signs the webhook and Twilio's stream: Twilio's, SignalWire's or Plivo's auth token, Telnyx' private key in base64, Vonage's secret
+    /// Signs the webhook and Twilio's stream: Twilio's, SignalWire's or Plivo's auth token, Telnyx' private key in base64, Vonage's or
+    /// jambonz' secret
     #[arg(long, value_name = "KEY", env = "VOXRELAY_PHONE_AUTH_TOKEN", hide_env_values = true)]
     auth_token: Option<SecretString>,
+
+    /// Shown by asterisk, audiosocket and freeswitch at the webhook and the stream; by signalwire and jambonz at the stream, where
+    /// no markup says it
+    #[arg(long, value_name = "PASSWORD", env = "VOXRELAY_PHONE_STREAM_PASSWORD", hide_env_values = true)]
+    stream_password: Option<SecretString>,
+
+    /// The account at the provider; with vonage the application's id [default: an invented one]
+    #[arg(long, value_name = "ID")]
+    account: Option<String>,
 
     /// The call token to show, where no webhook gives one
     #[arg(long, value_name = "TOKEN", env = "VOXRELAY_PHONE_TOKEN", hide_env_values = true)]
@@ -128,6 +139,10 @@ struct SimulateArgs {
     /// Asterisk's control messages are plain words instead of JSON
     #[arg(long)]
     plain: bool,
+
+    /// FreeSWITCH's module is one of those that play what comes back
+    #[arg(long)]
+    plays_back: bool,
 
     /// Let the agent greet before the caller speaks
     #[arg(long)]
@@ -228,6 +243,9 @@ impl Call {
         ensure!(args.audio.is_file(), "--audio: {}: no such file", args.audio.display());
         let is_tcp = args.provider == Provider::AudioSocket;
         ensure!(is_tcp == args.tcp.is_some(), "--tcp is for audiosocket, and audiosocket wants it");
+        let has_dialplan = matches!(args.provider, Provider::ChanWebSocket | Provider::AudioFork);
+        let one = has_dialplan || args.url.is_none() || args.voice_url.is_none();
+        ensure!(one, "--url: the webhook's answer names the stream of {}", args.provider.name());
         if let Some(url) = &args.url {
             check_url(url).map_err(|error: UrlError| error).context("--url")?;
         }
@@ -239,7 +257,10 @@ impl Call {
         let mut setup = Setup::new(args.provider, rand::random());
         (setup.from, setup.to) = (args.from.clone(), args.number.clone());
         setup.epoch_ms = wall::unix_now_ms();
-        setup.json_control = !args.plain;
+        (setup.json_control, setup.plays_back) = (!args.plain, args.plays_back);
+        if let Some(account) = &args.account {
+            setup.ids.account.clone_from(account);
+        }
         setup.journal = args.wire.is_some();
         setup.parameters = args.parameters.clone();
         for quirk in &args.quirks {
@@ -248,9 +269,7 @@ impl Call {
         let (delay, jitter) = (Duration::from_millis(args.delay), Duration::from_millis(args.jitter));
         setup.network = Network { to_relay: delay, from_relay: delay, jitter };
         if let Some(token) = &args.token {
-            // Asterisk tells of its channel's variables, which have capital names by custom.
-            let name = if args.provider == Provider::ChanWebSocket { "TOKEN" } else { "token" };
-            setup.parameters.insert(0, (name.to_owned(), token.expose_secret().to_owned()));
+            setup.parameters.insert(0, ("token".to_owned(), token.expose_secret().to_owned()));
         }
         if let Some(uuid) = &args.uuid {
             let hex = uuid.chars().filter(|c| *c != '-');
@@ -274,12 +293,7 @@ impl Call {
     }
 
     async fn run<W: io::Write>(mut self, args: &SimulateArgs, screen: &mut Screen<W>) -> anyhow::Result<ExitCode> {
-        let address = match (&args.tcp, &args.url, &args.voice_url) {
-            (Some(tcp), ..) => Address::Tcp(tcp.clone()),
-            (_, Some(url), _) => self.websocket(args, url.clone(), Vec::new()),
-            (.., Some(voice)) => self.ask(args, voice, screen).await?,
-            _ => bail!("neither --voice-url nor --url nor --tcp"),
-        };
+        let address = self.ask(args, screen).await?;
         let person = self.person(args)?;
         let shown = match &address {
             Address::Tcp(to) => to.as_str(),
@@ -318,46 +332,30 @@ impl Call {
         Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    /// Asks the voice webhook; the stream that it names, with what it gives to it.
-    async fn ask<W: io::Write>(
-        &mut self,
-        args: &SimulateArgs,
-        voice: &str,
-        screen: &mut Screen<W>,
-    ) -> anyhow::Result<Address> {
-        let signed = known_as(voice, args.public_url.as_deref());
-        let request = webhook::request(&self.setup, &signed, args.auth_token.as_ref(), wall::unix_now())
-            .map_err(|error| Usage(error.to_string()))?;
-        let how = if args.auth_token.is_some() { "signed" } else { "unsigned" };
-        screen.line(&format!("asking {voice} ({how})"))?;
-        let answer = webhook::ask(voice, request, tls_config(&self.roots)?).await?;
-        let stream = markup::read(self.setup.provider, &answer)?;
-        for note in &stream.notes {
+    /// Asks the voice webhook, if there is one; the stream that it names, with what it gives to it.
+    async fn ask<W: io::Write>(&mut self, args: &SimulateArgs, screen: &mut Screen<W>) -> anyhow::Result<Address> {
+        let reach = Reach {
+            voice_url: args.voice_url.clone(),
+            stream_url: args.url.clone(),
+            tcp: args.tcp.clone(),
+            public_url: args.public_url.clone(),
+            auth_token: args.auth_token.clone(),
+            stream_password: args.stream_password.clone(),
+            headers: args.headers.clone(),
+            roots: self.roots.clone(),
+        };
+        if let Some(voice) = &args.voice_url {
+            let key = args.auth_token.is_some() || args.stream_password.is_some();
+            screen.line(&format!("asking {voice} ({})", if key { "signed" } else { "unsigned" }))?;
+        }
+        let reached = reach.reach(&mut self.setup, wall::unix_now()).await.map_err(|error| match error {
+            ReachError::Webhook(WebhookError::Key { .. }) => Usage(error.to_string()).into(),
+            error => anyhow::Error::new(error),
+        })?;
+        for note in &reached.notes {
             screen.line(&format!("note: {note}"))?;
         }
-        self.setup.parameters.splice(0..0, stream.parameters);
-        if let Some(media) = stream.media {
-            self.setup.reply = media;
-            // Telnyx' markup tells what we shall send, not what the caller's leg has.
-            if self.setup.provider != Provider::Telnyx {
-                self.setup.media = media;
-            }
-            self.setup.check()?;
-        }
-        Ok(self.websocket(args, stream.url, stream.headers))
-    }
-
-    /// The stream at `url`, with the headers that the provider sends there.
-    fn websocket(&self, args: &SimulateArgs, url: String, mut headers: Vec<(String, SecretString)>) -> Address {
-        headers.extend(args.headers.iter().cloned());
-        let known = if args.url.is_some() { known_as(&url, args.public_url.as_deref()) } else { url.clone() };
-        if let Some(key) = args.auth_token.as_ref().filter(|_| self.setup.provider == Provider::Twilio) {
-            let signature = webhook::twilio_signature(key.expose_secret(), &known, &[]);
-            headers.push(("X-Twilio-Signature".to_owned(), signature.into()));
-        }
-        let subprotocol = self.setup.provider.subprotocol().map(str::to_owned);
-        let url = reached_at(&url, args.public_url.as_deref(), args.voice_url.as_deref());
-        Address::WebSocket { url, subprotocol, headers, roots: self.roots.clone() }
+        Ok(reached.address)
     }
 
     fn person(&self, args: &SimulateArgs) -> anyhow::Result<Person> {
@@ -384,42 +382,6 @@ impl Call {
     }
 }
 
-/// Scheme, host and port, and the rest of an address.
-fn split(url: &str) -> Option<(&str, &str, &str)> {
-    let (scheme, rest) = url.split_once("://")?;
-    let at = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (host, path) = rest.split_at_checked(at)?;
-    (!host.is_empty()).then_some((scheme, host, path))
-}
-
-/// `https` becomes `wss`, and so on, where `like` is a socket's address.
-fn scheme_like(like: &str, scheme: &str) -> &'static str {
-    match (like.starts_with("ws"), scheme.ends_with('s')) {
-        (true, true) => "wss",
-        (true, false) => "ws",
-        (false, true) => "https",
-        (false, false) => "http",
-    }
-}
-
-/// `url` as the world knows it.
-fn known_as(url: &str, public: Option<&str>) -> String {
-    match (split(url), public.and_then(split)) {
-        (Some((like, _, path)), Some((scheme, host, _))) => format!("{}://{host}{path}", scheme_like(like, scheme)),
-        _ => url.to_owned(),
-    }
-}
-
-/// Where a stream is reached from here: what is said to be at the public address is where the webhook is.
-fn reached_at(url: &str, public: Option<&str>, voice: Option<&str>) -> String {
-    match (split(url), public.and_then(split), voice.and_then(split)) {
-        (Some((like, named, path)), Some((_, host, _)), Some((scheme, here, _))) if named == host => {
-            format!("{}://{here}{path}", scheme_like(like, scheme))
-        }
-        _ => url.to_owned(),
-    }
-}
-
 /// Every message, in the form of the transcripts in `tests/golden/phone`.
 fn write_wire(file: &Path, line: &Line) -> anyhow::Result<()> {
     let mut out = io::BufWriter::new(fs::File::create(file)?);
@@ -437,21 +399,4 @@ fn write_wire(file: &Path, line: &Line) -> anyhow::Result<()> {
         writeln!(out, "{row}")?;
     }
     Ok(out.flush()?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_known_in_public_and_reached_here() {
-        let (public, voice) = (Some("https://relay.example.com"), Some("http://127.0.0.1:8080/phone/main/voice"));
-        assert_eq!(known_as(voice.unwrap(), public), "https://relay.example.com/phone/main/voice");
-        assert_eq!(known_as("ws://127.0.0.1:8080/s", public), "wss://relay.example.com/s");
-        assert_eq!(known_as(voice.unwrap(), None), voice.unwrap());
-        let stream = "wss://relay.example.com/phone/main/stream";
-        assert_eq!(reached_at(stream, public, voice), "ws://127.0.0.1:8080/phone/main/stream");
-        assert_eq!(reached_at("wss://other.example/s", public, voice), "wss://other.example/s");
-        assert_eq!(reached_at(stream, None, voice), stream);
-    }
 }

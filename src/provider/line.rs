@@ -121,7 +121,7 @@ pub struct Line {
 impl Line {
     /// A call whose connection is not open yet; see [`Self::open`].
     pub fn new(setup: Setup) -> Self {
-        let rules = dialect::rules(setup.provider);
+        let rules = dialect::rules(&setup);
         let network = setup.network;
         Self {
             rules,

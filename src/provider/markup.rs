@@ -14,7 +14,7 @@ use super::{
 /// A stream, as the markup asks for it.
 #[derive(Debug, Clone)]
 pub struct Stream {
-    /// Where it goes.
+    /// Where it goes; empty: where a dialplan says.
     pub url: String,
     /// Custom parameters, headers or metadata.
     pub parameters: Vec<(String, String)>,
@@ -64,11 +64,30 @@ pub fn read(provider: Provider, answer: &str) -> Result<Stream, MarkupError> {
         Provider::Twilio | Provider::SignalWire | Provider::Telnyx => connect_stream(provider, answer),
         Provider::Plivo => plivo(answer),
         Provider::Vonage => ncco(answer),
-        Provider::Jambonz | Provider::AudioFork => listen(answer),
-        Provider::ChanWebSocket | Provider::AudioSocket => {
-            Err(MarkupError::NoStream { found: "Asterisk asks no webhook; its dialplan dials".to_owned() })
-        }
+        Provider::Jambonz => listen(answer),
+        Provider::AudioFork | Provider::ChanWebSocket | Provider::AudioSocket => dialplan(provider, answer),
     }
+}
+
+/// A dialplan puts the whole answer where the token belongs; where the stream goes stands in the dialplan itself.
+fn dialplan(provider: Provider, answer: &str) -> Result<Stream, MarkupError> {
+    let token = answer.trim();
+    if token.is_empty() {
+        return Err(MarkupError::NoStream { found: "nothing".to_owned() });
+    }
+    let dash = |at| matches!(at, 8 | 13 | 18 | 23);
+    let is_uuid = token.len() == 36
+        && token.bytes().enumerate().all(|(at, b)| if dash(at) { b == b'-' } else { b.is_ascii_hexdigit() });
+    let good = match provider {
+        Provider::AudioFork => token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'),
+        _ => is_uuid,
+    };
+    if !good {
+        let allowed = if provider == Provider::AudioFork { "letters, digits and `-`" } else { "a UUID" };
+        return Err(MarkupError::Field { field: "token", found: quoted(token), allowed });
+    }
+    let parameters = vec![("token".to_owned(), token.to_owned())];
+    Ok(Stream { url: String::new(), parameters, media: None, headers: Vec::new(), notes: Vec::new() })
 }
 
 fn xml(answer: &str) -> Result<Document<'_>, MarkupError> {
@@ -296,6 +315,18 @@ mod tests {
     }
 
     #[test]
+    fn a_dialplan_reads_a_token() {
+        let uuid = "40325ec2-5efd-4bd3-805f-53576e581d13";
+        for (provider, answer) in
+            [(Provider::ChanWebSocket, uuid), (Provider::AudioSocket, "40325ec2-5efd-4bd3-805f-53576e581d13\n")]
+        {
+            let stream = read(provider, answer).unwrap();
+            assert_eq!((stream.url.as_str(), pairs(&stream)), ("", vec![("token", uuid)]));
+        }
+        assert_eq!(pairs(&read(Provider::AudioFork, "abc123").unwrap()), [("token", "abc123")]);
+    }
+
+    #[test]
     fn what_a_provider_would_not_do_is_told() {
         let listen = r#"[{"verb":"listen","url":"wss://r/s","sampleRate":24000}]"#;
         for (provider, markup, want) in [
@@ -324,7 +355,9 @@ mod tests {
             ),
             (Provider::Vonage, r#"[{"action":"talk","text":"no"}]"#, "it says: talk"),
             (Provider::Jambonz, listen, "`bidirectionalAudio.streaming` is null"),
-            (Provider::AudioSocket, "", "asks no webhook"),
+            (Provider::AudioSocket, "", "connects no stream; it says: nothing"),
+            (Provider::ChanWebSocket, "<html>no</html>", "`token` is `<html>no</html>`; allowed: a UUID"),
+            (Provider::AudioFork, "a b", "allowed: letters, digits"),
         ] {
             let error = read(provider, markup).unwrap_err().to_string();
             assert!(error.contains(want), "{provider:?}: {error}");

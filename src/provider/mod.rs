@@ -16,7 +16,7 @@
 //! | [`quirk`] | what providers and networks do beside their references, on request and counted |
 //! | [`person`] | who is on the telephone: speaks, listens, interrupts, presses, hangs up |
 //! | [`mod@drive`], [`dial`] | a line on a real socket |
-//! | [`webhook`], [`markup`] | the question before the call, and what its answer says |
+//! | [`webhook`], [`markup`], [`reach`] | the question before the call, what its answer says, and where the stream goes then |
 pub mod dial;
 pub mod dialect;
 pub mod drive;
@@ -26,6 +26,7 @@ pub mod markup;
 pub mod person;
 pub mod playout;
 pub mod quirk;
+pub mod reach;
 pub mod setup;
 pub mod webhook;
 pub mod wire;
@@ -36,5 +37,6 @@ pub use ear::Ear;
 pub use line::{Direction, Ended, Entry, Line, Violation, Who};
 pub use person::{Action, Person, What, When};
 pub use quirk::{Injected, Network, Quirks, Stop};
+pub use reach::{Reach, ReachError, Reached};
 pub use setup::{Ids, Provider, Setup, SetupError};
 pub use wire::{Coding, Media, Message};

@@ -23,7 +23,7 @@ pub enum Provider {
     Vonage,
     /// jambonz `listen`, streaming.
     Jambonz,
-    /// FreeSWITCH with drachtio's `mod_audio_fork`: speaks, cannot be spoken to.
+    /// FreeSWITCH with drachtio's `mod_audio_fork`: speaks; most builds cannot be spoken to ([`Setup::plays_back`]).
     AudioFork,
     /// Asterisk's WebSocket channel.
     ChanWebSocket,
@@ -167,6 +167,8 @@ pub struct Setup {
     pub reply: Media,
     /// Asterisk's control messages are JSON, not plain words.
     pub json_control: bool,
+    /// FreeSWITCH's module is one of those that play what comes back.
+    pub plays_back: bool,
     /// The call's ids.
     pub ids: Ids,
     /// Unix time of the line's beginning, ms, for those who tell it.
@@ -204,6 +206,7 @@ impl Setup {
             media: provider.media(),
             reply: provider.media(),
             json_control: true,
+            plays_back: false,
             ids: Ids::invent(provider, seed),
             epoch_ms: 1_767_225_600_000,
             // Asterisk tells a mark when the frame before it goes to the core, about a frame before it is heard.

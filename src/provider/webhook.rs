@@ -31,9 +31,6 @@ pub enum WebhookError {
         /// What a key is there.
         wanted: &'static str,
     },
-    /// There is no webhook at this provider.
-    #[error("{} asks no webhook: its configuration names the stream", .0.name())]
-    None(Provider),
     /// Nobody answered.
     #[error("the voice webhook did not answer")]
     Http(#[from] reqwest::Error),
@@ -52,15 +49,25 @@ pub enum WebhookError {
 pub struct Request {
     /// Headers, the signature among them.
     pub headers: Vec<(&'static str, SecretString)>,
-    /// Form or JSON.
-    pub body: String,
+    /// What is said.
+    pub body: Body,
+}
+
+/// How it is said.
+#[derive(Debug, Clone)]
+pub enum Body {
+    /// Posted, as a form or as JSON.
+    Posted(String),
+    /// A GET, in the query.
+    Query(String),
 }
 
 /// The question about this call, for the address `url` as the provider knows it. `key` signs: Twilio's, SignalWire's and
-/// Plivo's auth token, Telnyx' private key (Ed25519 seed in base64), Vonage's signature secret.
+/// Plivo's auth token, Telnyx' private key (Ed25519 seed in base64), Vonage's and jambonz' secret; Asterisk and FreeSWITCH show it as
+/// a password.
 ///
 /// # Errors
-/// When the provider asks none, or the key is none of its.
+/// When the key is none of the provider's.
 pub fn request(setup: &Setup, url: &str, key: Option<&SecretString>, unix_s: u64) -> Result<Request, WebhookError> {
     let ids = &setup.ids;
     let form: Vec<(&str, &str)> = match setup.provider {
@@ -89,21 +96,21 @@ pub fn request(setup: &Setup, url: &str, key: Option<&SecretString>, unix_s: u64
             let body = json!({ "from": from, "to": to, "uuid": ids.call, "conversation_uuid": conversation });
             return vonage(setup, body.to_string(), key, unix_s);
         }
-        Provider::Jambonz | Provider::AudioFork => {
+        Provider::Jambonz => {
             let body = json!({
                 "call_sid": ids.call, "call_id": ids.stream, "account_sid": ids.account, "direction": "inbound",
                 "from": setup.from, "to": setup.to, "call_status": "trying", "sip_status": 100,
             });
-            return Ok(Request { headers: vec![as_json()], body: body.to_string() });
+            return Ok(jambonz(&body.to_string(), key, unix_s));
         }
-        Provider::ChanWebSocket | Provider::AudioSocket => return Err(WebhookError::None(setup.provider)),
+        Provider::AudioFork | Provider::ChanWebSocket | Provider::AudioSocket => return Ok(dialplan(setup, key)),
     };
     let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(&form).finish();
     let mut headers = vec![("content-type", SecretString::from("application/x-www-form-urlencoded"))];
     if let Some(key) = key {
         headers.extend(sign_form(setup, url, &form, &body, key, unix_s)?);
     }
-    Ok(Request { headers, body })
+    Ok(Request { headers, body: Body::Posted(body) })
 }
 
 fn as_json() -> (&'static str, SecretString) {
@@ -180,7 +187,40 @@ fn vonage(setup: &Setup, body: String, key: Option<&SecretString>, unix_s: u64) 
         let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &secret).map_err(wrong)?;
         headers.push(("authorization", format!("Bearer {token}").into()));
     }
-    Ok(Request { headers, body })
+    Ok(Request { headers, body: Body::Posted(body) })
+}
+
+/// jambonz signs the time and the body.
+fn jambonz(body: &str, key: Option<&SecretString>, unix_s: u64) -> Request {
+    let mut headers = vec![as_json()];
+    if let Some(key) = key {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, key.expose_secret().as_bytes());
+        let tag = hmac::sign(&key, format!("{unix_s}.{body}").as_bytes());
+        let hex: String = tag.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        headers.push(("jambonz-signature", format!("t={unix_s},v1={hex}").into()));
+    }
+    Request { headers, body: Body::Posted(body.to_owned()) }
+}
+
+/// A dialplan asks with a library for HTTP: Asterisk's `CURL()` posts a form, FreeSWITCH's `curl` gets a query; both have a
+/// user and a password, and nothing else to show.
+fn dialplan(setup: &Setup, password: Option<&SecretString>) -> Request {
+    let plain = |number: &str| number.trim_start_matches('+').to_owned();
+    let (call, from, to) = (setup.ids.call.clone(), plain(&setup.from), plain(&setup.to));
+    let pairs = [("call", call), ("from", from), ("name", "A Caller".to_owned()), ("to", to)];
+    let said = form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
+    let mut headers: Vec<_> =
+        password.map(|password| ("authorization", basic("relay", password))).into_iter().collect();
+    if setup.provider == Provider::AudioFork {
+        return Request { headers, body: Body::Query(said) };
+    }
+    headers.push(("content-type", SecretString::from("application/x-www-form-urlencoded")));
+    Request { headers, body: Body::Posted(said) }
+}
+
+/// RFC 7617.
+pub(super) fn basic(user: &str, password: &SecretString) -> SecretString {
+    format!("Basic {}", STANDARD.encode(format!("{user}:{}", password.expose_secret()))).into()
 }
 
 /// Asks `url`; the answer's text.
@@ -194,7 +234,10 @@ pub async fn ask(url: &str, request: Request, tls: ClientConfig) -> Result<Strin
         .no_proxy()
         .timeout(PATIENCE)
         .build()?;
-    let mut asked = http.post(url).body(request.body);
+    let mut asked = match request.body {
+        Body::Posted(body) => http.post(url).body(body),
+        Body::Query(query) => http.get(format!("{url}{}{query}", if url.contains('?') { '&' } else { '?' })),
+    };
     for (name, value) in &request.headers {
         asked = asked.header(*name, value.expose_secret());
     }
@@ -259,19 +302,22 @@ mod tests {
             (Provider::Telnyx, "CallSid=v3%3A", "telnyx-signature-ed25519"),
             (Provider::Plivo, "From=15005550006", "x-plivo-signature-v3"),
             (Provider::Vonage, r#""to":"13125550101""#, "authorization"),
-            (Provider::Jambonz, r#""to":"+13125550101""#, "content-type"),
+            (Provider::Jambonz, r#""to":"+13125550101""#, "jambonz-signature"),
+            (Provider::ChanWebSocket, "&to=13125550101", "authorization"),
+            (Provider::AudioSocket, "&name=A+Caller", "authorization"),
+            (Provider::AudioFork, "call=", "authorization"),
         ] {
             let setup = Setup::new(provider, 1);
             let request = request(&setup, "https://r.example/voice", Some(&key), 1_767_225_600).unwrap();
-            assert!(request.body.contains(want), "{}", request.body);
+            let (Body::Posted(said) | Body::Query(said)) = &request.body;
+            assert!(said.contains(want), "{said}");
+            assert_eq!(matches!(request.body, Body::Query(_)), provider == Provider::AudioFork);
             assert!(request.headers.iter().any(|(name, _)| *name == signature), "{provider:?}");
         }
         let setup = Setup::new(Provider::Telnyx, 1);
         let error = request(&setup, "https://r.example/voice", Some(&"short".into()), 0).unwrap_err();
         assert_eq!(error.to_string(), "the signing key of telnyx must be an Ed25519 private key: 32 bytes in base64");
-        assert!(matches!(
-            request(&Setup::new(Provider::AudioSocket, 1), "", None, 0),
-            Err(WebhookError::None(Provider::AudioSocket))
-        ));
+        let unsigned = request(&Setup::new(Provider::Jambonz, 1), "https://r.example/voice", None, 0).unwrap();
+        assert_eq!(unsigned.headers.len(), 1, "without a key nothing is signed");
     }
 }

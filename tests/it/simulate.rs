@@ -129,7 +129,7 @@ fn what_can_never_work_is_told_before_any_call() {
         (vec!["audiosocket", "--url", "ws://h/"], "audiosocket wants it"),
         (vec!["twilio", "--url", "ws://h/", "--codec", "l16"], "twilio cannot carry L16 8000 Hz"),
         (vec!["twilio", "--url", "ws://h/", "--quirk", "hiccup"], "`hiccup` is no quirk; known: pauses"),
-        (vec!["asterisk", "--voice-url", "http://h/"], "asks no webhook"),
+        (vec!["twilio", "--voice-url", "http://h/", "--url", "ws://h/"], "the webhook's answer names the stream"),
     ] {
         let (code, out, error) = run(voxrelay().args(["phone", "simulate", "--audio", "assets/hello.wav"]).args(&args));
         assert!(code == 2 && error.contains(want), "{args:?}: {code} {out} {error}");

@@ -1,7 +1,7 @@
 //! FreeSWITCH with drachtio's `mod_audio_fork`: the caller is heard, and that is all.
 //!
 //! The stock module writes `playAudio` to a file and fires an event; binary audio back is for its forks. So whatever a relay
-//! sends stays unheard here, and a caller learns that before a customer does.
+//! sends stays unheard here, and a caller learns that before a customer does. [`Setup::plays_back`] makes it one of the others.
 use bytes::Bytes;
 
 use super::{Command, Dialect, OnClear, Pieces, Rules, Said, binary, excerpt, jambonz, string};
@@ -17,6 +17,10 @@ pub(in crate::provider) const RULES: Rules = Rules {
     overflow: "the stock mod_audio_fork plays no binary audio; what came was not heard",
     flow: None,
 };
+
+/// The builds that play what comes: a stream of any pieces, without marks, which `killAudio` drops. How much they hold is
+/// unverified.
+pub(in crate::provider) const PLAYS_BACK: Rules = Rules { capacity: None, overflow: "", ..RULES };
 
 /// One fork.
 #[derive(Debug)]

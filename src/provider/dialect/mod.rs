@@ -159,13 +159,14 @@ pub(super) trait Dialect: fmt::Debug + Send {
 }
 
 /// A provider's habits.
-pub fn rules(provider: Provider) -> Rules {
-    match provider {
+pub fn rules(setup: &Setup) -> Rules {
+    match setup.provider {
         Provider::Twilio | Provider::SignalWire => twilio::RULES,
         Provider::Telnyx => telnyx::RULES,
         Provider::Plivo => plivo::RULES,
         Provider::Vonage => vonage::RULES,
         Provider::Jambonz => jambonz::RULES,
+        Provider::AudioFork if setup.plays_back => audio_fork::PLAYS_BACK,
         Provider::AudioFork => audio_fork::RULES,
         Provider::ChanWebSocket => chan_websocket::RULES,
         Provider::AudioSocket => audiosocket::RULES,
