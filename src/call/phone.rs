@@ -285,3 +285,6 @@ fn control(outbox: &mut Outbox, packet: Packet, urgent: bool) -> usize {
     }
     length
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use super::{
     dial::{Address, Connection, DialError},
     ear::Ear,
     line::{Ended, Line, Violation},
-    person::Person,
+    person::{Person, Speech},
     setup::Setup,
     wire::{FRAME, Message},
 };
@@ -101,6 +101,8 @@ fn after(ear: &Ear, said: Duration) -> Option<Duration> {
 pub struct Outcome {
     /// The line, with all that it has recorded.
     pub line: Line,
+    /// What the caller said.
+    pub speeches: Vec<Speech>,
     /// The call in figures.
     pub summary: Summary,
 }
@@ -128,7 +130,8 @@ pub async fn drive(
         unheard: Duration::ZERO,
     });
     let summary = Summary::of(&line, &person, ended);
-    Ok(Outcome { line, summary })
+    let speeches = person.speeches().to_vec();
+    Ok(Outcome { line, speeches, summary })
 }
 
 struct Call<F> {

@@ -28,6 +28,8 @@ mod openai;
 #[cfg(test)]
 mod path;
 #[cfg(test)]
+mod phone;
+#[cfg(test)]
 mod quota;
 #[cfg(test)]
 mod resume;

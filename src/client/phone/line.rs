@@ -14,10 +14,11 @@ const RESTART: u64 = 200;
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A shorter pause is a clock's inaccuracy.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
-/// So much sound decides about the order of its bytes.
-const DECIDES: Duration = Duration::from_millis(200);
-/// Quieter samples say nothing about it.
-const SOUND: u16 = 100;
+/// So much that sounds otherwise when its bytes are swapped decides about their order, if it is clear by this factor ...
+const DECIDES: Duration = Duration::from_millis(20);
+const CLEARLY: u64 = 4;
+/// ... and so much in any case.
+const DECIDES_ANYHOW: Duration = Duration::from_millis(200);
 
 /// Puts media that have numbers into their order, and drops those that came already.
 #[derive(Debug, Default)]
@@ -82,7 +83,8 @@ impl Pauses {
     }
 }
 
-/// Finds out in which order the bytes of linear audio come: speech read the wrong way round is noise.
+/// Finds out in which order the bytes of linear audio come: what is read the wrong way round is loud noise, be it speech or the
+/// faint hiss of a line, so that it is mostly known before anybody speaks.
 #[derive(Debug, Default)]
 pub struct ByteOrder {
     /// How far neighbours are apart, read as little-endian and as big-endian.
@@ -101,16 +103,18 @@ impl ByteOrder {
         for pair in bytes.chunks_exact(2) {
             let pair = [pair.first().copied().unwrap_or(0), pair.get(1).copied().unwrap_or(0)];
             let (little, big) = (i16::from_le_bytes(pair), i16::from_be_bytes(pair));
-            if let Some((l, b)) = self.last.replace((little, big))
-                && little.unsigned_abs().min(big.unsigned_abs()) > SOUND
-            {
-                self.steps.0 += u64::from(little.abs_diff(l));
-                self.steps.1 += u64::from(big.abs_diff(b));
-                self.samples += 1;
+            if let Some((l, b)) = self.last.replace((little, big)) {
+                let (little, big) = (u64::from(little.abs_diff(l)), u64::from(big.abs_diff(b)));
+                self.steps.0 += little;
+                self.steps.1 += big;
+                self.samples += u64::from(little != big);
             }
         }
-        let enough = u128::from(self.samples) * 1_000 >= u128::from(rate) * DECIDES.as_millis();
-        enough.then(|| *self.swapped.insert(self.steps.1 < self.steps.0))
+        let (little, big) = self.steps;
+        let is_clear = little.max(big) >= CLEARLY * little.min(big);
+        let wanted = if is_clear { DECIDES } else { DECIDES_ANYHOW };
+        let enough = u128::from(self.samples) * 1_000 >= u128::from(rate) * wanted.as_millis();
+        enough.then(|| *self.swapped.insert(big < little))
     }
 
     /// Audio comes, and goes, big-endian; little-endian until that is known.
@@ -260,6 +264,12 @@ mod tests {
             assert_eq!(found.look(&[1, 2, 3, 4], 8_000), None, "it is decided once");
         }
         assert_eq!(ByteOrder::default().look(&[0; 32_000], 8_000), None, "silence decides nothing");
+        // A line's hiss is enough.
+        let hiss: Vec<i16> = (0..400).map(|n| [0, 1, -1, 2, 0, -2, 1][n % 7]).collect();
+        let [little, big] =
+            [i16::to_le_bytes, i16::to_be_bytes].map(|bytes| hiss.iter().flat_map(|s| bytes(*s)).collect::<Vec<u8>>());
+        assert_eq!(ByteOrder::default().look(&little, 8_000), Some(false));
+        assert_eq!(ByteOrder::default().look(&big, 8_000), Some(true));
         assert_eq!(swap(&[1, 2, 3, 4]), [2, 1, 4, 3]);
     }
 
