@@ -7,6 +7,7 @@
 //!      [--chunk-ms 100] [--no-gather] [--turns auto|manual] [--reply]
 //! cargo bench --bench calls -- haproxy [CALLS] [SECS] [--rounds 5]   # ratio: 200 calls, 20 s a turn
 //! cargo bench --bench calls -- passthrough [CALLS] [SECS] [--rounds 5]   # the same JSON through both: CPU and delay
+//! cargo bench --bench calls -- phones [CALLS]                # telephone calls: added delay each way, CPU, memory: 100 calls
 //! cargo bench --bench calls -- survive [clients|sessions|rotations|storm|restarts|all] [CALLS] [DROPS]   # what breaks loses nothing
 //! cargo bench --bench calls -- heap [TURNS]                  # the heap does not grow in 1000000 turns
 //! cargo bench --bench calls -- governed [TURNS]              # asking the quota adds 1 ms at p99 at most: 2000 turns of each
@@ -44,6 +45,8 @@ mod heap;
 mod line;
 #[path = "calls/load.rs"]
 mod load;
+#[path = "calls/phones.rs"]
+mod phones;
 #[path = "calls/process.rs"]
 mod process;
 #[path = "calls/restarts.rs"]
@@ -132,6 +135,11 @@ enum Mode {
         #[arg(long, hide = true)]
         here: bool,
     },
+    /// Telephone calls that speak both ways.
+    Phones {
+        #[arg(default_value_t = 100)]
+        calls: usize,
+    },
     /// What lives on the heap after many turns; ends with 1 when it has grown.
     Heap {
         #[arg(default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(5_000..))]
@@ -146,6 +154,9 @@ enum Mode {
     /// The model service (a child of this benchmark).
     #[command(hide = true)]
     Sink,
+    /// Telephones and the model service (a child of this benchmark).
+    #[command(hide = true)]
+    PhoneEnds { calls: usize },
     /// The callers (a child of this benchmark).
     #[command(hide = true)]
     Load { addr: SocketAddr, path: String, form: Form, calls: usize },
@@ -179,6 +190,8 @@ fn main() {
         Some(Mode::Sink) => runtime().block_on(sink::run()),
         Some(Mode::Load { addr, path, form, calls }) => runtime().block_on(load::run(addr, path, form, calls)),
         Some(Mode::Idle { calls }) => idle(calls),
+        Some(Mode::PhoneEnds { calls }) => runtime().block_on(phones::ends(calls)),
+        Some(Mode::Phones { calls }) => phones::run(calls),
         Some(Mode::Heap { turns }) => heap::run(turns),
         Some(Mode::Governed { turns }) => governed::run(turns),
         Some(Mode::Survive { part, calls, drops, here: true }) => survive::run(part, calls, drops),

@@ -144,7 +144,8 @@ impl Stamp {
         [a, b, c, d, e, f]
     }
 
-    fn read(bytes: &[u8]) -> Option<Self> {
+    /// As [`Self::bytes`] wrote it.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let (number, due) = (bytes.get(..2)?, bytes.get(2..6)?);
         Some(Self {
             number: u16::from_le_bytes(number.try_into().ok()?),
