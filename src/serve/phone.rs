@@ -59,7 +59,7 @@ use crate::{
     },
     observe::fact::Fact,
     phone::{
-        Account, Asked, Incoming, Refusal as Turned, Replays, Said, TokenForm, Verified, Written, fill,
+        Account, Asked, Incoming, Refusal as Turned, Replays, Said, StreamProof, TokenForm, Verified, Written, fill,
         numbers::Numbers,
         rest::{Ask, Stamp, Target},
     },
@@ -72,7 +72,7 @@ const MAX_WEBHOOK: usize = 64 << 10;
 const STARTS_WITHIN: Duration = Duration::from_secs(5);
 /// Messages before that; providers send one or two.
 const BEFORE_START: usize = 16;
-/// Streams at once that have not said whose they are.
+/// Streams at once that have shown nothing, and not said whose they are.
 const UNKNOWN_STREAMS: usize = 512;
 /// Between two tries to have a port that another process has.
 const BIND_AGAIN: Duration = Duration::from_millis(100);
@@ -355,17 +355,21 @@ async fn stream(State(shared): State<Arc<Shared>>, Path(name): Path<String>, req
 fn open(shared: &Arc<Shared>, name: &str, request: Request) -> Result<Response<Body>, Refusal> {
     let account = shared.phones.account(name)?.clone();
     let (head, body) = request.into_parts();
-    account.verify_stream(&asked(&head, &[])).map_err(|error| forged(&account, error.reason()))?;
+    let proof = account.verify_stream(&asked(&head, &[])).map_err(|error| forged(&account, error.reason()))?;
     let token = account.stream_token(&asked(&head, &[]));
     let mut request = Request::from_parts(head, body);
     let upgrade = Upgrade::from_request(&mut request).map_err(|error| match error {
         UpgradeError::NotAsked => Refusal::new(StatusCode::UPGRADE_REQUIRED, "invalid_query", error.to_string()),
         error => Refusal::new(StatusCode::BAD_REQUEST, "invalid_query", error.to_string()),
     })?;
-    let unknown = shared.phones.unknown.clone().try_acquire_owned().map_err(|_| {
-        let message = "too many streams have not said whose they are".to_owned();
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message)
-    })?;
+    // Strangers shall not stand in the way of those that have shown a signature or a password.
+    let unknown = match proof {
+        StreamProof::Proven => None,
+        StreamProof::TokenOnly => Some(shared.phones.unknown.clone().try_acquire_owned().map_err(|_| {
+            let message = "too many streams have not said whose they are".to_owned();
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message)
+        })?),
+    };
     let dialect = dialect(&account);
     let habits = dialect.habits();
     let (response, pending) = upgrade.accept(habits.protocol);
@@ -423,7 +427,7 @@ impl NoCall {
 }
 
 impl Stream {
-    async fn run(mut self, shared: Arc<Shared>, token: Option<String>, unknown: OwnedSemaphorePermit) {
+    async fn run(mut self, shared: Arc<Shared>, token: Option<String>, unknown: Option<OwnedSemaphorePermit>) {
         let provider = self.dialect.habits().name;
         let begun = match time::timeout(STARTS_WITHIN, self.start()).await {
             Ok(Ok(start)) => self.known(&shared, &start, token).map(|ticket| (start, ticket)),

@@ -18,6 +18,8 @@ use crate::support::{API_KEY, Answer, Client, Got, Raw, Rig, answer, tenant, unt
 
 static PLANTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static LINES: Mutex<u64> = Mutex::new(0);
+/// Warnings of all relays of this process.
+static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn planted() -> MutexGuard<'static, Vec<String>> {
     PLANTED.lock().unwrap_or_else(PoisonError::into_inner)
@@ -54,12 +56,22 @@ impl Write for Watcher {
             eprintln!("a log line shows what it must not, {canary:?}: {}", String::from_utf8_lossy(line));
             std::process::abort();
         }
+        if line.windows(6).any(|word| word == b"\"WARN\"") {
+            let mut warnings = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
+            warnings.push(String::from_utf8_lossy(line).into_owned());
+        }
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// How many warnings say all of this.
+pub(crate) fn warned(parts: &[&str]) -> usize {
+    let warnings = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
+    warnings.iter().filter(|line| parts.iter().all(|part| line.contains(part))).count()
 }
 
 /// From now on every line is looked at.
