@@ -165,7 +165,7 @@ pub(super) async fn listen(shared: Arc<Shared>, first: Option<TcpListener>, stop
                 return tracing::warn!(%peer, "too many streams have not said whose they are");
             };
             let dialect = Box::new(AudioSocket::default());
-            Box::pin(Stream { socket, dialect, account: None }.run(shared, None, unknown)).await;
+            Box::pin(Stream { socket, dialect, account: None }.run(shared, None, Some(unknown))).await;
         }
     })
     .await;

@@ -99,7 +99,7 @@ async fn a_call_over_a_websocket_hears_what_it_has_said() {
     relay.spawn(echo_twilio(listener));
     let mut told = Vec::new();
     let outcome = drive(&address, setup, person, LONGEST, |_, what| told.push(what)).await.unwrap();
-    let Outcome { line, summary } = outcome;
+    let Outcome { line, summary, .. } = outcome;
     assert_eq!(summary.violations, []);
     assert_eq!((summary.ended.who, summary.ended.unheard), (Who::Relay, Duration::ZERO), "{summary:?}");
     assert_eq!((summary.marks_played, summary.heard), (1, Duration::from_millis(500)));

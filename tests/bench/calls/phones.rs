@@ -95,7 +95,7 @@ pub(crate) fn run(calls: usize) {
         let ms = |q: &str| got.get(&format!("{way}_{q}")) as f64 / 1e3;
         let frame = FRAME.as_secs_f64() * 1e3;
         let frames = got.get(&format!("{way}_frames"));
-        let wanted = LENGTH.as_micros() as u64 / FRAME_US * calls as u64;
+        let wanted = LENGTH.as_secs() * 1_000_000 / FRAME_US * calls as u64;
         println!(
             "{name}: {frames} of {wanted} frames; added {:.1} / {:.1} / {:.1} ms (p50 / p99 / max), with the frame's 20 ms {:.1} / {:.1}",
             ms("p50"),
@@ -147,11 +147,9 @@ fn stats(ages: &Shared) -> String {
     let Ages { up, down } = &mut *ages;
     let figures = |name: &str, ages: &mut Vec<i32>| {
         ages.sort_unstable();
-        let at = |q: f64| {
-            ages.get(((ages.len() as f64 * q) as usize).min(ages.len().saturating_sub(1)))
-                .map_or(0, |age| (*age).max(0))
-        };
-        format!("{name}_frames={} {name}_p50={} {name}_p99={} {name}_max={}", ages.len(), at(0.5), at(0.99), at(1.0))
+        let last = ages.len().saturating_sub(1);
+        let at = |percent: usize| ages.get(last * percent / 100).map_or(0, |age| (*age).max(0));
+        format!("{name}_frames={} {name}_p50={} {name}_p99={} {name}_max={}", ages.len(), at(50), at(99), at(100))
     };
     format!("{} {}", figures("up", up), figures("down", down))
 }

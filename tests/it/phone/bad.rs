@@ -225,7 +225,7 @@ async fn tokens_are_good_once_for_their_call_and_account() {
     let (setup, headers) = asked(&rig, Provider::Twilio, "twilio", 1).await;
     for (first, code, why) in [
         (Frame::text(media(&setup.ids.stream, 1)), 1008, "audio before its start"),
-        (Frame::text("x".repeat(1 << 20)), 1009, "longer than"),
+        (Frame::text("x".repeat(1 << 20)), 1009, "byte limit"),
         (Frame::binary(vec![0; 160]), 1008, "a binary message"),
         (Frame::text("{}"), 1008, "its first message"),
         (Frame::text(r#"{"event":"start","start":{}}"#), 1008, "there is no `start.streamSid`"),
