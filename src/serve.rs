@@ -4,7 +4,7 @@
 //! anywhere has passed [`Shared::identify`].
 mod handover;
 mod owner;
-mod phone;
+pub(crate) mod phone;
 pub(crate) mod realtime;
 pub(crate) mod refusal;
 mod voice;
@@ -71,7 +71,7 @@ use crate::{
         written::Heir,
     },
     config::{AgentConfig, Config, Govern, LedgerConfig, TlsConfig, UpstreamConfig},
-    http::{broker, calls, cors, pages, tokens, usage},
+    http::{broker, calls, cors, dial, pages, tokens, usage},
     ledger::{
         Health, Ledger, LedgerError,
         spent::{Times, spent},
@@ -654,6 +654,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/openai/realtime", get(realtime::azure_preview))
         .merge(cors::around(&shared, for_pages()))
         .merge(phone::routes())
+        .merge(dial::routes())
         .merge(pages::routes())
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))

@@ -151,6 +151,8 @@ pub enum Scope {
     Secret,
     /// Taking calls from the telephone network (`accept`, `reject`).
     Sip,
+    /// Calling telephone numbers.
+    Dial,
     /// Ending calls of the tenant, and its limits.
     Admin,
 }
@@ -158,7 +160,7 @@ pub enum Scope {
 impl Scope {
     /// All of them.
     pub fn all() -> Vec<Self> {
-        vec![Self::Call, Self::Token, Self::Secret, Self::Sip, Self::Admin]
+        vec![Self::Call, Self::Token, Self::Secret, Self::Sip, Self::Dial, Self::Admin]
     }
 
     /// All that a backend for callers needs.
@@ -173,6 +175,7 @@ impl Scope {
             Self::Token => "token",
             Self::Secret => "secret",
             Self::Sip => "sip",
+            Self::Dial => "dial",
             Self::Admin => "admin",
         }
     }

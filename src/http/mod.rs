@@ -8,11 +8,15 @@
 //! | [`usage`] | `GET /v1/usage`: what was used, and what it cost |
 //! | [`broker`] | client secrets and SDP, for clients that speak to the service directly |
 //! | [`cors`] | which web pages may ask for these |
+//! | [`dial`] | `/v1/dial`: calls to telephones |
+//! | [`idempotency`] | requests that may come again |
 //! | [`body`] | bodies, bounded in size and time |
 pub mod body;
 pub mod broker;
 pub mod calls;
 pub mod cors;
+pub mod dial;
+pub mod idempotency;
 pub mod pages;
 pub mod tokens;
 pub mod usage;

@@ -219,6 +219,22 @@ impl Account {
         self.config.audio(self.kind)
     }
 
+    /// The number that calls from here show, unless a call says another one.
+    pub fn caller(&self) -> Option<&str> {
+        self.config.caller.as_deref()
+    }
+
+    /// Whether a call that we begin comes back to [`Page::Voice`] once it is answered. Otherwise the request for it says already
+    /// where its stream goes.
+    pub fn asks_back(&self) -> bool {
+        matches!(self.kind, PhoneKind::Signalwire | PhoneKind::Plivo | PhoneKind::Jambonz)
+    }
+
+    /// Whether the request that begins a call is answered only when somebody has answered the call, or nobody will.
+    pub fn rings_first(&self) -> bool {
+        self.kind == PhoneKind::Freeswitch
+    }
+
     /// What its tokens must look like.
     pub fn token_form(&self) -> TokenForm {
         if self.kind == PhoneKind::Asterisk { TokenForm::Uuid } else { TokenForm::Alphanumeric }

@@ -32,6 +32,19 @@ pub enum Machine {
     Unknown,
 }
 
+impl Machine {
+    /// Its name, for agents and for whoever has dialled.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Human => "human",
+            Self::Machine => "machine",
+            Self::Beep => "beep",
+            Self::Fax => "fax",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// A call that wants an answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Incoming {
@@ -98,6 +111,20 @@ pub enum Progress {
     Ended(Ending),
     /// Something else, in the provider's word, bounded.
     Other(String),
+}
+
+impl Ending {
+    /// Its name, for whoever has dialled.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Busy => "busy",
+            Self::NoAnswer => "no_answer",
+            Self::Canceled => "canceled",
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// How a call ended.

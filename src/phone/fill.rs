@@ -1,8 +1,9 @@
-//! What is known of a call, put into an agent's words: `{{caller}}`, `{{called}}`, `{{caller_name}}`, `{{param.NAME}}`.
+//! What is known of a call, put into an agent's words: `{{caller}}`, `{{called}}`, `{{caller_name}}`, `{{machine}}`,
+//! `{{param.NAME}}`.
 //!
 //! All of it comes from outside, and stands where a model takes its instructions from: so it is one line, without braces, quotes and
 //! markup, and short. What is not known is `unknown`.
-use super::Incoming;
+use super::{Incoming, Machine};
 
 /// Longest value, characters.
 const LONGEST: usize = 120;
@@ -43,6 +44,7 @@ fn value(name: &str, call: &Incoming) -> Option<String> {
         "caller" => call.from.as_deref(),
         "called" => call.to.as_deref(),
         "caller_name" => call.name.as_deref(),
+        "machine" => call.machine.map(Machine::name),
         _ => call.custom.get(name.strip_prefix("param.")?).map(String::as_str),
     };
     Some(found.map(plain).filter(|found| !found.is_empty()).unwrap_or_else(|| "unknown".to_owned()))
@@ -77,10 +79,13 @@ mod tests {
             ("Plan: {{param.plan}}; {{param.other}}; {{caller_name}}", "Plan: gold; unknown; unknown"),
             ("{{nothing}} and {{ and {{}}", "{{nothing}} and {{ and {{}}"),
             ("{ {caller} }", "{ {caller} }"),
+            ("Who answers: {{machine}}.", "Who answers: unknown."),
             ("", ""),
         ] {
             assert_eq!(fill(text, &call()), want);
         }
+        let beeped = Incoming { machine: Some(Machine::Beep), ..call() };
+        assert_eq!(fill("Who answers: {{machine}}.", &beeped), "Who answers: beep.");
         assert!(has_places("{{caller}}") && !has_places("{caller}"));
     }
 

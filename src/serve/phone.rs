@@ -3,6 +3,8 @@
 //! A webhook is believed for its signature ([`crate::phone`]), and its answer gives out a token for one stream ([`tickets`]); a stream is
 //! nobody's until it has shown a good one, and reaches no service before. From then on it is a call as any other, whose messages are
 //! [`crate::client::phone`]'s.
+pub(crate) mod dial;
+mod dialled;
 mod sender;
 mod tickets;
 
@@ -26,6 +28,8 @@ use tokio::{
 use tracing::Instrument as _;
 
 use self::{
+    dial::Dialling,
+    dialled::Joined,
     sender::Sender,
     tickets::{Ticket, Tickets},
 };
@@ -89,6 +93,14 @@ pub(crate) struct Phones {
     /// Streams that have not said whose they are.
     unknown: Arc<Semaphore>,
     sender: Sender,
+    dialling: Dialling,
+}
+
+/// What a call holds before it begins.
+#[derive(Debug)]
+struct Reserved {
+    line: OwnedSemaphorePermit,
+    license: crate::admit::License,
 }
 
 impl Phones {
@@ -103,6 +115,7 @@ impl Phones {
             tickets: Tickets::new(Duration::from_secs(config.token_ttl_s)),
             unknown: Arc::new(Semaphore::new(UNKNOWN_STREAMS)),
             sender: Sender::new()?,
+            dialling: Dialling::new(&config.dial),
         })
     }
 
@@ -243,11 +256,17 @@ async fn voice(State(shared): State<Arc<Shared>>, Path(name): Path<String>, requ
             Said::Call(call) => call,
             Said::Status(status) => {
                 tracing::debug!(account = name, ?status, "news of a call");
+                dial::hear(&shared, account, &status);
                 return Ok(StatusCode::NO_CONTENT.into_response());
             }
         };
-        let written = match invite(&shared, account, &call) {
-            Ok(token) => account.connect(&call, &token),
+        // A call that we began is never one of phone.numbers, even if we know it no more.
+        let invited = match call.dial {
+            Some(_) => dial::invite(&shared, account, &call),
+            None => invite(&shared, account, &call).map(|token| (call.clone(), token)),
+        };
+        let written = match invited {
+            Ok((call, token)) => account.connect(&call, &token),
             Err(why) => account.refuse(&call, why),
         };
         written.map(|written| answer(&shared, account, written)).map_err(|error| {
@@ -289,7 +308,7 @@ fn invite(shared: &Shared, account: &Account, call: &Incoming) -> Result<String,
     })?;
     let token = tickets::token(account.token_form());
     let (account, agent) = (account.name().to_owned(), number.agent.clone());
-    match shared.phones.tickets.put(&token, Ticket { account, call: call.clone(), agent, who }) {
+    match shared.phones.tickets.put(&token, Ticket { account, call: call.clone(), agent, who, dial: None }) {
         true => Ok(token),
         false => Err(Turned::Busy),
     }
@@ -301,6 +320,7 @@ async fn status(State(shared): State<Arc<Shared>>, Path(name): Path<String>, req
         let genuine = Genuine::of(&shared, &name, request).await?;
         let status = genuine.account.status(&genuine.asked()).map_err(|error| unclear(&error))?;
         tracing::info!(account = name, call = status.call, progress = ?status.progress, duration_s = status.duration_s, "news of a call");
+        dial::hear(&shared, &genuine.account, &status);
         Ok(StatusCode::NO_CONTENT.into_response())
     };
     done.await.unwrap_or_else(|refusal: Refusal| refusal.into())
@@ -410,6 +430,8 @@ enum NoCall {
     Closed,
     #[error("{0}")]
     Ticket(#[from] tickets::NoTicket),
+    #[error("its call was given up")]
+    GivenUp,
     #[error("{0}")]
     Refused(String),
 }
@@ -421,7 +443,8 @@ impl NoCall {
             Self::Socket(SocketError::TooLarge { .. }) => 1009,
             Self::Socket(_) => 1002,
             Self::Closed => 1000,
-            Self::Silent | Self::Early | Self::Bad(_) | Self::Talkative | Self::Ticket(_) | Self::Refused(_) => 1008,
+            Self::Silent | Self::Early | Self::Bad(_) | Self::Talkative => 1008,
+            Self::Ticket(_) | Self::GivenUp | Self::Refused(_) => 1008,
         }
     }
 }
@@ -439,9 +462,14 @@ impl Stream {
             Err(error) => return self.turn_away(&error).await,
         };
         drop(unknown);
-        let id = random_id("call");
+        let joined = ticket.dial.as_ref().map(|dial| shared.phones.dialling.joins(dial).ok_or(NoCall::GivenUp));
+        let joined = match joined.transpose() {
+            Ok(joined) => joined,
+            Err(error) => return self.turn_away(&error).await,
+        };
+        let id = joined.as_ref().map_or_else(|| random_id("call"), |joined| joined.call.clone());
         let span = tracing::info_span!("call", id, tenant = ticket.who.tenant_id(), provider);
-        Box::pin(self.call(shared, id, start, ticket)).instrument(span).await;
+        Box::pin(self.call(shared, id, start, ticket, joined)).instrument(span).await;
     }
 
     /// Its first message that means something.
@@ -485,11 +513,23 @@ impl Stream {
         }
     }
 
-    async fn call(self, shared: Arc<Shared>, id: String, start: Start, ticket: Ticket) {
-        let Ticket { account, call, agent, who } = ticket;
-        let ready = match self.admit(&shared, &id, &start, &agent, &who).await {
+    async fn call(
+        self,
+        shared: Arc<Shared>,
+        id: String,
+        start: Start,
+        ticket: Ticket,
+        joined: Option<Joined<Reserved>>,
+    ) {
+        let Ticket { account, mut call, agent, who, dial } = ticket;
+        call.machine = joined.as_ref().and_then(|joined| joined.machine).or(call.machine);
+        let reserved = joined.map(|joined| joined.reserved);
+        let ready = match self.admit(&shared, &id, &start, &agent, &who, reserved).await {
             Ok(ready) => ready,
             Err(refusal) => {
+                if let Some(dial) = dial {
+                    dial::failed_here(&shared, &account, &dial, refusal.message.clone());
+                }
                 let error = NoCall::Refused(format!("{}: {}", refusal.code, refusal.message));
                 return self.turn_away(&error).await;
             }
@@ -529,7 +569,8 @@ impl Stream {
         tracing::info!(%end, by, seconds = length.as_secs_f64(), "the telephone call is over");
         books.book(&who, "", Booked::call(&id, length, &end), &shared.prices.load());
         drop(slot);
-        leave(&shared, &account, &call.call, &end).await;
+        let known = dial.and_then(|dial| dial::left(&shared, &dial, &end));
+        leave(&shared, &account, &known.unwrap_or(call.call), &end).await;
     }
 
     async fn admit(
@@ -539,9 +580,13 @@ impl Stream {
         start: &Start,
         agent: &str,
         who: &Principal,
+        reserved: Option<Reserved>,
     ) -> Result<Ready, Refusal> {
         let codecs = [("codec", start.input.codec), ("codec", start.output.codec)];
         let (found, way) = owner::meet(shared, who, agent, codecs)?;
+        if let Some(Reserved { line: slot, license }) = reserved {
+            return Ok(Ready { found, way, license, slot });
+        }
         let slot =
             shared.line().map_err(|why| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", why.to_owned()))?;
         let license = license(shared, who, id, self.dialect.habits().name).await?;

@@ -22,7 +22,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 const A_DAY: Duration = Duration::from_secs(86_400);
 
 /// A refusal before the upgrade.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
     pub(crate) code: &'static str,

@@ -15,7 +15,7 @@ use voxrelay::{
 use crate::support::{Client, PATIENCE, Rig, answer, config, new_key, tenant, tenant_with, until};
 
 /// Every route that is not for everybody, with the method that does something.
-const ROUTES: [(&str, &str); 20] = [
+const ROUTES: [(&str, &str); 23] = [
     ("GET", "/v1/voice"),
     ("GET", "/v1/voice?resume=x&got=1"),
     ("GET", "/v1/realtime?model=gpt-realtime"),
@@ -30,6 +30,9 @@ const ROUTES: [(&str, &str); 20] = [
     ("POST", "/v1/calls/call_1/rotate"),
     ("GET", "/v1/limits"),
     ("GET", "/v1/usage"),
+    ("POST", "/v1/dial"),
+    ("GET", "/v1/dial/call_1"),
+    ("DELETE", "/v1/dial/call_1"),
     ("POST", "/v1/realtime/client_secrets"),
     ("POST", "/v1/realtime/calls"),
     ("POST", "/v1/realtime/calls/rtc_1/hangup"),
@@ -37,6 +40,9 @@ const ROUTES: [(&str, &str); 20] = [
     ("POST", "/openai/v1/realtime/calls"),
     ("POST", "/openai/v1/realtime/calls/rtc_1/accept"),
 ];
+/// What telephone providers ask for, and prove by their own signatures.
+const PHONE: [&str; 4] =
+    ["/phone/twilio/voice", "/phone/twilio/status", "/phone/twilio/transfer", "/phone/twilio/stream"];
 /// What everybody may see.
 const PUBLIC: [&str; 4] = ["/healthz", "/readyz", "/metrics", "/"];
 
@@ -47,7 +53,9 @@ fn the_table_of_routes_is_whole() {
         include_str!("../../src/serve.rs"),
         include_str!("../../src/http/broker.rs"),
         include_str!("../../src/http/calls.rs"),
+        include_str!("../../src/http/dial.rs"),
         include_str!("../../src/http/tokens.rs"),
+        include_str!("../../src/serve/phone.rs"),
         include_str!("../../src/http/usage.rs"),
     ];
     let mut found = 0;
@@ -59,13 +67,14 @@ fn the_table_of_routes_is_whole() {
             };
             found += 1;
             let path = path.replace("{base}", "/v1").replace("{{id}}", "rtc_1").replace("/{id}", "/call_1");
-            let path = path.replace("{{act}}", "hangup");
+            let path = path.replace("{{act}}", "hangup").replace("{account}", "twilio");
             let known = ROUTES.iter().any(|(_, known)| known.split('?').next() == Some(&path))
+                || PHONE.contains(&path.as_str())
                 || PUBLIC.contains(&path.as_str());
             assert!(known, "{path} is in no table");
         }
     }
-    assert!(found >= 13, "{found}");
+    assert!(found >= 19, "{found}");
 }
 
 /// All that can be wrong with a credential, by name.
@@ -162,6 +171,9 @@ async fn a_key_is_good_for_its_scopes_and_a_token_for_calls() {
             (Scope::Admin, "DELETE", "/v1/calls/call_1"),
             (Scope::Admin, "POST", "/v1/calls/call_1/rotate"),
             (Scope::Admin, "GET", "/v1/usage"),
+            (Scope::Dial, "POST", "/v1/dial"),
+            (Scope::Dial, "GET", "/v1/dial/dial_1"),
+            (Scope::Dial, "DELETE", "/v1/dial/dial_1"),
         ] {
             let got = rig.ask(method, path, key).await;
             assert_eq!(
@@ -181,6 +193,8 @@ async fn a_key_is_good_for_its_scopes_and_a_token_for_calls() {
         ("GET", "/v1/calls"),
         ("GET", "/v1/limits"),
         ("GET", "/v1/usage"),
+        ("POST", "/v1/dial"),
+        ("GET", "/v1/dial/dial_1"),
         ("POST", "/v1/realtime/client_secrets"),
         ("POST", "/v1/realtime/calls"),
     ] {
@@ -188,6 +202,36 @@ async fn a_key_is_good_for_its_scopes_and_a_token_for_calls() {
     }
     let direct = rig.post("/v1/tokens", key, json!({"direct": true})).await;
     assert_eq!((direct.status, direct.json()["error"]["field"].as_str()), (403, Some("direct")), "the key could not");
+}
+
+#[tokio::test]
+async fn pages_for_telephone_providers_are_shut_for_whoever_is_none() {
+    let mut key = String::new();
+    let rig = Rig::configured(|c| {
+        key = tenant(c, "acme", |_| {});
+        c.phone.public_url = Some("https://relay.example.com".into());
+        let account = voxrelay::config::PhoneAccountConfig {
+            account: Some("AC1".into()),
+            auth_token: Some(voxrelay::config::Secret::new("tok_4f1e2d3c4b5a6978")),
+            ..Default::default()
+        };
+        c.phone.accounts.insert("twilio".into(), account);
+    })
+    .await;
+    for path in PHONE {
+        for method in ["GET", "POST"] {
+            for credential in ["", "nonsense", key.as_str()] {
+                let mut request = rig.request(method, path, credential);
+                request = request.header("x-twilio-signature", "bm9uc2Vuc2Vub25zZW5zZW5v");
+                let got = answer(request.body("CallSid=CA1&To=%2B15550100")).await;
+                let want = if path.ends_with("stream") && method == "POST" { 405 } else { 403 };
+                assert_eq!(got.status, want, "{method} {path} with {credential:?}: {}", got.text);
+            }
+        }
+        let other = path.replace("twilio", "telnyx");
+        assert_eq!(rig.ask("GET", &other, "").await.status, 404, "{other}: there is no such account");
+    }
+    assert_eq!(rig.sim.stats().attempts, 0, "nothing happened upstream");
 }
 
 #[tokio::test]

@@ -1,14 +1,12 @@
 //! `POST /v1/realtime/calls`: SDP in, SDP out, and a call that is watched whatever becomes of the client that asked for it.
 use std::{
-    collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use aws_lc_rs::digest::{SHA256, digest};
 use axum::{
     body::Body,
     extract::{FromRequest as _, Multipart, Request, State},
@@ -17,10 +15,7 @@ use axum::{
 };
 use bytes::Bytes;
 use serde_json::{Map, Value};
-use tokio::{
-    sync::watch,
-    time::{self, Instant},
-};
+use tokio::{sync::watch, time};
 use tracing::Instrument as _;
 
 use super::{
@@ -32,7 +27,10 @@ use crate::{
     admit::{Denied, Principal},
     call::sideband::{self, Watched},
     config::{Credentials, Scope, Secret},
-    http::body::{self, BodyError},
+    http::{
+        body::{self, BodyError},
+        idempotency::{self, Begin, Entry, Keys, mark},
+    },
     serve::{
         FULL_RETRY, Shared, license, random_id,
         realtime::{self, Refusal, line},
@@ -44,14 +42,8 @@ use crate::{
 const MAX_BODY: usize = 512 << 10;
 /// Longest SDP alone, bytes; browsers write a few thousand.
 const LONGEST_OFFER: usize = 64 << 10;
-/// How long an idempotency key is remembered.
-const REMEMBERED: Duration = Duration::from_secs(600);
 /// A client that may come again for the answer of its call has so long for it.
 const FETCH_WITHIN: Duration = Duration::from_secs(60);
-/// Idempotency keys that are remembered.
-const KEYS: usize = 10_000;
-/// Of one end user, or of a tenant that names none.
-const KEYS_OF_ONE: usize = 2_000;
 
 /// `POST /v1/realtime/calls`
 pub(super) async fn calls(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
@@ -63,7 +55,8 @@ async fn begin(shared: &Arc<Shared>, request: Request) -> Answer {
     let fields = query(&head);
     let who = identify(shared, &head, &fields, Scope::Secret).await?;
     let upstream = realtime::upstream(shared, &who)?;
-    let key = idempotency_key(&head.headers)?;
+    let key = idempotency::key(&head.headers);
+    let key = key.map_err(|wrong| bad("invalid_value", &wrong).at("Idempotency-Key"))?;
     let (offer, session) = offer_of(&head.headers, body).await?;
     if let Some(secret) = who.secret().filter(|secret| !who.may_call(&secret.agent)) {
         let message = format!("Agent `{}` is not one that this credential may call.", secret.agent);
@@ -78,7 +71,8 @@ async fn begin(shared: &Arc<Shared>, request: Request) -> Answer {
         Some(_) => None,
         None => Some(merge(shared, &who, &upstream, &fields, session.unwrap_or_default())?.0),
     };
-    let mark = mark(&offer, session.as_ref());
+    let asked = session.as_ref().map(Value::to_string).unwrap_or_default();
+    let mark = mark([&offer, asked.as_bytes()]);
     let whose = format!("{}\n{}", who.tenant_id(), who.user().unwrap_or_default());
     let entry = key.clone().map(|key| (whose, key));
     let fetched = Arc::new(AtomicBool::new(false));
@@ -319,81 +313,6 @@ pub(crate) struct Answered {
 }
 
 type Landed = Result<Answered, Refusal>;
-/// A tenant and an end user, and their key.
-type Entry = (String, String);
 
-/// SDP exchanges by idempotency key: a request that comes again gets the first one's answer, and begins no second call.
-#[derive(Debug, Default)]
-pub(crate) struct Exchanges(Mutex<HashMap<Entry, Exchange>>);
-
-#[derive(Debug)]
-struct Exchange {
-    mark: [u8; 32],
-    at: Instant,
-    landing: watch::Receiver<Option<Landed>>,
-    fetched: Arc<AtomicBool>,
-}
-
-enum Begin {
-    First(watch::Sender<Option<Landed>>, watch::Receiver<Option<Landed>>),
-    Again(watch::Receiver<Option<Landed>>, Arc<AtomicBool>),
-    Other,
-    Full,
-}
-
-impl Exchanges {
-    fn begin(&self, entry: Entry, mark: [u8; 32], fetched: Arc<AtomicBool>) -> Begin {
-        let now = Instant::now();
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // What has ended without a word, by a bug of ours, is not remembered either.
-        let dead =
-            |landing: &watch::Receiver<Option<Landed>>| landing.has_changed().is_err() && landing.borrow().is_none();
-        all.retain(|_, exchange| now < exchange.at + REMEMBERED && !dead(&exchange.landing));
-        if let Some(known) = all.get(&entry) {
-            let again = || Begin::Again(known.landing.clone(), known.fetched.clone());
-            return if known.mark == mark { again() } else { Begin::Other };
-        }
-        if all.len() >= KEYS || all.keys().filter(|(whose, _)| *whose == entry.0).count() >= KEYS_OF_ONE {
-            return Begin::Full;
-        }
-        let (land, landing) = watch::channel(None);
-        all.insert(entry, Exchange { mark, at: now, landing: landing.clone(), fetched });
-        Begin::First(land, landing)
-    }
-
-    /// Forgets this exchange, and none that was begun with the same key after it.
-    fn forget(&self, entry: &Entry, land: &watch::Sender<Option<Landed>>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.get(entry).is_some_and(|exchange| land.subscribe().same_channel(&exchange.landing)) {
-            all.remove(entry);
-        }
-    }
-}
-
-/// Tells requests apart.
-fn mark(offer: &[u8], session: Option<&Value>) -> [u8; 32] {
-    let session = session.map(Value::to_string).unwrap_or_default();
-    let whole = [&offer.len().to_be_bytes()[..], offer, session.as_bytes()].concat();
-    let mut mark = [0; 32];
-    mark.copy_from_slice(digest(&SHA256, &whole).as_ref());
-    mark
-}
-
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
-    let mut keys = headers.get_all("idempotency-key").into_iter();
-    let wrong = |found: &str| {
-        let message = format!("`Idempotency-Key` must be 1 to 255 visible ASCII characters; found {found}.");
-        bad("invalid_value", &message).at("Idempotency-Key")
-    };
-    let Some(key) = keys.next() else { return Ok(None) };
-    if keys.next().is_some() {
-        return Err(wrong("several"));
-    }
-    match key.to_str() {
-        Ok(key) if (1..=255).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()) => {
-            Ok(Some(key.to_owned()))
-        }
-        Ok(key) => Err(wrong(&format!("{} characters", key.len()))),
-        Err(_) => Err(wrong("others")),
-    }
-}
+/// SDP exchanges by idempotency key, and whether somebody was given the answer.
+pub(crate) type Exchanges = Keys<Landed, Arc<AtomicBool>>;

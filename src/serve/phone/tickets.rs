@@ -31,6 +31,18 @@ pub(super) struct Ticket {
     pub(super) agent: String,
     /// Who pays, and who calls.
     pub(super) who: Principal,
+    /// The id of a call that we began.
+    pub(super) dial: Option<String>,
+}
+
+/// Where something secret is kept: its digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Slot([u8; 32]);
+
+impl Slot {
+    pub(super) fn of(secret: &str) -> Self {
+        Self(digest(&SHA256, secret.as_bytes()).as_ref().try_into().unwrap_or([0; 32]))
+    }
 }
 
 /// Why a stream has no call.
@@ -51,11 +63,7 @@ pub(super) enum NoTicket {
 #[derive(Debug)]
 pub(super) struct Tickets {
     life: Duration,
-    waiting: Mutex<HashMap<[u8; 32], (Instant, Ticket)>>,
-}
-
-fn hash(token: &str) -> [u8; 32] {
-    digest(&SHA256, token.as_bytes()).as_ref().try_into().unwrap_or([0; 32])
+    waiting: Mutex<HashMap<Slot, (Instant, Ticket)>>,
 }
 
 /// A token that nobody can guess: 122 bits of chance at least.
@@ -86,15 +94,34 @@ impl Tickets {
 
     /// Keeps a ticket for whoever shows the token; `false`: there are too many.
     pub(super) fn put(&self, token: &str, ticket: Ticket) -> bool {
+        self.put_for(self.life, token, ticket)
+    }
+
+    /// The same for so long.
+    pub(super) fn put_for(&self, life: Duration, token: &str, ticket: Ticket) -> bool {
         let now = Instant::now();
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() >= MOST {
             waiting.retain(|_, (until, _)| now < *until);
         }
-        waiting.len() < MOST && waiting.insert(hash(token), (now + self.life, ticket)).is_none()
+        waiting.len() < MOST && waiting.insert(Slot::of(token), (now + life, ticket)).is_none()
     }
 
-    /// Takes the ticket that a token stands for. `call`: what the stream calls its call, where that is the webhook's name for it.
+    /// Its call has this name from now on: the stream must know it, too.
+    pub(super) fn name(&self, slot: &Slot, call: &str) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, ticket)) = waiting.get_mut(slot) {
+            call.clone_into(&mut ticket.call.call);
+        }
+    }
+
+    /// The token is good no longer.
+    pub(super) fn withdraw(&self, slot: &Slot) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(slot);
+    }
+
+    /// Takes the ticket that a token stands for. `call`: what the stream calls its call, where that is the webhook's name for it; one
+    /// that we began may be answered before its provider has told its name.
     /// Whatever comes of it, the token is used up.
     ///
     /// # Errors
@@ -106,12 +133,13 @@ impl Tickets {
         call: Option<&str>,
     ) -> Result<Ticket, NoTicket> {
         let token = token.ok_or(NoTicket::Absent)?;
-        let found = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash(token));
+        let found = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&Slot::of(token));
         let (until, ticket) = found.ok_or(NoTicket::Unknown)?;
         if Instant::now() >= until || account.is_some_and(|account| account != ticket.account) {
             return Err(NoTicket::Unknown);
         }
-        if call.is_some_and(|call| call != ticket.call.call) {
+        let unnamed = ticket.dial.is_some() && ticket.call.call.is_empty();
+        if call.is_some_and(|call| call != ticket.call.call && !unnamed) {
             return Err(NoTicket::OtherCall);
         }
         Ok(ticket)
@@ -124,7 +152,28 @@ mod tests {
 
     fn ticket(call: &str) -> Ticket {
         let call = Incoming { call: call.to_owned(), ..Incoming::default() };
-        Ticket { account: "twilio".to_owned(), call, agent: "default".to_owned(), who: Principal::operator() }
+        let who = Principal::operator();
+        Ticket { account: "twilio".to_owned(), call, agent: "default".to_owned(), who, dial: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_we_began_is_named_later_or_not_at_all() {
+        let tickets = Tickets::new(Duration::from_secs(60));
+        let put = || {
+            let token = token(TokenForm::Alphanumeric);
+            let ticket = Ticket { dial: Some("dial_1".to_owned()), ..ticket("") };
+            assert!(tickets.put_for(Duration::from_secs(90), &token, ticket));
+            token
+        };
+        let (early, named, other, gone) = (put(), put(), put(), put());
+        assert!(tickets.take(Some(&early), Some("twilio"), Some("CA1")).is_ok());
+        tickets.name(&Slot::of(&named), "CA2");
+        tickets.name(&Slot::of(&other), "CA3");
+        tokio::time::advance(Duration::from_secs(80)).await;
+        assert_eq!(tickets.take(Some(&named), Some("twilio"), Some("CA2")).unwrap().call.call, "CA2");
+        assert_eq!(tickets.take(Some(&other), Some("twilio"), Some("CA4")).unwrap_err(), NoTicket::OtherCall);
+        tickets.withdraw(&Slot::of(&gone));
+        assert_eq!(tickets.take(Some(&gone), Some("twilio"), None).unwrap_err(), NoTicket::Unknown);
     }
 
     #[tokio::test(start_paused = true)]
