@@ -34,7 +34,7 @@
 //! | [`beta`] | the protocol's former shape and its present one, each said in the other; used at both edges |
 //! | [`http`] | what is asked for over plain HTTP: the page, tokens, client secrets and SDP, the end of calls, usage |
 //! | [`phone`] | what is said with telephone providers over plain HTTP, pure: webhooks and their signatures, markup, REST |
-//! | [`sim`] | the simulated model service, its habits and its faults |
+//! | [`sim`] | the simulated model service, its habits and its faults; the simulated REST of telephone providers |
 //! | [`ledger`] | what was used, by whom, and what it cost: one row per reply, never two, in a file that outlives the process |
 //! | [`provider`] | a telephone provider's side of a call, with the playout buffer in front of the caller's ear |
 //! | [`chaos`] | a TCP proxy between any two parties that makes the network bad, scripted and seeded |
@@ -48,7 +48,7 @@
 //! Nobody reaches the upstream whom [`admit`] has not let in: what dials takes a [`admit::Principal`], which only the gate makes.
 //!
 //! Who knows whom: `client`, `audio` and `upstream` do not know each other's insides; `call` knows all three; `serve`
-//! and `cli` stand above; `sim` knows `audio` and `net` only, `chaos`
+//! and `cli` stand above; `sim` knows `audio` and `net`, and `provider` for whom it calls, `chaos`
 //! none of them; `phone` knows `config` only; `provider` knows `audio`, `net` and how `caller` connects, and nothing of the telephone
 //! doors that it checks. Inside of the relay every message has the GA shape.
 pub mod admit;

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use tokio::time::{self, Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     dial::{Address, Connection, DialError},
@@ -118,8 +119,23 @@ pub async fn drive(
     longest: Duration,
     told: impl FnMut(Duration, Told),
 ) -> Result<Outcome, DialError> {
+    drive_until(address, setup, person, longest, CancellationToken::new(), told).await
+}
+
+/// The same; where `over` is cancelled, the provider ends the stream, as if the caller had hung up.
+///
+/// # Errors
+/// When no stream came about.
+pub async fn drive_until(
+    address: &Address,
+    setup: Setup,
+    person: Person,
+    longest: Duration,
+    over: CancellationToken,
+    told: impl FnMut(Duration, Told),
+) -> Result<Outcome, DialError> {
     let mut connection = address.connect().await?;
-    let mut call = Call { line: Line::new(setup), person, told, seen: Seen::default() };
+    let mut call = Call { line: Line::new(setup), person, told, over, seen: Seen::default() };
     let code = call.run(&mut connection, longest).await;
     connection.close(code).await;
     let Call { line, person, .. } = call;
@@ -138,6 +154,7 @@ struct Call<F> {
     line: Line,
     person: Person,
     told: F,
+    over: CancellationToken,
     seen: Seen,
 }
 
@@ -201,7 +218,7 @@ impl<F: FnMut(Duration, Told)> Call<F> {
             self.line.press(now, key);
             (self.told)(now, Told::Pressed(key));
         }
-        if moment.hangs_up || now >= longest {
+        if moment.hangs_up || now >= longest || self.over.is_cancelled() {
             self.line.hang_up(now);
         }
     }

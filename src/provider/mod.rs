@@ -32,7 +32,7 @@ pub mod webhook;
 pub mod wire;
 
 pub use dial::{Address, DialError};
-pub use drive::{Summary, Told, drive};
+pub use drive::{Summary, Told, drive, drive_until};
 pub use ear::Ear;
 pub use line::{Direction, Ended, Entry, Line, Violation, Who};
 pub use person::{Action, Person, What, When};

@@ -105,12 +105,45 @@ pub fn request(setup: &Setup, url: &str, key: Option<&SecretString>, unix_s: u64
         }
         Provider::AudioFork | Provider::ChanWebSocket | Provider::AudioSocket => return Ok(dialplan(setup, key)),
     };
-    let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(&form).finish();
+    posted(setup, url, &form, key, unix_s)
+}
+
+/// A form in the provider's name, for the address `url` as the provider knows it.
+///
+/// # Errors
+/// When the key is none of the provider's.
+pub fn posted(
+    setup: &Setup,
+    url: &str,
+    form: &[(&str, &str)],
+    key: Option<&SecretString>,
+    unix_s: u64,
+) -> Result<Request, WebhookError> {
+    let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
     let mut headers = vec![("content-type", SecretString::from("application/x-www-form-urlencoded"))];
     if let Some(key) = key {
-        headers.extend(sign_form(setup, url, &form, &body, key, unix_s)?);
+        headers.extend(sign_form(setup, url, form, &body, key, unix_s)?);
     }
     Ok(Request { headers, body: Body::Posted(body) })
+}
+
+/// JSON in the provider's name.
+///
+/// # Errors
+/// When the key is none of the provider's.
+pub fn told(setup: &Setup, body: String, key: Option<&SecretString>, unix_s: u64) -> Result<Request, WebhookError> {
+    let mut headers = vec![as_json()];
+    match (setup.provider, key) {
+        (Provider::Vonage, key) => return vonage(setup, body, key, unix_s),
+        (Provider::Telnyx, Some(key)) => headers.extend(telnyx(&body, key, unix_s)?),
+        (Provider::Jambonz, key) => return Ok(jambonz(&body, key, unix_s)),
+        _ => {}
+    }
+    Ok(Request { headers, body: Body::Posted(body) })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn as_json() -> (&'static str, SecretString) {
@@ -134,20 +167,22 @@ fn sign_form(
                 ("x-plivo-signature-v3-nonce", nonce.into()),
             ]
         }
-        Provider::Telnyx => {
-            let wanted = "an Ed25519 private key: 32 bytes in base64";
-            let wrong = || WebhookError::Key { provider: setup.provider, wanted };
-            let seed = STANDARD.decode(secret.trim()).map_err(|_| wrong())?;
-            let pair = Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|_| wrong())?;
-            let signature = STANDARD.encode(pair.sign(format!("{unix_s}|{body}").as_bytes()));
-            vec![("telnyx-signature-ed25519", signature.into()), ("telnyx-timestamp", unix_s.to_string().into())]
-        }
+        Provider::Telnyx => telnyx(body, key, unix_s)?,
         Provider::SignalWire => {
             let signature = twilio_signature(secret, url, form);
             vec![("x-signalwire-signature", signature.clone().into()), ("x-twilio-signature", signature.into())]
         }
         _ => vec![("x-twilio-signature", twilio_signature(secret, url, form).into())],
     })
+}
+
+fn telnyx(body: &str, key: &SecretString, unix_s: u64) -> Result<Vec<(&'static str, SecretString)>, WebhookError> {
+    let wanted = "an Ed25519 private key: 32 bytes in base64";
+    let wrong = || WebhookError::Key { provider: Provider::Telnyx, wanted };
+    let seed = STANDARD.decode(key.expose_secret().trim()).map_err(|_| wrong())?;
+    let pair = Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|_| wrong())?;
+    let signature = STANDARD.encode(pair.sign(format!("{unix_s}|{body}").as_bytes()));
+    Ok(vec![("telnyx-signature-ed25519", signature.into()), ("telnyx-timestamp", unix_s.to_string().into())])
 }
 
 /// Twilio's SHA-1 signature of an address and the parameters that are posted to it.
@@ -177,7 +212,7 @@ pub fn plivo_signature(auth_token: &str, url: &str, parameters: &[(&str, &str)],
 fn vonage(setup: &Setup, body: String, key: Option<&SecretString>, unix_s: u64) -> Result<Request, WebhookError> {
     let mut headers = vec![as_json()];
     if let Some(key) = key {
-        let hash: String = digest(&SHA256, body.as_bytes()).as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        let hash = hex(digest(&SHA256, body.as_bytes()).as_ref());
         let claims = json!({
             "iss": "Vonage", "iat": unix_s, "exp": unix_s + 300, "jti": setup.ids.stream, "api_key": setup.ids.account,
             "application_id": setup.ids.account, "payload_hash": hash,
@@ -195,9 +230,8 @@ fn jambonz(body: &str, key: Option<&SecretString>, unix_s: u64) -> Request {
     let mut headers = vec![as_json()];
     if let Some(key) = key {
         let key = hmac::Key::new(hmac::HMAC_SHA256, key.expose_secret().as_bytes());
-        let tag = hmac::sign(&key, format!("{unix_s}.{body}").as_bytes());
-        let hex: String = tag.as_ref().iter().map(|b| format!("{b:02x}")).collect();
-        headers.push(("jambonz-signature", format!("t={unix_s},v1={hex}").into()));
+        let tag = hex(hmac::sign(&key, format!("{unix_s}.{body}").as_bytes()).as_ref());
+        headers.push(("jambonz-signature", format!("t={unix_s},v1={tag}").into()));
     }
     Request { headers, body: Body::Posted(body.to_owned()) }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::limits::Limits;
+use super::{carrier::CarrierConfig, limits::Limits};
 pub use crate::scripted::Delay;
 
 /// How the simulator behaves. `[sim]` in a configuration file.
@@ -71,6 +71,8 @@ pub struct SimConfig {
     pub caller_speaks_ms: u64,
     /// SDP answers break off after their first half, and never end.
     pub stall_answers: bool,
+    /// Telephones and their providers.
+    pub carrier: CarrierConfig,
 }
 
 impl Default for SimConfig {
@@ -107,6 +109,7 @@ impl Default for SimConfig {
             clock_offset_s: 0,
             caller_speaks_ms: 0,
             stall_answers: false,
+            carrier: CarrierConfig::default(),
         }
     }
 }

@@ -20,12 +20,14 @@
 //! | refused connects | keys `sk-bad...`, `sk-no-credit`; models `gpt-4o-realtime-preview`, `gpt-5`; no model; no key |
 //! | rate limits | `[[limits]]`: tokens and replies a minute and a day, sessions a minute and at once, for each account |
 //! | the session cap, delays | [`SimConfig`], as a TOML file |
+//! | telephones that are called | [`carrier`]: Twilio's, SignalWire's, Telnyx', Plivo's, Vonage's, jambonz' and Asterisk's REST, and somebody who answers |
 //! | everything that goes wrong | [`faults`], as a TOML file |
 //!
 //! Inside, [`session`] is a machine without sockets or clock that can be driven in virtual time; `server` gives it a
 //! socket, `rest` stands beside it. Not here yet: transcriptions and responses over REST, GPT-Live.
 mod admit;
 mod beta;
+pub mod carrier;
 mod commands;
 pub mod config;
 mod conversation;
@@ -50,6 +52,7 @@ mod validate;
 mod voice;
 
 pub use admit::Knock;
+pub use carrier::{CarrierConfig, CarrierStats};
 pub use config::{Shape, SimConfig};
 pub use faults::Faults;
 pub use limits::Limits;

@@ -43,6 +43,7 @@ use tokio_util::{
 
 use super::{
     admit::{self, Knock},
+    carrier::{Carrier, CarrierStats},
     config::SimConfig,
     faults::{FaultKind, Faults, Place},
     limits::Full,
@@ -69,6 +70,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub struct Sim {
     addr: SocketAddr,
     world: Arc<World>,
+    carrier: Arc<Carrier>,
     tracker: TaskTracker,
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
@@ -77,6 +79,7 @@ pub struct Sim {
 #[derive(Debug)]
 struct Shared {
     world: Arc<World>,
+    carrier: Arc<Carrier>,
     began: Instant,
     attempts: AtomicU64,
     tracker: TaskTracker,
@@ -92,8 +95,10 @@ impl Sim {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
         let (world, tracker, stop) = (World::new(config, faults), TaskTracker::new(), CancellationToken::new());
+        let carrier = Carrier::new(world.config.carrier.clone(), tracker.clone(), stop.clone());
         let shared = Arc::new(Shared {
             world: world.clone(),
+            carrier: carrier.clone(),
             began: Instant::now(),
             attempts: AtomicU64::new(0),
             tracker: tracker.clone(),
@@ -104,7 +109,7 @@ impl Sim {
         let (tasks, until) = (tracker.clone(), stop.clone());
         let stops = listen::Stops { accepting: until.clone(), serving: until };
         tracker.spawn(async move { listen::serve(listener, None, router, most, &tasks, stops).await });
-        Ok(Self { addr, world, tracker, _stop_on_drop: stop.clone().drop_guard(), stop })
+        Ok(Self { addr, world, carrier, tracker, _stop_on_drop: stop.clone().drop_guard(), stop })
     }
 
     /// Where it listens.
@@ -120,6 +125,11 @@ impl Sim {
     /// What was seen and done so far.
     pub fn stats(&self) -> SimStats {
         self.world.stats()
+    }
+
+    /// What telephone providers were asked for, and what became of it.
+    pub fn carrier(&self) -> CarrierStats {
+        self.carrier.stats()
     }
 
     /// Every client secret is unknown from now on; sessions go on.
@@ -153,8 +163,13 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/openai/v1/realtime", get(realtime))
         .route("/openai/realtime", get(realtime))
         .merge(rest::routes(shared.world.clone()))
-        .fallback(async || error(StatusCode::NOT_FOUND))
+        .fallback(elsewhere)
         .with_state(shared)
+}
+
+/// What is no address of the service's may be a telephone provider's.
+async fn elsewhere(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
+    shared.carrier.answer(request).await.unwrap_or_else(|| error(StatusCode::NOT_FOUND))
 }
 
 fn error(status: StatusCode) -> Response<Body> {

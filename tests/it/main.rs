@@ -16,6 +16,8 @@ mod continuity;
 #[cfg(test)]
 mod credentials;
 #[cfg(test)]
+mod dial;
+#[cfg(test)]
 mod doors;
 #[cfg(test)]
 mod handover;

@@ -461,7 +461,8 @@ pub(super) fn invite(shared: &Shared, account: &Account, call: &Incoming) -> Res
 /// A call's stream is over; the provider's id of the call.
 pub(super) fn left(shared: &Shared, id: &str, end: &End) -> Option<String> {
     let ended = match end {
-        End::HungUp | End::ClientLost => Ended::new("completed", By::Callee),
+        // Some streams only close when the telephone is put down.
+        End::HungUp | End::Asked | End::ClientLost => Ended::new("completed", By::Callee),
         End::EndedByTenant => Ended::new("completed", By::Tenant),
         other => Ended::new("completed", By::Relay).saying(other.to_string()),
     };
