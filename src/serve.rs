@@ -239,6 +239,11 @@ impl Shared {
         self.slots.clone().try_acquire_owned().map_err(|_| "all lines are taken")
     }
 
+    /// Whether there would be a line now.
+    fn has_line(&self) -> bool {
+        !self.is_draining() && self.slots.available_permits() > 0
+    }
+
     /// Whether what a new call uses can be written down.
     ///
     /// # Errors

@@ -524,6 +524,12 @@ impl Gate {
         Ok(License { gate: self.clone(), seat, who: who.clone() })
     }
 
+    /// Whether this principal's tenant has as many calls as it may have.
+    pub fn is_full(&self, who: &Principal) -> bool {
+        let most = who.tenant().map_or(0, |tenant| tenant.config.max_calls);
+        most > 0 && self.roster.count(who.tenant_id()) >= most
+    }
+
     /// Whether pages of this origin may read answers at all; which tenant's they are, only the credential says.
     pub fn origin_is_known(&self, origin: &str, host: Option<&str>) -> bool {
         let own = host.is_some_and(|host| host_of(origin).is_some_and(|o| o.eq_ignore_ascii_case(host)));

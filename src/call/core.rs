@@ -635,10 +635,7 @@ impl Core {
                 self.refuse("unauthorized", message, Some("token"), true);
             }
             Input::ClientPong => self.client_seen = now,
-            Input::ClientGone(end) => {
-                let end = self.line_ends(end);
-                self.leave(now, end);
-            }
+            Input::ClientGone(end) => self.leave(now, end),
             Input::ClientBack { late, credential } => {
                 self.back(now, late);
                 self.renewed(now, credential);
@@ -959,7 +956,8 @@ impl Core {
     }
 
     fn end(&mut self, now: At, end: End) {
-        if self.is_connected() && !matches!(end, End::Asked | End::HungUp | End::ClientLost) {
+        let end = self.line_ends(end);
+        if self.is_connected() && !matches!(end, End::Asked | End::HungUp | End::Transferred | End::ClientLost) {
             let reason = end.report().code.unwrap_or("call_ended");
             for over in self.playout.fail_all(now, reason) {
                 self.reply_ended(over);

@@ -153,8 +153,8 @@ impl Door {
     }
 
     /// The other side takes no more audio for the moment.
-    pub fn is_full(&self) -> bool {
-        matches!(self, Self::Phone(phone) if phone.is_full())
+    pub fn is_full(&self, now: At) -> bool {
+        matches!(self, Self::Phone(phone) if phone.is_full(now))
     }
 
     /// Takes a binary message.

@@ -713,7 +713,7 @@ impl Driver {
 
     /// The client's socket may be given more audio.
     fn room(&self) -> bool {
-        self.client.queued_bytes() < CLIENT_FULL && !self.door.is_full()
+        self.client.queued_bytes() < CLIENT_FULL && !self.door.is_full(self.now())
     }
 
     fn tell(&mut self, message: &ServerMsg, now: bool) {
@@ -1059,7 +1059,9 @@ impl Driver {
         self.hooks.stop();
         // What was for the loudspeaker is not worth waiting for.
         self.client.outbox().drop_binary();
-        self.door.farewell(self.client.outbox());
+        if *end != End::Transferred {
+            self.door.farewell(self.client.outbox());
+        }
         let mut socket = self.client.take();
         let client = async {
             if let Some(socket) = socket.take().filter(|_| *end != End::ClientLost) {

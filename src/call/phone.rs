@@ -29,6 +29,9 @@ use crate::{
     net::outbox::Outbox,
 };
 
+/// What waits at the other side has been played by then, even if that does not say so: Asterisk's queue holds 20 s.
+const FULL_AT_MOST: Duration = Duration::from_secs(25);
+
 /// Whoever has the other end of the line, and can be asked for something beside the stream.
 #[derive(Clone)]
 pub struct Remote(Arc<dyn Fn(String) -> BoxFuture<'static, Result<(), String>> + Send + Sync>);
@@ -67,7 +70,8 @@ pub struct Phone {
     pauses: Pauses,
     bytes: Option<ByteOrder>,
     marks: Marks,
-    full: bool,
+    /// Since when it takes no more.
+    full: Option<At>,
     due: Vec<Media>,
     /// What came with the start.
     first: Option<Media>,
@@ -92,7 +96,7 @@ impl Phone {
             pauses,
             bytes,
             marks,
-            full: false,
+            full: None,
             due: Vec::new(),
             first: start.first.clone(),
             remote: None,
@@ -120,8 +124,8 @@ impl Phone {
     }
 
     /// The other side takes no more audio for the moment.
-    pub fn is_full(&self) -> bool {
-        self.full
+    pub fn is_full(&self, now: At) -> bool {
+        self.full.is_some_and(|since| now.saturating_sub(since) < FULL_AT_MOST)
     }
 
     /// Takes a message of the stream.
@@ -143,7 +147,7 @@ impl Phone {
                 None => core.handle(now, Input::Ignored),
             },
             Said::Full(full) => {
-                self.full = full;
+                self.full = full.then_some(now);
                 core.handle(now, Input::Ignored);
             }
             Said::Start(_) => {
@@ -196,7 +200,7 @@ impl Phone {
             ServerMsg::ReplyStarted { reply } => self.marks.begin(reply),
             ServerMsg::Clear { .. } => {
                 self.marks.cleared();
-                self.full = false;
+                self.full = None;
                 let clear = self.dialect.clear();
                 return clear.map_or(0, |clear| control(outbox, clear, true));
             }

@@ -87,15 +87,19 @@ pub struct Replays {
 }
 
 impl Replays {
-    /// Whether this is the first showing, Unix seconds `now`. What cannot be remembered any more is not the first.
+    /// Whether this is the first showing, Unix seconds `now`. Where there are too many to be remembered, all are forgotten.
     pub fn first(&self, verified: &Verified, now: u64) -> bool {
         let Some(once) = verified.once else { return true };
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() >= REMEMBERED {
             seen.retain(|_, until| now < *until);
         }
-        if seen.len() >= REMEMBERED || seen.get(&once.digest).is_some_and(|until| now < *until) {
+        if seen.get(&once.digest).is_some_and(|until| now < *until) {
             return false;
+        }
+        // A request that is shown again brings no more than the call that it is of; turning every call away would be worse.
+        if seen.len() >= REMEMBERED {
+            seen.clear();
         }
         seen.insert(once.digest, once.until);
         true

@@ -72,6 +72,8 @@ use crate::{
 
 /// A webhook is not longer, bytes.
 const MAX_WEBHOOK: usize = 64 << 10;
+/// A webhook's body comes within this.
+const WEBHOOK_WITHIN: Duration = Duration::from_secs(10);
 /// A stream says whose it is within this (telephony section 13).
 const STARTS_WITHIN: Duration = Duration::from_secs(5);
 /// Messages before that; providers send one or two.
@@ -156,10 +158,14 @@ pub(super) async fn listen(shared: Arc<Shared>, first: Option<TcpListener>, stop
         if let Some(listener) = first {
             return listener;
         }
+        let mut told = false;
         loop {
             match TcpListener::bind(addr).await {
                 Ok(listener) => return listener,
-                Err(error) => tracing::debug!(%addr, %error, "AudioSockets cannot come in yet"),
+                Err(error) if !std::mem::replace(&mut told, true) => {
+                    tracing::warn!(%addr, %error, "AudioSockets cannot come in yet; it is tried again");
+                }
+                Err(_) => {}
             }
             time::sleep(BIND_AGAIN).await;
         }
@@ -203,7 +209,11 @@ impl Genuine {
     async fn of(shared: &Shared, name: &str, request: Request) -> Result<Self, Refusal> {
         let account = shared.phones.account(name)?.clone();
         let (head, body) = request.into_parts();
-        let body = body::to_bytes(body, MAX_WEBHOOK).await.map_err(|_| {
+        let body = time::timeout(WEBHOOK_WITHIN, body::to_bytes(body, MAX_WEBHOOK)).await.map_err(|_| {
+            let message = format!("the body: not all of it came within {} s", WEBHOOK_WITHIN.as_secs());
+            Refusal::new(StatusCode::REQUEST_TIMEOUT, "invalid_message", message)
+        })?;
+        let body = body.map_err(|_| {
             let message = format!("the body: found more than {MAX_WEBHOOK} bytes, or not all of it");
             Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "message_too_large", message)
         })?;
@@ -306,6 +316,11 @@ fn invite(shared: &Shared, account: &Account, call: &Incoming) -> Result<String,
             _ => Turned::Busy,
         }
     })?;
+    // Who is answered shall not be hung up on a moment later.
+    if !shared.has_line() || shared.gate.is_full(&who) {
+        tracing::warn!(account = account.name(), called, "a call is turned away: all lines are taken");
+        return Err(Turned::Busy);
+    }
     let token = tickets::token(account.token_form());
     let (account, agent) = (account.name().to_owned(), number.agent.clone());
     match shared.phones.tickets.put(&token, Ticket { account, call: call.clone(), agent, who, dial: None }) {
@@ -531,7 +546,8 @@ impl Stream {
                     dial::failed_here(&shared, &account, &dial, refusal.message.clone());
                 }
                 let error = NoCall::Refused(format!("{}: {}", refusal.code, refusal.message));
-                return self.turn_away(&error).await;
+                self.turn_away(&error).await;
+                return leave(&shared, &account, &call.call).await;
             }
         };
         let Ready { found, way, license, slot } = ready;
@@ -570,7 +586,9 @@ impl Stream {
         books.book(&who, "", Booked::call(&id, length, &end), &shared.prices.load());
         drop(slot);
         let known = dial.and_then(|dial| dial::left(&shared, &dial, &end));
-        leave(&shared, &account, &known.unwrap_or(call.call), &end).await;
+        if !matches!(end, End::HungUp | End::Transferred) {
+            leave(&shared, &account, &known.unwrap_or(call.call)).await;
+        }
     }
 
     async fn admit(
@@ -583,6 +601,10 @@ impl Stream {
         reserved: Option<Reserved>,
     ) -> Result<Ready, Refusal> {
         let codecs = [("codec", start.input.codec), ("codec", start.output.codec)];
+        if !shared.gate.is_good(who, unix_now()) {
+            let message = "the tenant of this number is there no more".to_owned();
+            return Err(Refusal::new(StatusCode::FORBIDDEN, "forbidden", message));
+        }
         let (found, way) = owner::meet(shared, who, agent, codecs)?;
         if let Some(Reserved { line: slot, license }) = reserved {
             return Ok(Ready { found, way, license, slot });
@@ -635,10 +657,11 @@ fn told(agent: &Arc<AgentConfig>, call: &Incoming) -> Arc<AgentConfig> {
 }
 
 /// Where closing a stream does not end its call, the provider is told to.
-async fn leave(shared: &Arc<Shared>, account: &str, call: &str, end: &End) {
+async fn leave(shared: &Arc<Shared>, account: &str, call: &str) {
     let Some(account) = shared.phones.accounts.get(account) else { return };
-    let lasts = matches!(account.kind(), PhoneKind::Telnyx | PhoneKind::Plivo | PhoneKind::Vonage);
-    if !lasts || matches!(end, End::HungUp) {
+    let lasts =
+        matches!(account.kind(), PhoneKind::Telnyx | PhoneKind::Plivo | PhoneKind::Vonage | PhoneKind::Freeswitch);
+    if !lasts {
         return;
     }
     let nonce = tickets::token(TokenForm::Alphanumeric);

@@ -79,6 +79,7 @@ impl Core {
     fn take_turn(&mut self, now: At) {
         self.slot.drop_waiting();
         self.fillers.moved_on();
+        self.caller_objects();
         self.barge_in(now, false);
     }
 
@@ -111,7 +112,7 @@ impl Core {
 
     /// A key: what sounds is over, and the number that it belongs to is a typed turn once it is complete.
     fn key(&mut self, now: At, key: char) {
-        if self.keypad.is_empty() && !self.turn.speaking() {
+        if self.keypad.is_empty() && !self.speaks() {
             self.take_turn(now);
         }
         self.keypad.press(now + self.plan.keypad, key);
@@ -128,7 +129,7 @@ impl Core {
     fn text(&mut self, now: At, text: String) {
         self.caller_spoke();
         self.mirror.typed(&text);
-        if self.turn.speaking() {
+        if self.speaks() {
             // It joins the turn that is spoken; the service answers both.
             return self.ask(Command::UserText { text });
         }
@@ -150,6 +151,7 @@ impl Core {
 
     pub(super) fn answer_tool(&mut self, call_id: String, output: String, go_on: bool) {
         self.result_came(&call_id);
+        self.errand_has_result(&call_id);
         self.mirror.result(&call_id, &output);
         self.ask(Command::ToolOutput { call_id, output });
         if go_on {

@@ -415,6 +415,7 @@ impl Core {
     pub(super) fn turns_lost(&mut self) {
         self.governing.told.clear();
         self.governing.answers = true;
+        self.forget_suspicion();
         if self.slot.busy() && self.slot.active().is_none() {
             self.not_said();
         }

@@ -28,6 +28,10 @@ pub(super) struct Suspicion {
     /// How much was loud, without a longer pause, and the pause that runs.
     loud: Duration,
     quiet: Duration,
+    /// The most that was loud in one go since the service heard speech begin.
+    most: Duration,
+    /// When audio was heard last.
+    heard_at: At,
     /// The service hears speech that has not stopped the reply.
     waits: bool,
     /// It has ended without doing so.
@@ -37,7 +41,12 @@ pub(super) struct Suspicion {
 impl Core {
     /// So much of the caller's audio was loud, or was not.
     pub(super) fn sounds(&mut self, now: At, length: Duration, loud: bool) {
-        let Suspicion { loud: so_far, quiet, .. } = &mut self.suspicion;
+        let Suspicion { loud: so_far, quiet, most, heard_at, .. } = &mut self.suspicion;
+        // Lines that send nothing while nobody speaks are quiet, too.
+        let gap = now.saturating_sub(std::mem::replace(heard_at, now)).saturating_sub(length);
+        if gap >= PAUSE {
+            *so_far = Duration::ZERO;
+        }
         if loud {
             (*so_far, *quiet) = (*so_far + length, Duration::ZERO);
         } else {
@@ -46,6 +55,7 @@ impl Core {
                 *so_far = Duration::ZERO;
             }
         }
+        *most = (*most).max(*so_far);
         self.judge(now);
     }
 
@@ -55,8 +65,8 @@ impl Core {
             self.fillers.moved_on();
             return self.barge_in(now, true);
         }
-        self.suspicion.was_nothing = false;
-        if self.playout.active() {
+        (self.suspicion.was_nothing, self.suspicion.most) = (false, self.suspicion.loud);
+        if self.playout.active() || self.slot.busy() {
             self.suspicion.waits = true;
             return self.judge(now);
         }
@@ -68,8 +78,8 @@ impl Core {
     fn judge(&mut self, now: At) {
         let Some(guard) = self.plan.guard.filter(|_| self.suspicion.waits) else { return };
         let spoken = self.suspicion.loud >= guard.min_speech;
-        // A reply that has ended meanwhile needs no protection.
-        let protected = self.playout.heard(now).is_some_and(|heard| heard < guard.protect);
+        // One of which nothing was heard has no first words yet, and one that has ended needs no protection.
+        let protected = self.playout.heard(now).is_some_and(|heard| !heard.is_zero() && heard < guard.protect);
         if spoken && !protected {
             self.suspicion.waits = false;
             self.fillers.moved_on();
@@ -80,11 +90,28 @@ impl Core {
     /// It hears that they have stopped.
     pub(super) fn speech_ends(&mut self) {
         if std::mem::take(&mut self.suspicion.waits) {
-            self.suspicion.was_nothing = self.playout.active();
+            // What was said into protected words does not stop them, but it is answered.
+            let spoken = self.plan.guard.is_none_or(|guard| self.suspicion.most >= guard.min_speech);
+            self.suspicion.was_nothing = !spoken && (self.playout.active() || self.slot.busy());
             if self.suspicion.was_nothing {
                 self.note(Fact::FalseStart);
             }
         }
+    }
+
+    /// Somebody may be speaking, or not.
+    pub(super) fn is_suspicious(&self) -> bool {
+        self.suspicion.waits
+    }
+
+    /// Somebody speaks, for all that is known.
+    pub(super) fn speaks(&self) -> bool {
+        self.turn.speaking() && !self.suspicion.waits
+    }
+
+    /// The session that heard it is lost.
+    pub(super) fn forget_suspicion(&mut self) {
+        (self.suspicion.waits, self.suspicion.was_nothing) = (false, false);
     }
 
     /// The turn that was found is none; asked once.

@@ -14,6 +14,7 @@ use crate::{
     call::{At, end::End, tools::Run},
     client::wire::ReplyStatus,
     config::{AgentConfig, Builtin, ToolConfig},
+    upstream::Ended,
 };
 
 /// A tool that is done with the line.
@@ -61,8 +62,21 @@ enum State {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Errand {
     call_id: String,
+    /// The reply that it was called in.
+    response: String,
     what: What,
     state: State,
+}
+
+impl Errand {
+    /// It ends the call here.
+    fn leaves(&self) -> bool {
+        matches!(self.what, What::HangUp | What::Transfer(_))
+    }
+
+    fn is_transferring(&self) -> bool {
+        self.state == State::Runs && matches!(self.what, What::Transfer(_))
+    }
 }
 
 /// What is to be done, and is under way.
@@ -80,6 +94,8 @@ const HOLD: u64 = 30;
 const LONGEST_HOLD: u64 = 300;
 /// A call that was taken elsewhere has left us within this.
 const GONE_WITHIN: Duration = Duration::from_secs(15);
+/// What the model is told when a caller speaks up.
+const OBJECTED: &str = "the caller spoke before it was done: it was not done";
 /// Keys that are pressed in one go.
 const MOST_KEYS: usize = 32;
 
@@ -141,7 +157,14 @@ impl Core {
         }
         self.mirror.called(response, call_id, name, arguments);
         match what {
-            Ok(what) => self.errands.all.push(Errand { call_id: call_id.to_owned(), what, state: State::Waits }),
+            // It was on its way when the caller moved on.
+            Ok(_) if self.playout.by_response(response).is_none_or(|reply| reply.cut.is_some()) => {
+                self.tool_done(call_id.to_owned(), json!({"error": OBJECTED}).to_string());
+            }
+            Ok(what) => {
+                let (call_id, response) = (call_id.to_owned(), response.to_owned());
+                self.errands.all.push(Errand { call_id, response, what, state: State::Waits });
+            }
             Err(why) => self.tool_done(call_id.to_owned(), json!({"error": why}).to_string()),
         }
         true
@@ -161,12 +184,22 @@ impl Core {
             return self.end(now, End::Transferred);
         }
         if self.turn.speaking() {
-            return self.caller_objects();
-        }
-        if self.playout.active() || self.slot.busy() || self.errands.all.iter().any(|e| e.state != State::Waits) {
+            // What may be a cough is waited for.
+            if !self.is_suspicious() {
+                self.caller_objects();
+            }
             return;
         }
+        let busy = self.playout.active() || !self.slot.idle() || !self.keypad.is_empty();
+        if busy || self.errands.all.iter().any(|e| e.state != State::Waits) {
+            return;
+        }
+        // Nobody is left behind whose result somebody waits for.
+        let others = self.tools.own().iter().any(|(id, _)| self.errands.all.iter().all(|e| e.call_id != *id));
         let Some(errand) = self.errands.all.first_mut() else { return };
+        if others && errand.leaves() {
+            return;
+        }
         errand.state = State::Runs;
         let (call_id, format) = (errand.call_id.clone(), self.plan.upstream_output);
         let act = match errand.what.clone() {
@@ -178,19 +211,29 @@ impl Core {
         self.out.push_back(Output::Line { call_id, act });
     }
 
-    /// The caller speaks before the line is left: it stays.
-    fn caller_objects(&mut self) {
-        let leaves = |e: &Errand| e.state == State::Waits && matches!(e.what, What::HangUp | What::Transfer(_));
-        let stays: Vec<String> = self.errands.all.iter().filter(|e| leaves(e)).map(|e| e.call_id.clone()).collect();
-        for call_id in stays {
-            let why = "the caller spoke before it was done: it was not done";
-            self.finish(call_id, json!({"error": why}).to_string());
+    /// The caller speaks, or presses a key, before the line is left: it stays.
+    pub(super) fn caller_objects(&mut self) {
+        self.stay(|errand| errand.leaves());
+    }
+
+    /// The reply that wanted the line to be left did not come to its end.
+    pub(super) fn goodbye_ended(&mut self, response: &str, ended: Ended) {
+        if ended != Ended::Completed {
+            self.stay(|errand| errand.leaves() && errand.response == response);
         }
     }
 
-    fn finish(&mut self, call_id: String, output: String) {
+    fn stay(&mut self, which: impl Fn(&Errand) -> bool) {
+        let waits = self.errands.all.iter().filter(|e| e.state == State::Waits && which(e));
+        let stays: Vec<String> = waits.map(|e| e.call_id.clone()).collect();
+        for call_id in stays {
+            self.tool_done(call_id, json!({"error": OBJECTED}).to_string());
+        }
+    }
+
+    /// It has a result, from whomever.
+    pub(super) fn errand_has_result(&mut self, call_id: &str) {
         self.errands.all.retain(|errand| errand.call_id != call_id);
-        self.tool_done(call_id, output);
     }
 
     /// Something is to be played for an errand.
@@ -209,15 +252,13 @@ impl Core {
             ReplyStatus::Completed => json!({"ok": true}),
             _ => json!({"ok": false, "reason": "the caller interrupted it"}),
         };
-        self.finish(call_id, output.to_string());
+        self.tool_done(call_id, output.to_string());
     }
 
     /// A result of one of these. What took the call elsewhere has none: the model has nobody to talk to any more.
     pub(super) fn errand_done(&mut self, now: At, call_id: &str, output: &str) -> bool {
-        let Some(at) = self.errands.all.iter().position(|e| e.call_id == call_id) else { return false };
-        let errand = self.errands.all.remove(at);
-        let went = matches!(errand.what, What::Transfer(_)) && errand.state == State::Runs;
-        let went = went && !crate::call::tools::has_failed(output);
+        let Some(errand) = self.errands.all.iter().find(|e| e.call_id == call_id) else { return false };
+        let went = errand.is_transferring() && !crate::call::tools::has_failed(output);
         if went {
             self.errands.gone_by = Some(now + GONE_WITHIN);
         }
@@ -229,12 +270,10 @@ impl Core {
         self.errands.gone_by
     }
 
-    /// Why a call ends whose line is gone.
+    /// Why a call ends whose line is gone, or going: providers let a stream end before they say that they have done it.
     pub(super) fn line_ends(&self, end: End) -> End {
-        match (self.errands.gone_by, end) {
-            (Some(_), End::HungUp | End::ClientLost | End::Asked) => End::Transferred,
-            (_, end) => end,
-        }
+        let goes = self.errands.gone_by.is_some() || self.errands.all.iter().any(Errand::is_transferring);
+        if goes && end != End::Internal { End::Transferred } else { end }
     }
 }
 
@@ -247,7 +286,7 @@ mod tests {
         },
         *,
     };
-    use crate::upstream::{Command, Ended, Event};
+    use crate::upstream::{Command, Event};
 
     fn rig() -> Rig {
         let targets = [("support".to_owned(), "+15550123".to_owned())];

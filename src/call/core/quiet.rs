@@ -22,28 +22,38 @@ pub struct Prompt {
 pub(super) struct Quiet {
     since: At,
     said: u32,
+    /// It was asked for, and has not begun.
+    asked: bool,
 }
 
 impl Core {
     /// Somebody speaks, or something is under way.
     pub(super) fn note_quiet(&mut self, now: At) {
-        if self.plan.prompt.is_some()
-            && (self.somebody_speaks() || !self.slot.idle() || self.tools.deadline(true).is_some())
-        {
+        if self.plan.prompt.is_some() && (self.is_at_work() || !self.up) {
             self.quiet.since = now;
         }
     }
 
+    fn is_at_work(&self) -> bool {
+        self.somebody_speaks() || !self.slot.idle() || self.tools.deadline(true).is_some()
+    }
+
     /// The caller has said something.
     pub(super) fn caller_spoke(&mut self) {
-        self.quiet.said = 0;
+        (self.quiet.said, self.quiet.asked) = (0, false);
+    }
+
+    /// A reply begins: what was asked for is said, and counts. One that was refused does not.
+    pub(super) fn prompt_began(&mut self) {
+        if std::mem::take(&mut self.quiet.asked) {
+            self.quiet.said += 1;
+        }
     }
 
     /// When silence has lasted too long.
     pub(super) fn prompts_at(&self) -> Option<At> {
         let prompt = self.plan.prompt.as_ref().filter(|_| self.up && self.leaving.is_none() && self.pass.is_none())?;
-        let busy = self.somebody_speaks() || !self.slot.idle() || self.tools.deadline(true).is_some();
-        (!busy).then_some(self.quiet.since + prompt.after)
+        (!self.is_at_work()).then_some(self.quiet.since + prompt.after)
     }
 
     /// Says what is said into silence; the end, if it was said often enough.
@@ -55,7 +65,7 @@ impl Core {
         }
         let instructions =
             format!("Nobody has said anything for a while. Say exactly this, and nothing else: {}", prompt.say);
-        self.quiet = Quiet { since: now, said: self.quiet.said + 1 };
+        (self.quiet.since, self.quiet.asked) = (now, true);
         self.slot.want(Want::told(instructions));
         None
     }

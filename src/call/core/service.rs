@@ -77,6 +77,7 @@ impl Core {
                 let filler = self.slot.wanted(&response).is_some_and(|want| want.filler);
                 self.slot.done(&response);
                 self.turn_over(&response, ended, usage);
+                self.goodbye_ended(&response, ended);
                 if self.tools.reply_done(&response, ended == Ended::Completed) {
                     self.slot.want(Want::default());
                 }
@@ -163,6 +164,7 @@ impl Core {
         }
         self.turn_began(response, self.slot.is_ours());
         self.answers.began(now, response);
+        self.prompt_began();
         let began = self.slot.created(response);
         self.mirror.replies(response);
         let turn = if began == Began::Wanted { self.turn.take_marks() } else { Marks::default() };
@@ -170,6 +172,8 @@ impl Core {
         match began {
             Began::Wanted => {}
             Began::CalledOff => self.barge_in(now, true), // the cancel is already on its way
+            // Whether somebody speaks is not known yet.
+            Began::Untimely if self.is_suspicious() => {}
             Began::Untimely => self.barge_in(now, false),
         }
     }

@@ -218,7 +218,7 @@ impl Sitting {
                 }
             }
             self.core.handle(self.now, Input::Tick);
-            while let Some(output) = self.core.poll(self.now, !self.door.is_full()) {
+            while let Some(output) = self.core.poll(self.now, !self.door.is_full(self.now)) {
                 moved = true;
                 self.act(output);
             }
@@ -280,7 +280,7 @@ impl Sitting {
         let end = self.now + length;
         loop {
             self.settle();
-            let wakes = [self.line.deadline(), self.core.deadline(!self.door.is_full()), Some(self.next_frame)];
+            let wakes = [self.line.deadline(), self.core.deadline(!self.door.is_full(self.now)), Some(self.next_frame)];
             let wake = wakes.into_iter().flatten().filter(|at| *at > self.now).min().unwrap_or(end);
             if wake > end {
                 break;

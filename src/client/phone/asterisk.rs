@@ -126,7 +126,7 @@ impl Dialect for Asterisk {
             "MEDIA_XOFF" => Said::Full(true),
             "MEDIA_XON" | "QUEUE_DRAINED" => Said::Full(false),
             "ERROR" => {
-                let what = text(message.get("error_text")).unwrap_or_default();
+                let what = shorten(&text(message.get("error_text")).unwrap_or_default());
                 tracing::warn!(what, "Asterisk reports an error");
                 Said::Nothing
             }

@@ -153,7 +153,7 @@ impl Json {
                 let digit = text(message.pointer("/dtmf/digit")).ok_or_else(|| missing("dtmf", "/dtmf/digit"))?;
                 key("dtmf.digit", &digit).map(Said::Digit)
             }
-            "stop" => Ok(Said::Stop(text(message.pointer("/stop/reason")))),
+            "stop" => Ok(Said::Stop(text(message.pointer("/stop/reason")).map(|reason| shorten(&reason)))),
             "error" => {
                 tracing::warn!(provider = self.table.habits.name, "the stream reports an error");
                 tracing::debug!(%message, "the error");

@@ -10,6 +10,8 @@ use super::Media;
 const WAITS: usize = 3;
 /// Numbers that are so far behind begin anew.
 const RESTART: u64 = 200;
+/// So many in a row are not late: the stream counts anew.
+const LATE: usize = 5;
 /// What a pause is filled up with at most: whoever is quiet for longer has ended a turn anyway.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A shorter pause is a clock's inaccuracy.
@@ -24,6 +26,8 @@ const DECIDES_ANYHOW: Duration = Duration::from_millis(200);
 #[derive(Debug, Default)]
 pub struct Order {
     next: Option<u64>,
+    /// How many in a row came too late.
+    late: usize,
     held: BTreeMap<u64, Media>,
 }
 
@@ -32,12 +36,13 @@ impl Order {
     pub fn push(&mut self, media: Media, out: &mut Vec<Media>) {
         let Some(number) = media.number else { return out.push(media) };
         let next = *self.next.get_or_insert(number);
-        if number < next && next - number < RESTART {
+        self.late = if number < next { self.late + 1 } else { 0 };
+        if number < next && next - number < RESTART && self.late <= LATE {
             return; // it came already, or its place is taken
         }
         if number < next {
             self.drain(out);
-            self.next = Some(number);
+            (self.next, self.late) = (Some(number), 0);
         }
         self.held.insert(number, media);
         self.release(out);
@@ -52,7 +57,7 @@ impl Order {
     /// Everything that waits for something else.
     pub fn drain(&mut self, out: &mut Vec<Media>) {
         if let Some(last) = self.held.keys().next_back() {
-            self.next = Some(last + 1);
+            self.next = Some(last.saturating_add(1));
         }
         out.extend(std::mem::take(&mut self.held).into_values());
     }
@@ -60,7 +65,7 @@ impl Order {
     fn release(&mut self, out: &mut Vec<Media>) {
         while let Some(media) = self.next.and_then(|next| self.held.remove(&next)) {
             out.push(media);
-            self.next = self.next.map(|next| next + 1);
+            self.next = self.next.map(|next| next.saturating_add(1));
         }
     }
 }

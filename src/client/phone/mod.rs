@@ -251,9 +251,9 @@ fn strings(value: Option<&Value>) -> BTreeMap<String, String> {
     fields.filter_map(|(name, value)| Some((name.clone(), text(Some(value))?))).collect()
 }
 
-/// The beginning of what somebody else wrote, to be shown.
+/// The beginning of what somebody else wrote, to be shown: one line.
 fn shorten(text: &str) -> String {
-    text.chars().take(64).collect()
+    text.chars().filter(|c| !c.is_control()).take(64).collect()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Bad, Dialect, Habits, Media, Packet, Said, Start, format, key, object, strings, text};
+use super::{Bad, Dialect, Habits, Media, Packet, Said, Start, format, key, object, shorten, strings, text};
 
 static HABITS: Habits = Habits {
     name: "vonage",
@@ -28,7 +28,8 @@ impl Vonage {
         let described = text(message.get("content-type")).unwrap_or_default();
         let (encoding, rate) = described.split_once(";rate=").unwrap_or((&described, "16000"));
         let rate = rate.trim().parse().map_err(|_| {
-            Bad::new("content-type", format!("content-type `{described}`; allowed: audio/l16;rate=16000 and such"))
+            let found = shorten(&described);
+            Bad::new("content-type", format!("content-type `{found}`; allowed: audio/l16;rate=16000 and such"))
         });
         let media = format("content-type", encoding, Some(rate?))?;
         let params = strings(Some(message));

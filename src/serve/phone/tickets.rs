@@ -20,6 +20,9 @@ use crate::{
 /// Tokens that wait at once; there are more only when somebody plays with webhooks.
 const MOST: usize = 1 << 16;
 
+/// Each time that there are so many, those that are too old are forgotten.
+const TIDY: usize = 16;
+
 /// A call whose stream is on its way.
 #[derive(Debug)]
 pub(super) struct Ticket {
@@ -101,7 +104,8 @@ impl Tickets {
     pub(super) fn put_for(&self, life: Duration, token: &str, ticket: Ticket) -> bool {
         let now = Instant::now();
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() >= MOST {
+        // Who never came shall not be remembered, and looking for them shall cost little.
+        if waiting.len() >= MOST || waiting.len().is_multiple_of(TIDY) {
             waiting.retain(|_, (until, _)| now < *until);
         }
         waiting.len() < MOST && waiting.insert(Slot::of(token), (now + life, ticket)).is_none()
