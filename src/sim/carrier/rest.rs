@@ -442,3 +442,74 @@ fn asterisk(fields: &Fields, uri: &Uri, config: &CarrierConfig) -> Result<Order,
 fn ids(provider: Provider) -> Ids {
     Ids::invent(provider, rand::rng().random())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(method: &str, uri: &str, authorization: &str, body: &str) -> Result<Asked, No> {
+        let (method, uri): (Method, Uri) = (method.parse().unwrap(), uri.parse().unwrap());
+        let mut headers = HeaderMap::new();
+        if !authorization.is_empty() {
+            headers.insert("authorization", authorization.parse().unwrap());
+        }
+        let asked = Read { method: &method, uri: &uri, headers: &headers, body: body.as_bytes() };
+        read(&asked, &CarrierConfig::default())
+    }
+
+    fn basic(pair: &str) -> String {
+        format!("Basic {}", STANDARD.encode(pair))
+    }
+
+    #[test]
+    fn commands_are_read_in_each_providers_words() {
+        let (ac, bearer) = (basic("AC1:t"), "Bearer k");
+        for (method, uri, authorization, body, act, about) in [
+            ("POST", "/2010-04-01/Accounts/AC1/Calls/CA1.json", ac.as_str(), "Status=completed", "hang_up", "CA1"),
+            ("POST", "/2010-04-01/Accounts/AC1/Calls/CA1.json", &ac, "Twiml=%3CResponse%2F%3E", "transfer", "CA1"),
+            ("POST", "/api/laml/2010-04-01/Accounts/AC1/Calls/u-1.json", &ac, "Status=completed", "hang_up", "u-1"),
+            ("POST", "/v2/calls/v3:1/actions/hangup", bearer, "{}", "hang_up", "v3:1"),
+            ("POST", "/v2/calls/v3:1/actions/transfer", bearer, r#"{"to":"+15550100"}"#, "transfer", "v3:1"),
+            ("POST", "/v2/calls/v3:1/actions/send_dtmf", bearer, r#"{"digits":"1"}"#, "send_dtmf", "v3:1"),
+            ("POST", "/v2/calls/v3:1/actions/reject", bearer, r#"{"cause":"USER_BUSY"}"#, "reject", "v3:1"),
+            ("DELETE", "/v1/Account/AC1/Call/u-1/", &ac, "", "hang_up", "u-1"),
+            ("POST", "/v1/Account/AC1/Call/u-1/", &ac, r#"{"aleg_url":"https://r/t"}"#, "transfer", "u-1"),
+            ("POST", "/v1/Account/AC1/Call/u-1/DTMF/", &ac, r#"{"digits":"1"}"#, "send_dtmf", "u-1"),
+            ("PUT", "/v1/Accounts/AC1/Calls/u-1", bearer, r#"{"call_status":"completed"}"#, "hang_up", "u-1"),
+            ("PUT", "/v1/Accounts/AC1/Calls/u-1", bearer, r#"{"call_hook":{"url":"https://r"}}"#, "transfer", "u-1"),
+            ("DELETE", "/ari/channels/1.2", &ac, "", "hang_up", "1.2"),
+        ] {
+            let asked = ask(method, uri, authorization, body).unwrap();
+            assert_eq!((asked.what.act(), asked.what.about().as_str()), (act, about), "{method} {uri}");
+        }
+        let answer = r#"{"stream_url":"wss://r/s","stream_bidirectional_mode":"rtp","stream_auth_token":"t"}"#;
+        let asked = ask("POST", "/v2/calls/v3:9/actions/answer", bearer, answer).unwrap();
+        assert_eq!((asked.what.act(), asked.what.about().as_str()), ("answer", "v3:9"));
+    }
+
+    #[test]
+    fn what_a_provider_would_not_take_is_refused() {
+        let ac = basic("AC1:t");
+        let calls = "/2010-04-01/Accounts/AC1/Calls.json";
+        let good = "To=%2B15550100&From=%2B15550199&Twiml=x";
+        assert_eq!(ask("POST", calls, &ac, good).unwrap().what.act(), "dial");
+        for (uri, authorization, body, status) in [
+            (calls, "", good, 401),
+            (calls, "Bearer t", good, 401),
+            (calls, basic("AC2:t").as_str(), good, 401),
+            (calls, &basic("AC1:bad-token"), good, 401),
+            (calls, &ac, "To=15550100&From=%2B15550199&Twiml=x", 400),
+            (calls, &ac, "To=%2B15550100&From=%2B15550199", 400),
+            (calls, &ac, "To=%2B15550100&From=%2B15550199&Twiml=x&Url=y", 400),
+            ("/v2/calls", "Bearer k", r#"{"to":"+15550100","from":"+15550199"}"#, 400),
+            ("/v2/calls/v3:1/actions/answer", "Bearer k", r#"{"stream_url":"wss://r"}"#, 422),
+            ("/v1/calls", "Bearer a.b.c", "{}", 401),
+            ("/v1/Account/AC1/Call/", &ac, r#"{"to":"+15550100","from":"15550199","answer_url":"https://r"}"#, 400),
+            ("/ari/channels?endpoint=PJSIP/%2B15550100@trunk&callerId=%2B15550199", &ac, "{}", 400),
+            ("/ari/channels/1.2/continue?context=a", &ac, "", 409),
+        ] {
+            assert_eq!(ask("POST", uri, authorization, body).unwrap_err().status, status, "{uri} {body}");
+        }
+        assert!(provider("/v1/realtime").is_none() && provider("/v1/models").is_none());
+    }
+}
