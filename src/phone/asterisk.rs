@@ -32,7 +32,8 @@
 //! tls_enabled = yes
 //! ```
 //! The second argument of `CURL()` makes it a POST of a form; a refusal's text is not 36 characters long. `v(...)` adds to the URI's
-//! query; that, the names in `websocket_client.conf`, and ARI's paths are unverified.
+//! query; that, and the names in `websocket_client.conf`, are Asterisk's own sample's and documentation's (read 2026-11). ARI's paths are
+//! unverified.
 //!
 //! Over REST: `hang_up` and `dial` work for every channel. `transfer` (`continue`) and `send_dtmf` need a channel that a Stasis
 //! application holds; for others ARI says 409. Where the channel is a WebSocket's, its own commands hang up as well.

@@ -28,6 +28,8 @@ mod network;
 #[cfg(test)]
 mod openai;
 #[cfg(test)]
+mod pages;
+#[cfg(test)]
 mod path;
 #[cfg(test)]
 mod phone;
