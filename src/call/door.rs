@@ -263,6 +263,16 @@ impl Door {
         }
     }
 
+    /// It is a telephone's.
+    pub fn is_phone(&self) -> bool {
+        matches!(self, Self::Phone(_))
+    }
+
+    /// Its client has closed the socket: what that says.
+    pub fn closed(&self) -> End {
+        if self.is_phone() { End::HungUp } else { End::Asked }
+    }
+
     /// Presses keys; `false`: the line has no way to do so but by sound.
     pub fn press(&self, keys: &str, outbox: &mut Outbox) -> bool {
         matches!(self, Self::Phone(phone) if phone.press(keys, outbox))

@@ -534,7 +534,7 @@ impl Driver {
                 Frame::Pong => self.core.handle(self.now(), Input::ClientPong),
                 // Whoever goes away for another reason than being done may come back.
                 Frame::Closed { code, .. } => {
-                    let end = if matches!(code, None | Some(1000)) { End::Asked } else { End::ClientLost };
+                    let end = if matches!(code, None | Some(1000)) { self.door.closed() } else { End::ClientLost };
                     return self.core.handle(self.now(), Input::ClientGone(end));
                 }
             }
@@ -1050,6 +1050,9 @@ impl Driver {
         let (close, reason) = self.door.close(end);
         let (length, bytes_in, bytes_out) = (self.began.elapsed(), self.bytes_in, self.bytes_out);
         Fact::CallEnded { close, length, bytes_in, bytes_out }.record();
+        if self.door.is_phone() {
+            self.book(Booked::call(&self.id, length, end));
+        }
         if let Some(mut ticket) = self.ticket.take()
             && let Some(arrival) = ticket.close()
         {

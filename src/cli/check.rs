@@ -15,6 +15,7 @@ use crate::{
         tls::{Files, Tls},
         ws::Frame,
     },
+    phone::Account,
     upstream::{
         Ended, Event, UpstreamError, Wanted,
         error::plain_code,
@@ -60,6 +61,7 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         Tls::load(Files { cert, key }).map_err(|error| Usage(error.to_string()))?;
     }
     sources::sounds(&config).map_err(Usage)?;
+    Account::open_all(&config.phone).map_err(Usage)?;
     for doubt in serve::price_doubts(&config)? {
         tell(io::stderr(), &format!("prices: {doubt}"));
     }

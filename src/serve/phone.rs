@@ -23,7 +23,7 @@ use futures_util::FutureExt as _;
 use tokio::{
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{self, Instant},
+    time,
 };
 use tracing::Instrument as _;
 
@@ -42,7 +42,6 @@ use crate::{
     admit::Principal,
     audio::{Codec, Format},
     call::{
-        books::Booked,
         door::{Door, Lanes},
         driver,
         end::End,
@@ -566,24 +565,9 @@ impl Stream {
         };
         let (auto_turns, comes_back) = (true, false);
         let agent_of = told(&found, &call);
-        let owner = Owner {
-            who,
-            license,
-            id: id.clone(),
-            name: agent,
-            agent: agent_of,
-            way,
-            audio,
-            auto_turns,
-            lead,
-            comes_back,
-        };
-        let running = owner.call(&shared, socket, door);
-        let (books, who, began) = (running.books.clone(), running.license.who().clone(), Instant::now());
-        let end = driver::run(running).await;
-        let (length, by) = (began.elapsed(), end.who());
-        tracing::info!(%end, by, seconds = length.as_secs_f64(), "the telephone call is over");
-        books.book(&who, "", Booked::call(&id, length, &end), &shared.prices.load());
+        let owner = Owner { who, license, id, name: agent, agent: agent_of, way, audio, auto_turns, lead, comes_back };
+        let end = driver::run(owner.call(&shared, socket, door)).await;
+        tracing::info!(%end, by = end.who(), "the telephone call is over");
         drop(slot);
         let known = dial.and_then(|dial| dial::left(&shared, &dial, &end));
         if !matches!(end, End::HungUp | End::Transferred) {

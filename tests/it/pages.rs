@@ -138,7 +138,7 @@ fn commands_can_be_typed() {
         let lines = shells.flat_map(|block| block.text.lines()).filter(|line| line.starts_with("voxrelay "));
         let mut simulated = 0;
         for line in lines {
-            let words = line.split('#').next().unwrap().split_whitespace();
+            let words = line.split('#').next().unwrap().trim_end().trim_end_matches('&').split_whitespace();
             if let Err(error) = Cli::try_parse_from(words) {
                 panic!("{page}: {line}: {error}");
             }

@@ -61,7 +61,7 @@ impl Core {
         self.prompts_at().filter(|at| now >= *at)?;
         let prompt = self.plan.prompt.as_ref()?;
         if self.quiet.said >= prompt.times {
-            return Some(End::Silent(prompt.after * (prompt.times + 1)));
+            return Some(End::Silent(prompt.after));
         }
         let instructions =
             format!("Nobody has said anything for a while. Say exactly this, and nothing else: {}", prompt.say);
@@ -116,7 +116,7 @@ mod tests {
             Output::End(end) | Output::HangUp { why: end, .. } => Some((*at, end.clone())),
             _ => None,
         });
-        assert_eq!(end, Some((26 * SECOND, End::Silent(24 * SECOND))));
+        assert_eq!(end, Some((26 * SECOND, End::Silent(8 * SECOND))));
     }
 
     #[test]

@@ -407,7 +407,8 @@ fn what_is_said_arrives_whole_both_ways() {
         let original = clip(rate);
         let from = if swapped { 1_000 } else { 0 } * rate as usize / 1_000;
         let length = 2_300 * rate as usize / 1_000;
-        let (alike, lag) = correlation(&original[from..length], &got[from..], rate as usize / 64);
+        // AudioSocket's first frame, which says its rate, is the line's silence before the voice.
+        let (alike, lag) = correlation(&original[from..length], &got[from..], rate as usize / 40);
         assert!(alike > 0.98, "{name}: {alike} at {lag}");
         let clock_ms = lag * 1_000 / isize::try_from(rate).unwrap();
         println!("{name:<32} heard {heard:?} of 2.013s, to the service after {clock_ms} ms");
