@@ -79,14 +79,11 @@ pub struct Phone {
 }
 
 impl Phone {
-    /// A stream that has said its `start`; `swapped`: its linear audio is big-endian, where somebody says so.
-    pub fn new(lanes: Lanes, dialect: Box<dyn Dialect>, start: &Start, swapped: Option<bool>) -> Self {
+    /// A stream that has said its `start`.
+    pub fn new(lanes: Lanes, dialect: Box<dyn Dialect>, start: &Start) -> Self {
         let habits = dialect.habits();
         let linear = start.input.codec == Codec::Pcm16 || start.output.codec == Codec::Pcm16;
-        let mut bytes = (habits.odd_bytes && linear).then(ByteOrder::default);
-        if let (Some(bytes), Some(swapped)) = (&mut bytes, swapped) {
-            bytes.set(swapped);
-        }
+        let bytes = (habits.odd_bytes && linear).then(ByteOrder::default);
         let marks = Marks::new(habits.mark_every);
         let (order, pauses) = (Order::default(), Pauses::default());
         Self {
@@ -218,7 +215,7 @@ impl Phone {
     /// When it cannot be converted: a bug of ours.
     pub fn play(&mut self, frame: &Bytes, outbox: &mut Outbox) -> Result<usize, AudioError> {
         let audio = self.lanes.convert(frame)?;
-        Ok(self.say(&audio, outbox) + self.mark_sent(outbox))
+        Ok(self.say(audio, outbox) + self.mark_sent(outbox))
     }
 
     fn mark_sent(&mut self, outbox: &mut Outbox) -> usize {
@@ -231,17 +228,17 @@ impl Phone {
         mark.map_or(0, |mark| control(outbox, mark, false))
     }
 
-    fn say(&mut self, audio: &Bytes, outbox: &mut Outbox) -> usize {
+    fn say(&mut self, audio: Bytes, outbox: &mut Outbox) -> usize {
         let swapped = self.bytes.as_ref().is_some_and(ByteOrder::is_swapped);
         let linear = self.lanes.audio.output.codec == Codec::Pcm16;
-        let packet = if swapped && linear { self.dialect.audio(&swap(audio)) } else { self.dialect.audio(audio) };
-        packet.map_or(0, |packet| sound(outbox, packet))
+        let audio = if swapped && linear { swap(&audio).into() } else { audio };
+        self.dialect.audio(audio).map_or(0, |packet| sound(outbox, packet))
     }
 
     /// Says what is held back of a reply that is complete, and marks its end. How many bytes.
     pub fn tail(&mut self, outbox: &mut Outbox) -> usize {
         let tail = self.lanes.tail();
-        let mut bytes = tail.map_or(0, |tail| self.say(&tail, outbox));
+        let mut bytes = tail.map_or(0, |tail| self.say(tail, outbox));
         bytes += self.dialect.tail().map_or(0, |packet| sound(outbox, packet));
         let mark = self.marks.end();
         bytes + self.set(mark, outbox)
@@ -263,11 +260,6 @@ impl Phone {
         };
         (code, report.code.unwrap_or_default().to_owned())
     }
-
-    /// How far ahead of the caller's ear audio may be sent.
-    pub fn lead(&self) -> Duration {
-        self.dialect.habits().lead
-    }
 }
 
 fn sound(outbox: &mut Outbox, packet: Packet) -> usize {
@@ -279,7 +271,8 @@ fn sound(outbox: &mut Outbox, packet: Packet) -> usize {
     length
 }
 
-fn control(outbox: &mut Outbox, packet: Packet, urgent: bool) -> usize {
+/// Says what is no audio. How many bytes.
+pub(crate) fn control(outbox: &mut Outbox, packet: Packet, urgent: bool) -> usize {
     let length = packet.bytes().len();
     match packet {
         Packet::Text(text) if urgent => outbox.urgent(text),

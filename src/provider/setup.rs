@@ -136,7 +136,7 @@ impl Ids {
                 Self { account: uuid(number()), call: format!("v3:{:032x}", number()), stream: uuid(number()) }
             }
             Provider::Plivo => {
-                Self { account: "MAXXXXXXXXXXXXXXXXXX".to_owned(), call: uuid(number()), stream: uuid(number()) }
+                Self { account: "MA000000000000000000".to_owned(), call: uuid(number()), stream: uuid(number()) }
             }
             _ => Self { account: uuid(number()), call: uuid(number()), stream: uuid(number()) },
         }

@@ -45,12 +45,18 @@ use crate::{
         door::{Door, Lanes},
         driver,
         end::End,
-        phone::{Phone, Remote},
+        phone::{self, Phone, Remote},
     },
     client::{
         phone::{
-            Bad, Dialect, Packet, Said as Heard, Start, asterisk::Asterisk, audiosocket::AudioSocket,
-            freeswitch::FreeSwitch, jambonz::Jambonz, json::Json, plivo, signalwire, telnyx, twilio, vonage::Vonage,
+            Bad, Dialect, Packet, Said as Heard, Start,
+            asterisk::Asterisk,
+            audiosocket::AudioSocket,
+            freeswitch,
+            jambonz::{self, Listen},
+            json::Json,
+            plivo, signalwire, telnyx, twilio,
+            vonage::Vonage,
         },
         wire::AudioFormats,
     },
@@ -370,9 +376,9 @@ fn dialect(account: &Account) -> Box<dyn Dialect> {
         PhoneKind::Telnyx => Box::new(Json::new(&telnyx::TABLE, codec_of(account))),
         PhoneKind::Plivo => Box::new(Json::new(&plivo::TABLE, None)),
         PhoneKind::Vonage => Box::new(Vonage),
-        PhoneKind::Jambonz => Box::new(Jambonz::default()),
+        PhoneKind::Jambonz => Box::new(Listen::new(&jambonz::HABITS)),
         PhoneKind::Asterisk => Box::new(Asterisk::default()),
-        PhoneKind::Freeswitch => Box::new(FreeSwitch::default()),
+        PhoneKind::Freeswitch => Box::new(Listen::new(&freeswitch::HABITS)),
     }
 }
 
@@ -515,16 +521,10 @@ impl Stream {
     async fn turn_away(mut self, error: &NoCall) {
         tracing::warn!(provider = self.dialect.habits().name, %error, "a stream is turned away");
         Fact::Refused { code: "unauthorized".into() }.record();
-        self.hang_up();
-        self.socket.close(error.close(), "", GOODBYE).await;
-    }
-
-    fn hang_up(&mut self) {
-        match self.dialect.hang_up() {
-            Some(Packet::Text(text)) => self.socket.outbox().text(text),
-            Some(Packet::Binary(bytes)) => self.socket.outbox().control(bytes),
-            None => {}
+        if let Some(packet) = self.dialect.hang_up() {
+            phone::control(self.socket.outbox(), packet, false);
         }
+        self.socket.close(error.close(), "", GOODBYE).await;
     }
 
     async fn call(
@@ -552,17 +552,14 @@ impl Stream {
         let Ready { found, way, license, slot } = ready;
         tracing::info!(to = call.to, account, agent, input = %start.input, output = %start.output, "a telephone call");
         let Self { mut socket, dialect, .. } = self;
-        match dialect.take() {
-            Some(Packet::Text(text)) => socket.outbox().text(text),
-            Some(Packet::Binary(bytes)) => socket.outbox().control(bytes),
-            None => {}
+        if let Some(packet) = dialect.take() {
+            phone::control(socket.outbox(), packet, false);
         }
         let audio = AudioFormats { input: start.input, output: start.output };
         let (lead, gather) = (Some(dialect.habits().lead), shared.config.audio.gather);
         let remote = remote(&shared, &account, &call.call);
-        let door = |setup| {
-            Door::phone(Phone::new(Lanes::new(setup, audio, gather), dialect, &start, None).with_remote(remote))
-        };
+        let door =
+            |setup| Door::phone(Phone::new(Lanes::new(setup, audio, gather), dialect, &start).with_remote(remote));
         let (auto_turns, comes_back) = (true, false);
         let agent_of = told(&found, &call);
         let owner = Owner { who, license, id, name: agent, agent: agent_of, way, audio, auto_turns, lead, comes_back };

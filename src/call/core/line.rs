@@ -195,11 +195,11 @@ impl Core {
             return;
         }
         // Nobody is left behind whose result somebody waits for.
-        let others = self.tools.own().iter().any(|(id, _)| self.errands.all.iter().all(|e| e.call_id != *id));
-        let Some(errand) = self.errands.all.first_mut() else { return };
-        if others && errand.leaves() {
+        let leaves = self.errands.all.first().is_some_and(Errand::leaves);
+        if leaves && self.tools.own().iter().any(|(id, _)| self.errands.all.iter().all(|e| e.call_id != *id)) {
             return;
         }
+        let Some(errand) = self.errands.all.first_mut() else { return };
         errand.state = State::Runs;
         let (call_id, format) = (errand.call_id.clone(), self.plan.upstream_output);
         let act = match errand.what.clone() {

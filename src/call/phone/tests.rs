@@ -19,8 +19,13 @@ use crate::{
     },
     client::{
         phone::{
-            asterisk::Asterisk, audiosocket::AudioSocket, freeswitch::FreeSwitch, jambonz::Jambonz, json::Json, plivo,
-            signalwire, telnyx, twilio, vonage::Vonage,
+            asterisk::Asterisk,
+            audiosocket::AudioSocket,
+            freeswitch,
+            jambonz::{self, Listen},
+            json::Json,
+            plivo, signalwire, telnyx, twilio,
+            vonage::Vonage,
         },
         wire::{AudioFormats, ReplyStatus},
     },
@@ -46,8 +51,8 @@ fn dialect(setup: &Setup) -> Box<dyn Dialect> {
         Provider::Telnyx => Box::new(Json::new(&telnyx::TABLE, Some(format(setup.reply)))),
         Provider::Plivo => Box::new(Json::new(&plivo::TABLE, None)),
         Provider::Vonage => Box::new(Vonage),
-        Provider::Jambonz => Box::new(Jambonz::default()),
-        Provider::AudioFork => Box::new(FreeSwitch::default()),
+        Provider::Jambonz => Box::new(Listen::new(&jambonz::HABITS)),
+        Provider::AudioFork => Box::new(Listen::new(&freeswitch::HABITS)),
         Provider::ChanWebSocket => Box::new(Asterisk::default()),
         Provider::AudioSocket => Box::new(AudioSocket::default()),
     }
@@ -184,7 +189,7 @@ impl Sitting {
         };
         let audio = AudioFormats { input: start.input, output: start.output };
         let upstream = session.output;
-        let door = Door::phone(Phone::new(Lanes::new(session, audio, false), dialect, &start, None));
+        let door = Door::phone(Phone::new(Lanes::new(session, audio, false), dialect, &start));
         Self {
             line,
             core,

@@ -135,11 +135,11 @@ impl Dialect for Asterisk {
         })
     }
 
-    fn audio(&mut self, frame: &[u8]) -> Option<Packet> {
+    fn audio(&mut self, frame: Bytes) -> Option<Packet> {
         if self.held.is_empty() && frame.len().is_multiple_of(self.frame) {
-            return Some(Packet::Binary(frame.to_vec().into()));
+            return Some(Packet::Binary(frame));
         }
-        self.held.extend_from_slice(frame);
+        self.held.extend_from_slice(&frame);
         let whole = self.held.len() / self.frame * self.frame;
         let rest = self.held.split_off(whole);
         let whole = std::mem::replace(&mut self.held, rest);

@@ -92,10 +92,10 @@ impl Dialect for AudioSocket {
         }
     }
 
-    fn audio(&mut self, frame: &[u8]) -> Option<Packet> {
+    fn audio(&mut self, frame: Bytes) -> Option<Packet> {
         let mut bytes = Vec::with_capacity(1 + frame.len());
         bytes.push(self.kind.unwrap_or(*AUDIO.start()));
-        bytes.extend_from_slice(frame);
+        bytes.extend_from_slice(&frame);
         Some(Packet::Binary(bytes.into()))
     }
 

@@ -5,11 +5,13 @@
 //! binary, and with another rate than it was told, at the wrong speed: [`crate::phone`] asks for both.
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::{Bad, Dialect, Habits, Media, Packet, Said, Start, format, key, number, object, strings, text};
 
-static HABITS: Habits = Habits {
+/// How jambonz behaves.
+pub static HABITS: Habits = Habits {
     name: "jambonz",
     protocol: "audio.jambonz.org",
     lead: Duration::from_millis(400),
@@ -19,14 +21,22 @@ static HABITS: Habits = Habits {
     max_message: 64 << 10,
 };
 
-/// One stream.
-#[derive(Debug, Default)]
-pub struct Jambonz {
+/// One stream, of jambonz or of FreeSWITCH's modules, which it comes from.
+#[derive(Debug)]
+pub struct Listen {
+    habits: &'static Habits,
     started: bool,
 }
 
-/// The first message of jambonz and of FreeSWITCH's modules: whatever the one who began the stream wrote.
-pub(super) fn metadata(message: &Value) -> Result<Said, Bad> {
+impl Listen {
+    /// A stream of whoever behaves so.
+    pub fn new(habits: &'static Habits) -> Self {
+        Self { habits, started: false }
+    }
+}
+
+/// The first message: whatever the one who began the stream wrote.
+fn metadata(message: &Value) -> Result<Said, Bad> {
     let media = format("sampleRate", "L16", number(message.get("sampleRate")).or(Some(8_000)))?;
     let mut params = strings(Some(message));
     params.append(&mut strings(message.get("metadata")));
@@ -37,9 +47,9 @@ pub(super) fn metadata(message: &Value) -> Result<Said, Bad> {
     Ok(Said::Start(Box::new(Start { stream, call, from, to, params, input: media, output: media, first: None })))
 }
 
-impl Dialect for Jambonz {
+impl Dialect for Listen {
     fn habits(&self) -> &'static Habits {
-        &HABITS
+        self.habits
     }
 
     fn read(&mut self, packet: &Packet) -> Result<Said, Bad> {
@@ -60,8 +70,8 @@ impl Dialect for Jambonz {
         })
     }
 
-    fn audio(&mut self, frame: &[u8]) -> Option<Packet> {
-        Some(Packet::Binary(frame.to_vec().into()))
+    fn audio(&mut self, frame: Bytes) -> Option<Packet> {
+        Some(Packet::Binary(frame))
     }
 
     fn mark(&self, name: &str) -> Option<Packet> {

@@ -206,7 +206,7 @@ impl Dialect for Json {
         }
     }
 
-    fn audio(&mut self, frame: &[u8]) -> Option<Packet> {
+    fn audio(&mut self, frame: Bytes) -> Option<Packet> {
         let (before, behind) = &self.audio;
         let mut text = String::with_capacity(before.len() + frame.len().div_ceil(3) * 4 + behind.len());
         text.push_str(before);

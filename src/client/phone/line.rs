@@ -126,11 +126,6 @@ impl ByteOrder {
     pub fn is_swapped(&self) -> bool {
         self.swapped.unwrap_or(false)
     }
-
-    /// It is known, from somebody who says so.
-    pub fn set(&mut self, swapped: bool) {
-        self.swapped = Some(swapped);
-    }
 }
 
 /// Swaps the two bytes of every sample.

@@ -159,7 +159,7 @@ pub trait Dialect: fmt::Debug + Send + Sync {
     fn read(&mut self, packet: &Packet) -> Result<Said, Bad>;
 
     /// 20 ms of a reply, in the stream's output format; none: it goes with the next.
-    fn audio(&mut self, frame: &[u8]) -> Option<Packet>;
+    fn audio(&mut self, frame: Bytes) -> Option<Packet>;
 
     /// What [`Self::audio`] holds back of a reply that is over.
     fn tail(&mut self) -> Option<Packet> {

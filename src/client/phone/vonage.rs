@@ -5,6 +5,7 @@
 //! NCCO's `headers` stand in the first message beside its own fields.
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::{Bad, Dialect, Habits, Media, Packet, Said, Start, format, key, object, shorten, strings, text};
@@ -66,8 +67,8 @@ impl Dialect for Vonage {
         })
     }
 
-    fn audio(&mut self, frame: &[u8]) -> Option<Packet> {
-        Some(Packet::Binary(frame.to_vec().into()))
+    fn audio(&mut self, frame: Bytes) -> Option<Packet> {
+        Some(Packet::Binary(frame))
     }
 
     fn mark(&self, name: &str) -> Option<Packet> {
