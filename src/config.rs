@@ -7,6 +7,7 @@ mod budget;
 mod ledger;
 pub(crate) mod phone;
 mod routes;
+mod text;
 mod tools;
 mod turns;
 
@@ -32,6 +33,7 @@ pub use self::phone::{
     TenantDialConfig, is_e164,
 };
 pub use self::routes::{CanaryConfig, IncidentsConfig, RouteConfig, RoutePolicy, TierConfig};
+pub use self::text::{TextConfig, TextRule, TextTier};
 pub use self::tools::{Builtin, ToolConfig, WebhookConfig};
 pub use self::turns::{Govern, LimitsConfig, TurnsConfig};
 use crate::audio::Codec;
@@ -59,6 +61,8 @@ pub struct Config {
     pub turns: TurnsConfig,
     /// Names that agents and clients may ask for in place of a model.
     pub tiers: BTreeMap<String, TierConfig>,
+    /// Requests for text.
+    pub text: TextConfig,
     /// Where a service says how it is.
     pub incidents: IncidentsConfig,
     /// What is logged.
@@ -793,6 +797,7 @@ impl Config {
         }
         routes::check(self, &mut problem);
         self.incidents.check(&mut problem);
+        self.text.check(self, &mut problem);
         self.auth.check(&mut problem);
         self.budget.check("budget", &mut problem);
         if !self.budget.key.is_empty() {

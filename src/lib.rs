@@ -30,6 +30,7 @@
 //! | [`audio`] | samples, pure: codecs, resampling, lanes, chunks in, paced frames out, recordings |
 //! | [`call`] | decisions: the core, its parts, and the driver |
 //! | [`upstream`] | us → model: one file per dialect, the opening of sessions, client secrets, limits |
+//! | [`text`] | requests for text, responses and transcriptions: one request's way, and its answer's way back |
 //! | [`webhook`] | tools that the relay runs itself: a signed request to where the agent says, and its answer |
 //! | [`beta`] | the protocol's former shape and its present one, each said in the other; used at both edges |
 //! | [`http`] | what is asked for over plain HTTP: the page, tokens, client secrets and SDP, the end of calls, usage |
@@ -70,6 +71,7 @@ pub mod provider;
 pub mod scripted;
 pub mod serve;
 pub mod sim;
+pub mod text;
 pub mod upstream;
 pub mod wall;
 pub mod webhook;

@@ -11,7 +11,7 @@ mod voice;
 
 use std::{
     future, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
     sync::{
         Arc, OnceLock,
@@ -71,7 +71,7 @@ use crate::{
         written::Heir,
     },
     config::{AgentConfig, Config, Govern, LedgerConfig, TlsConfig, UpstreamConfig},
-    http::{broker, calls, cors, dial, pages, tokens, usage},
+    http::{broker, calls, cors, dial, pages, text, tokens, usage},
     ledger::{
         Health, Ledger, LedgerError,
         spent::{Times, spent},
@@ -82,6 +82,7 @@ use crate::{
         tls::{Files, Tls, TlsError},
         ws::{Socket, SocketLimits},
     },
+    text::{owned::Owned, run::Texts, share::Shares},
     upstream::{accounts::Accounts, open::Upstream, status::StatusPage},
     wall::{unix_now, unix_now_ms},
     webhook::{Hooks, Webhooks, Whose},
@@ -203,6 +204,8 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     metrics: Option<PrometheusHandle>,
     pub(crate) phones: Phones,
+    /// Requests for text.
+    pub(crate) desk: text::Desk,
 }
 
 /// Fields of a query.
@@ -218,12 +221,34 @@ impl Shared {
     /// # Errors
     /// Why they may not come in.
     pub(crate) async fn identify(&self, head: &Parts, fields: &Fields) -> Result<Principal, Denied> {
-        let began = Instant::now();
-        let headers = &head.headers;
-        let peer = head.extensions.get::<Peer>().map_or([0, 0, 0, 0].into(), |peer| peer.0.ip());
-        let address = self.gate.address(peer, headers);
+        let address = self.address(head);
         self.gate.pace(address)?;
-        let who = self.gate.knock(Head::of(headers, fields), address, unix_now());
+        self.knock(head, fields, address).await
+    }
+
+    /// The same for addresses that are asked many times in a row: whoever has a good key is paced by its tenant's limits alone, all
+    /// others by where they come from.
+    ///
+    /// # Errors
+    /// Why they may not come in.
+    pub(crate) async fn identify_often(&self, head: &Parts) -> Result<Principal, Denied> {
+        let address = self.address(head);
+        let who = self.knock(head, &Vec::new(), address).await;
+        match &who {
+            Ok(who) if who.tenant().is_some() => {}
+            _ => self.gate.pace(address)?,
+        }
+        who
+    }
+
+    fn address(&self, head: &Parts) -> IpAddr {
+        let peer = head.extensions.get::<Peer>().map_or([0, 0, 0, 0].into(), |peer| peer.0.ip());
+        self.gate.address(peer, &head.headers)
+    }
+
+    async fn knock(&self, head: &Parts, fields: &Fields, address: IpAddr) -> Result<Principal, Denied> {
+        let began = Instant::now();
+        let who = self.gate.knock(Head::of(&head.headers, fields), address, unix_now());
         if matches!(who, Err(Denied::Credential)) {
             time::sleep_until(began + UNKNOWN_AFTER).await;
         }
@@ -431,12 +456,24 @@ impl Server {
         let socket = copy.transpose().map_err(failed)?.map(Arc::new);
         let (drain, draining) = watch::channel(None);
         let max_connections = config.server.max_connections;
+        let routes = Routes::new(&config, prices.clone());
+        let texts = Texts {
+            config: config.text.clone(),
+            turns: config.turns.clone(),
+            accounts: accounts.clone(),
+            routes: routes.clone(),
+            ledger: ledger.clone(),
+            prices: prices.clone(),
+            budgets: budgets.clone(),
+            shares: Shares::default(),
+            owned: Owned::default(),
+        };
         let shared = Arc::new(Shared {
             gate,
             agents: sources.agents(),
             sounds,
             accounts,
-            routes: Routes::new(&config, prices.clone()),
+            routes,
             exchanges: broker::Exchanges::default(),
             returns: Returns::default(),
             heir: Heir::default(),
@@ -453,6 +490,7 @@ impl Server {
             stop: CancellationToken::new(),
             metrics: metrics.clone(),
             phones: Phones::new(&config.phone).map_err(ServeError::Phone)?,
+            desk: text::Desk::new(Arc::new(texts)),
             config,
         });
         let (router, stops, over) = (router(shared.clone()), Stops::default(), CancellationToken::new());
@@ -671,7 +709,8 @@ fn router(shared: Arc<Shared>) -> Router {
 /// What web pages of other origins ask for, too.
 fn for_pages() -> Router<Arc<Shared>> {
     let own = Router::new().route("/v1/voice", get(voice::voice)).route("/v1/agents", get(agents));
-    own.merge(tokens::routes()).merge(calls::routes()).merge(usage::routes()).merge(broker::routes())
+    let own = own.merge(tokens::routes()).merge(calls::routes()).merge(usage::routes());
+    own.merge(broker::routes()).merge(text::routes())
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {

@@ -109,6 +109,12 @@ impl Principal {
         Self(Arc::new(Inner { tenant, key, scopes, token, user: None, safety_id: None, secret: None, by_phone: false }))
     }
 
+    /// Somebody with a key of this tenant.
+    #[cfg(test)]
+    pub(crate) fn of_tenant(tenant: Arc<Tenant>) -> Self {
+        Self::new(Some(tenant), None, Scope::usual(), None)
+    }
+
     /// Somebody who called one of a tenant's numbers, or is called for it.
     pub(super) fn by_phone(tenant: Option<Arc<Tenant>>) -> Self {
         let who = Self::new(tenant, None, vec![Scope::Call], None);

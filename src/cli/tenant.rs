@@ -85,6 +85,12 @@ struct Add {
     /// Requests at any door in a minute; 0: no limit
     #[arg(long, value_name = "N", default_value_t = 0)]
     connects_per_minute: u32,
+    /// Requests for text in a minute; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    text_requests_per_minute: u64,
+    /// Tokens of requests for text in a minute; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    text_tokens_per_minute: u64,
     /// Longest call, seconds
     #[arg(long, value_name = "S")]
     max_call_s: Option<u64>,
@@ -105,7 +111,7 @@ struct KeyArgs {
     #[arg(long, value_name = "TIME")]
     expires: Option<Moment>,
     /// What it may be used for
-    #[arg(long, value_name = "SCOPE", value_delimiter = ',', default_values_t = ["call".to_owned(), "token".to_owned(), "secret".to_owned()])]
+    #[arg(long, value_name = "SCOPE", value_delimiter = ',', default_values_t = Scope::usual().iter().map(|scope| scope.name().to_owned()))]
     scopes: Vec<String>,
 }
 
@@ -205,6 +211,8 @@ fn add(store: &Store, config: &Config, add: Add, file: &Path) -> anyhow::Result<
         weight: add.weight,
         class: add.class,
         connects_per_minute: add.connects_per_minute,
+        text_requests_per_minute: add.text_requests_per_minute,
+        text_tokens_per_minute: add.text_tokens_per_minute,
         max_call_s: add.max_call_s,
         idle_s: add.idle_s,
         budget: budget_of(&add.budget)?,

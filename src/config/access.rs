@@ -79,6 +79,10 @@ pub struct TenantConfig {
     pub class: Class,
     /// Requests at any door in a minute; 0: no limit of its own.
     pub connects_per_minute: u32,
+    /// Requests for text in a minute; 0: no limit of its own.
+    pub text_requests_per_minute: u64,
+    /// Tokens of requests for text in a minute; 0: no limit of its own.
+    pub text_tokens_per_minute: u64,
     /// Longest call, seconds; none: `call.max_s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_call_s: Option<u64>,
@@ -110,6 +114,8 @@ impl Default for TenantConfig {
             weight: 1,
             class: Class::Interactive,
             connects_per_minute: 0,
+            text_requests_per_minute: 0,
+            text_tokens_per_minute: 0,
             max_call_s: None,
             idle_s: None,
             share_secrets: true,
@@ -153,6 +159,10 @@ pub enum Scope {
     Sip,
     /// Calling telephone numbers.
     Dial,
+    /// Requests for text: responses and transcriptions.
+    Text,
+    /// The tier `expert` of requests for text.
+    Expert,
     /// Ending calls of the tenant, and its limits.
     Admin,
 }
@@ -160,12 +170,12 @@ pub enum Scope {
 impl Scope {
     /// All of them.
     pub fn all() -> Vec<Self> {
-        vec![Self::Call, Self::Token, Self::Secret, Self::Sip, Self::Dial, Self::Admin]
+        vec![Self::Call, Self::Token, Self::Secret, Self::Sip, Self::Dial, Self::Text, Self::Expert, Self::Admin]
     }
 
     /// All that a backend for callers needs.
     pub fn usual() -> Vec<Self> {
-        vec![Self::Call, Self::Token, Self::Secret]
+        vec![Self::Call, Self::Token, Self::Secret, Self::Text]
     }
 
     /// Its name.
@@ -176,6 +186,8 @@ impl Scope {
             Self::Secret => "secret",
             Self::Sip => "sip",
             Self::Dial => "dial",
+            Self::Text => "text",
+            Self::Expert => "expert",
             Self::Admin => "admin",
         }
     }

@@ -17,8 +17,8 @@ pub enum BodyError {
     #[error("the body is over the {0} byte limit")]
     TooLarge(usize),
     /// It did not come.
-    #[error("the body did not come within {} s", PATIENCE.as_secs())]
-    TooSlow,
+    #[error("the body did not come within {} s", .0.as_secs())]
+    TooSlow(Duration),
     /// The connection broke.
     #[error("the body broke off")]
     Broken,
@@ -32,7 +32,16 @@ pub enum BodyError {
 /// # Errors
 /// When it is too long or comes too slowly.
 pub async fn read(body: Body, limit: usize) -> Result<Bytes, BodyError> {
-    let body = time::timeout(PATIENCE, Limited::new(body, limit).collect()).await.map_err(|_| BodyError::TooSlow)?;
+    read_within(body, limit, PATIENCE).await
+}
+
+/// The same within this time.
+///
+/// # Errors
+/// As [`read`].
+pub async fn read_within(body: Body, limit: usize, patience: Duration) -> Result<Bytes, BodyError> {
+    let body = time::timeout(patience, Limited::new(body, limit).collect()).await;
+    let body = body.map_err(|_| BodyError::TooSlow(patience))?;
     body.map(http_body_util::Collected::to_bytes)
         .map_err(|error| if error.is::<LengthLimitError>() { BodyError::TooLarge(limit) } else { BodyError::Broken })
 }
@@ -65,7 +74,7 @@ mod tests {
         assert_eq!(read(Body::from("hello!"), 5).await, Err(BodyError::TooLarge(5)));
         let stalled = stream::iter([Ok::<_, std::io::Error>("he")]).chain(stream::pending());
         let began = time::Instant::now();
-        assert_eq!(read(Body::from_stream(stalled), 5).await, Err(BodyError::TooSlow));
+        assert_eq!(read(Body::from_stream(stalled), 5).await, Err(BodyError::TooSlow(PATIENCE)));
         assert_eq!(began.elapsed(), PATIENCE);
         let broken = stream::iter([Err::<Bytes, _>(std::io::Error::other("gone"))]);
         assert_eq!(read(Body::from_stream(broken), 5).await, Err(BodyError::Broken));

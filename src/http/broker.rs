@@ -180,7 +180,7 @@ impl From<BodyError> for Refusal {
     fn from(error: BodyError) -> Self {
         let (status, code) = match error {
             BodyError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
-            BodyError::TooSlow => (StatusCode::REQUEST_TIMEOUT, "request_timeout"),
+            BodyError::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "request_timeout"),
             BodyError::Broken | BodyError::Form(_) => (StatusCode::BAD_REQUEST, "invalid_json"),
         };
         Self::new(status, code, format!("{error}."))
@@ -188,7 +188,7 @@ impl From<BodyError> for Refusal {
 }
 
 /// The service's refusal in its own code, where that is about the request; what is about our account is ours.
-pub(super) fn refused(error: &UpstreamError) -> Refusal {
+pub(crate) fn refused(error: &UpstreamError) -> Refusal {
     let verdict = error.verdict();
     let inner = innermost(error);
     let (status, code, param) = match inner {

@@ -106,6 +106,8 @@ fn report(shared: &Shared, who: &Principal) -> Value {
         "limits": {
             "calls": config.and_then(|c| some(c.max_calls as u64)),
             "connects_per_minute": config.and_then(|c| some(u64::from(c.connects_per_minute))),
+            "text_requests_per_minute": config.and_then(|c| some(c.text_requests_per_minute)),
+            "text_tokens_per_minute": config.and_then(|c| some(c.text_tokens_per_minute)),
             "max_call_s": who.max_call_s(call.max_s),
             "idle_s": some(who.idle_s(call.idle_s)),
             "agents": config.map(|c| &c.agents).filter(|list| !list.is_empty()),

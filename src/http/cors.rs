@@ -15,7 +15,11 @@ use axum::{
 use crate::serve::Shared;
 
 /// Answers that a page may read besides the usual ones.
-const EXPOSED: HeaderValue = HeaderValue::from_static("Location, Retry-After");
+const EXPOSED: HeaderValue = HeaderValue::from_static(
+    "Location, Retry-After, X-Request-Id, X-RateLimit-Limit-Requests, X-RateLimit-Limit-Tokens, X-RateLimit-Remaining-Requests, \
+     X-RateLimit-Remaining-Tokens, X-RateLimit-Reset-Requests, X-RateLimit-Reset-Tokens, X-Voxrelay-Route, X-Voxrelay-Tier, \
+     X-Voxrelay-Tier-By, X-Voxrelay-Waited-Ms",
+);
 /// How long a browser may remember a preflight, seconds.
 const REMEMBERED: HeaderValue = HeaderValue::from_static("600");
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, DELETE");

@@ -9,6 +9,7 @@
 //! | [`broker`] | client secrets and SDP, for clients that speak to the service directly |
 //! | [`cors`] | which web pages may ask for these |
 //! | [`dial`] | `/v1/dial`: calls to telephones |
+//! | [`text`] | `/v1/responses`, `/v1/audio/transcriptions` |
 //! | [`idempotency`] | requests that may come again |
 //! | [`body`] | bodies, bounded in size and time |
 pub mod body;
@@ -18,5 +19,6 @@ pub mod cors;
 pub mod dial;
 pub mod idempotency;
 pub mod pages;
+pub mod text;
 pub mod tokens;
 pub mod usage;

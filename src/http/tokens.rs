@@ -71,7 +71,7 @@ impl From<BodyError> for Refusal {
     fn from(error: BodyError) -> Self {
         let (status, code) = match error {
             BodyError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "message_too_large"),
-            BodyError::TooSlow => (StatusCode::REQUEST_TIMEOUT, "invalid_message"),
+            BodyError::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "invalid_message"),
             BodyError::Broken | BodyError::Form(_) => (StatusCode::BAD_REQUEST, "invalid_message"),
         };
         Self::new(status, code, error.to_string())

@@ -144,6 +144,22 @@ pub enum Fact {
         /// How long it took, all tries together.
         took: Duration,
     },
+    /// The answer to a request for text has begun to come.
+    TextBegan {
+        /// At which door.
+        door: Cow<'static, str>,
+        /// So long after it was sent.
+        after: Duration,
+    },
+    /// It is over.
+    TextEnded {
+        /// At which door.
+        door: Cow<'static, str>,
+        /// How it ended.
+        status: String,
+        /// So long after it was sent.
+        took: Duration,
+    },
     /// The service said something that we do not know.
     UnknownEvent,
     /// The service complained about something that had already happened.
@@ -250,6 +266,17 @@ impl Fact {
                 counter!("voxrelay_tools_total", "tool" => tool.clone(), "outcome" => outcome.clone()).increment(1);
                 histogram!("voxrelay_tool_seconds").record(took.as_secs_f64());
                 tracing::info!(tool, %outcome, seconds = took.as_secs_f64(), "a tool was run");
+            }
+            Self::TextBegan { door, after } => {
+                histogram!("voxrelay_text_first_seconds", "door" => door.clone()).record(after.as_secs_f64());
+            }
+            Self::TextEnded { door, status, took } => {
+                let known =
+                    ["completed", "incomplete", "failed", "cancelled"].into_iter().find(|known| known == status);
+                let status = known.unwrap_or("other");
+                counter!("voxrelay_texts_total", "door" => door.clone(), "status" => status).increment(1);
+                histogram!("voxrelay_text_seconds", "door" => door.clone()).record(took.as_secs_f64());
+                tracing::debug!(%door, status, seconds = took.as_secs_f64(), "a request for text is over");
             }
             Self::UnknownEvent => {
                 counter!("voxrelay_unknown_events_total").increment(1);

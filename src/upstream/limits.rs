@@ -84,6 +84,8 @@ pub enum Source {
     Mint,
     /// A request about a call by WebRTC or telephone.
     Call,
+    /// A request for text.
+    Text,
     /// The opening of a session.
     Connect,
     /// A failed reply.
@@ -228,6 +230,7 @@ impl Board {
             (Some(_), Source::Connect | Source::Call) => Limit::Connect,
             (Some(limit), _) => limit,
             (None, Source::Mint) if status == 429 => Limit::Mint,
+            (None, Source::Text) if status == 429 => Limit::Requests,
             (None, _) if status == 429 => Limit::Connect,
             (None, _) => return,
         };

@@ -18,6 +18,7 @@ pub mod scan;
 pub mod secrets;
 pub mod shape;
 pub mod status;
+pub mod text;
 
 use std::{sync::Arc, time::Duration};
 

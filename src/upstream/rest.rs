@@ -35,9 +35,10 @@ const LONGEST_LIFE: u64 = 7_500;
 #[derive(Debug, Clone)]
 pub struct Rest {
     http: reqwest::Client,
+    /// The base that all paths stand under.
     root: String,
     config: Arc<UpstreamConfig>,
-    board: Arc<Board>,
+    pub(super) board: Arc<Board>,
 }
 
 /// A client secret, fresh from the service.
@@ -129,12 +130,12 @@ impl Rest {
         };
         let scheme = if endpoint.tls { "https" } else { "http" };
         let host = if endpoint.host.contains(':') { format!("[{}]", endpoint.host) } else { endpoint.host.clone() };
-        let root = format!("{scheme}://{host}:{}{path}/realtime", endpoint.port);
+        let root = format!("{scheme}://{host}:{}{path}", endpoint.port);
         Ok(Self { http, root, config, board })
     }
 
     /// A request in the account's name, or with a credential of its own.
-    fn request(&self, path: &str, who: &Principal, credential: Option<&Secret>) -> RequestBuilder {
+    pub(super) fn request(&self, path: &str, who: &Principal, credential: Option<&Secret>) -> RequestBuilder {
         let mut request = self.http.request(Method::POST, format!("{}{path}", self.root));
         if let Some(credential) = credential.or(self.config.api_key.as_ref()) {
             let (name, value) = credential_header(self.config.dialect, credential.expose());
@@ -160,7 +161,8 @@ impl Rest {
     /// Why there is none, or none that could be used.
     pub async fn mint(&self, body: &Value, who: &Principal) -> Result<Minted, UpstreamError> {
         let asked = Instant::now();
-        let response = self.send(self.request("/client_secrets", who, None).json(body), Source::Mint, who).await?;
+        let response =
+            self.send(self.request("/realtime/client_secrets", who, None).json(body), Source::Mint, who).await?;
         let server_now = date(response.headers()).unwrap_or_else(crate::wall::unix_now);
         let answer: Value = serde_json::from_slice(&read(response).await?).map_err(|_| strange("is not JSON"))?;
         let value = answer.get("value").and_then(Value::as_str).filter(|value| is_header(value));
@@ -187,7 +189,7 @@ impl Rest {
         secret: Option<&Secret>,
         who: &Principal,
     ) -> Result<Taken, UpstreamError> {
-        let request = self.request("/calls", who, secret);
+        let request = self.request("/realtime/calls", who, secret);
         let request = match session {
             None => request.header(header::CONTENT_TYPE, "application/sdp").body(offer),
             Some(session) => {
@@ -215,7 +217,7 @@ impl Rest {
     /// # Errors
     /// Why it was not done.
     pub async fn act(&self, call: &str, act: Act, body: Option<Bytes>, who: &Principal) -> Result<(), UpstreamError> {
-        let request = self.request(&format!("/calls/{call}/{}", act.name()), who, None);
+        let request = self.request(&format!("/realtime/calls/{call}/{}", act.name()), who, None);
         let request = match body {
             Some(body) => request.header(header::CONTENT_TYPE, "application/json").body(body),
             None => request.header(header::CONTENT_LENGTH, "0"),
@@ -238,7 +240,7 @@ impl Rest {
         Err(error)
     }
 
-    fn unsent(&self, error: &reqwest::Error) -> UpstreamError {
+    pub(super) fn unsent(&self, error: &reqwest::Error) -> UpstreamError {
         if error.is_timeout() {
             let after = Duration::from_millis(self.config.session_timeout_ms);
             return UpstreamError::Timeout { stage: "answer a request", after };
@@ -293,7 +295,7 @@ pub(super) async fn read(response: Response) -> Result<Bytes, UpstreamError> {
 }
 
 /// A refusal, with the code of its body and the wait that it names.
-async fn refusal(response: Response) -> UpstreamError {
+pub(super) async fn refusal(response: Response) -> UpstreamError {
     let status = StatusCode::from_u16(response.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
     let retry_after = retry_after(response.headers());
     let body = time::timeout(Duration::from_secs(2), read(response)).await;

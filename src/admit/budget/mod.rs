@@ -165,11 +165,18 @@ impl Budgets {
 
     /// The purse of a call. `used`: what it has used in another process that it comes from; of a new one nothing.
     pub fn purse(&self, who: &Principal, call: &str, used: Amount) -> Purse {
-        let purse = Purse { budgets: self.clone(), who: who.clone(), call: call.to_owned(), told: BTreeMap::new() };
+        let mut purse = self.beside(who, call);
+        purse.closes = true;
         if used != Amount::default() {
             self.accounts().add(self.now(), [&purse.subject()], used);
         }
         purse
+    }
+
+    /// Another purse of a call that runs, for what is done for it beside its replies.
+    pub fn beside(&self, who: &Principal, call: &str) -> Purse {
+        let (who, call, told) = (who.clone(), call.to_owned(), BTreeMap::new());
+        Purse { budgets: self.clone(), who, call, told, closes: false }
     }
 
     /// Takes over what was used in the day and the month of `then`, Unix seconds, before this process began.
@@ -214,7 +221,8 @@ impl Budgets {
     }
 }
 
-/// One call's way to the budgets. Dropping it forgets what the call has used; what its tenant, key and user have, stays.
+/// One call's way to the budgets. Dropping it forgets what the call has used ([`Budgets::beside`]: not); what its tenant, key and user
+/// have, stays.
 #[derive(Debug)]
 pub struct Purse {
     budgets: Budgets,
@@ -222,6 +230,8 @@ pub struct Purse {
     call: String,
     /// Warnings that the call has had, and in which period.
     told: BTreeMap<LowKey, u64>,
+    /// Dropping it forgets what the call has used.
+    closes: bool,
 }
 
 impl Purse {
@@ -286,7 +296,9 @@ impl Purse {
 
 impl Drop for Purse {
     fn drop(&mut self) {
-        self.budgets.accounts().close(&self.subject());
+        if self.closes {
+            self.budgets.accounts().close(&self.subject());
+        }
     }
 }
 

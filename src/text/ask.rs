@@ -1,0 +1,372 @@
+//! What a request asks for, read from its body: the model, whether it streams, how much it will use, and what the rules for tiers look at.
+//!
+//! The body stays as it came but for the model, and for names of end users, which stay here. How much it will use is a guess that is
+//! settled by the service's own count: it must not be too low, or the account's limits are hit.
+use bytes::Bytes;
+use futures_util::stream;
+use multer::Multipart;
+use serde_json::{Map, Value};
+
+use super::Kind;
+use crate::upstream::text::{Content, Part};
+
+/// Longest name of a model, bytes.
+const LONGEST_MODEL: usize = 128;
+/// What an image in a request comes to, tokens: a large one, tiled.
+const IMAGE_TOKENS: u64 = 1_500;
+/// Audio of a token, and how many tokens of text a second of speech comes to at most (five words).
+const TOKENS_OF_SECOND: u64 = 10;
+const WRITTEN_IN_SECOND: u64 = 7;
+/// Speech is not packed tighter, bytes a second.
+const TIGHTEST: f64 = 2_000.0;
+
+/// A request that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrong {
+    /// `error.code`
+    pub code: &'static str,
+    /// In the service's way of saying it.
+    pub message: String,
+    /// The field.
+    pub param: Option<&'static str>,
+}
+
+impl Wrong {
+    fn at(param: &'static str, code: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), param: Some(param) }
+    }
+}
+
+/// A request that was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Asked {
+    /// What for.
+    pub kind: Kind,
+    /// By the caller's name; it may be one of ours.
+    pub model: String,
+    /// Its answer comes in pieces.
+    pub stream: bool,
+    /// What it reads, tokens: a guess from above.
+    pub input_tokens: u64,
+    /// What it may write at most, tokens.
+    pub output_tokens: u64,
+    /// The recording, seconds: a guess from above.
+    pub seconds: Option<f64>,
+    /// What rules look at.
+    pub traits: Traits,
+    /// The response that it goes on from.
+    pub previous: Option<String>,
+    /// The end user, by the caller's own name for them.
+    pub user: Option<String>,
+    /// The body.
+    pub content: Content,
+}
+
+/// What the rules for tiers look at.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Traits {
+    /// It has tools.
+    pub tools: bool,
+    /// Its answer must have the shape of a JSON Schema.
+    pub schema: bool,
+    /// `reasoning.effort`
+    pub effort: Option<String>,
+    /// `metadata`
+    pub metadata: Map<String, Value>,
+}
+
+/// The same body for this model, and for an end user of this name.
+pub fn addressed(content: &Content, model: &str, user: Option<&str>) -> Content {
+    match content {
+        Content::Json(object) => {
+            let mut object = object.clone();
+            object.insert("model".to_owned(), model.into());
+            if let Some(user) = user {
+                object.remove("user");
+                object.insert("safety_identifier".to_owned(), user.into());
+            }
+            Content::Json(object)
+        }
+        Content::Form(parts) => {
+            let named = |part: &Part| match part.name.as_str() {
+                "model" => Part { bytes: Bytes::from(model.to_owned()), ..part.clone() },
+                _ => part.clone(),
+            };
+            Content::Form(parts.iter().map(named).collect())
+        }
+    }
+}
+
+/// Reads a request for a response. `most`: what an answer may use at most where nothing is said.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn response(body: &[u8], most: u64) -> Result<Asked, Wrong> {
+    let broken = |message: String| Wrong { code: "invalid_json", message, param: None };
+    let body: Value = serde_json::from_slice(body).map_err(|e| broken(format!("The body is not JSON: {e}.")))?;
+    let Value::Object(object) = body else { return Err(broken("The body must be a JSON object.".to_owned())) };
+    let there = |field: &str| object.get(field).filter(|value| !value.is_null());
+    let model = model(there("model").map(|model| model.as_str()))?;
+    let stream = match there("stream") {
+        None => false,
+        Some(Value::Bool(stream)) => *stream,
+        Some(other) => return Err(kind("stream", other, "a boolean")),
+    };
+    if there("background").is_some_and(|background| background == true) {
+        let message = "`background` is not offered here: what it uses could not be accounted for. Leave it out, and let the answer \
+                       come as a stream.";
+        return Err(Wrong::at("background", "unsupported_parameter", message));
+    }
+    let output_tokens = match there("max_output_tokens") {
+        None => most,
+        Some(value) => value
+            .as_u64()
+            .filter(|most| *most >= 1)
+            .ok_or_else(|| kind("max_output_tokens", value, "a whole number from 1 on"))?,
+    };
+    let previous = match there("previous_response_id") {
+        None => None,
+        Some(Value::String(id)) => Some(id.clone()),
+        Some(other) => return Err(kind("previous_response_id", other, "a string")),
+    };
+    let metadata = match there("metadata") {
+        None => Map::new(),
+        Some(Value::Object(metadata)) => metadata.clone(),
+        Some(other) => return Err(kind("metadata", other, "an object of strings")),
+    };
+    let read = ["input", "instructions", "tools", "text", "prompt"];
+    let input_tokens = read.iter().filter_map(|field| there(field)).map(tokens_in).fold(8, u64::saturating_add);
+    let traits = Traits {
+        tools: there("tools").and_then(Value::as_array).is_some_and(|tools| !tools.is_empty()),
+        schema: there("text").and_then(|text| text.pointer("/format/type")).is_some_and(|kind| kind == "json_schema"),
+        effort: there("reasoning").and_then(|of| of.get("effort")?.as_str()).map(str::to_owned),
+        metadata,
+    };
+    let user = there("safety_identifier").or(there("user")).and_then(Value::as_str).map(str::to_owned);
+    let (kind, seconds, content) = (Kind::Response, None, Content::Json(object));
+    Ok(Asked { kind, model, stream, input_tokens, output_tokens, seconds, traits, previous, user, content })
+}
+
+/// Reads a request for a transcription.
+///
+/// # Errors
+/// What is wrong with it.
+pub async fn transcription(content_type: &str, body: Bytes) -> Result<Asked, Wrong> {
+    let parts = parts(content_type, body).await?;
+    let text = |name: &str| {
+        let part = parts.iter().find(|part| part.name == name && part.file.is_none())?;
+        std::str::from_utf8(&part.bytes).ok().map(str::trim)
+    };
+    let file = parts.iter().find(|part| part.name == "file");
+    let missing = || Wrong::at("file", "missing_required_parameter", "Missing required parameter: 'file'.");
+    let file = file.ok_or_else(missing)?;
+    if file.bytes.is_empty() {
+        return Err(Wrong::at("file", "invalid_value", "`file`: found no bytes; allowed: a recording."));
+    }
+    let model = model(text("model").map(Some))?;
+    let stream = match text("stream") {
+        None | Some("" | "false" | "False" | "0") => false,
+        Some("true" | "True" | "1") => true,
+        Some(other) => return Err(kind("stream", &other.into(), "true or false")),
+    };
+    let seconds = length(&file.bytes);
+    let whole = |per: u64| {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a recording of a bounded size")]
+        let seconds = seconds.ceil() as u64;
+        seconds.saturating_mul(per)
+    };
+    let input_tokens = whole(TOKENS_OF_SECOND).saturating_add(text("prompt").map_or(0, tokens));
+    let output_tokens = whole(WRITTEN_IN_SECOND).max(16);
+    let (kind, seconds, content) = (Kind::Transcription, Some(seconds), Content::Form(parts));
+    let (traits, previous, user) = (Traits::default(), None, None);
+    Ok(Asked { kind, model, stream, input_tokens, output_tokens, seconds, traits, previous, user, content })
+}
+
+/// The parts of a form.
+async fn parts(content_type: &str, body: Bytes) -> Result<Vec<Part>, Wrong> {
+    let broken = |what: &dyn std::fmt::Display| Wrong {
+        code: "invalid_multipart",
+        message: format!("The multipart body cannot be read: {what}."),
+        param: None,
+    };
+    let boundary = multer::parse_boundary(content_type).map_err(|_| {
+        let message = "The body must be multipart/form-data, with the parts `file` and `model`.".to_owned();
+        Wrong { code: "invalid_multipart", message, param: None }
+    })?;
+    let mut form = Multipart::new(stream::iter([Ok::<_, std::convert::Infallible>(body)]), boundary);
+    let mut parts: Vec<Part> = Vec::new();
+    while let Some(field) = form.next_field().await.map_err(|_| broken(&"it breaks off"))? {
+        let name = field.name().unwrap_or_default().to_owned();
+        let (file, mime) = (field.file_name().map(str::to_owned), field.content_type().map(ToString::to_string));
+        let bytes = field.bytes().await.map_err(|_| broken(&"a part breaks off"))?;
+        // One that stands there twice could be read one way here and the other way there.
+        if ["file", "model", "stream"].contains(&name.as_str()) && parts.iter().any(|part| part.name == name) {
+            return Err(broken(&format!("part `{name}` is there twice")));
+        }
+        parts.push(Part { name, file, mime, bytes });
+    }
+    Ok(parts)
+}
+
+fn model(found: Option<Option<&str>>) -> Result<String, Wrong> {
+    match found {
+        None => Err(Wrong::at("model", "missing_required_parameter", "Missing required parameter: 'model'.")),
+        Some(Some(model)) if (1..=LONGEST_MODEL).contains(&model.len()) => Ok(model.to_owned()),
+        Some(_) => {
+            let message = format!("`model` must be a string of 1 to {LONGEST_MODEL} bytes.");
+            Err(Wrong::at("model", "invalid_type", message))
+        }
+    }
+}
+
+fn kind(field: &'static str, found: &Value, allowed: &str) -> Wrong {
+    let found: String = found.to_string().chars().take(64).collect();
+    Wrong::at(field, "invalid_type", format!("`{field}`: found {found}; allowed: {allowed}."))
+}
+
+/// Tokens of everything that is text in there, from above.
+fn tokens_in(value: &Value) -> u64 {
+    match value {
+        Value::String(text) if text.starts_with("data:") => IMAGE_TOKENS,
+        Value::String(text) => tokens(text),
+        Value::Array(all) => all.iter().map(tokens_in).fold(0, u64::saturating_add),
+        Value::Object(all) => {
+            all.iter().map(|(name, value)| tokens(name) + 1 + tokens_in(value)).fold(2, u64::saturating_add)
+        }
+        _ => 1,
+    }
+}
+
+/// Tokens of a text, from above: of what is ASCII a token is four letters or less in no language that was looked at, of everything else a
+/// letter is at most one (but for rare ones).
+pub fn tokens(text: &str) -> u64 {
+    let ascii = text.bytes().filter(u8::is_ascii).count() as u64;
+    let others = text.chars().filter(|c| !c.is_ascii()).count() as u64;
+    // Figures and signs are cut finer than words.
+    let fine = text.bytes().filter(|b| b.is_ascii_digit() || b.is_ascii_punctuation()).count() as u64;
+    (ascii - fine).div_ceil(4) + fine.div_ceil(2) + others
+}
+
+/// How long a recording is, seconds: from its header if it is a plain wav file, and else from above by its size.
+fn length(file: &[u8]) -> f64 {
+    wav_length(file).unwrap_or(file.len() as f64 / TIGHTEST)
+}
+
+fn wav_length(file: &[u8]) -> Option<f64> {
+    if file.get(..4)? != b"RIFF" || file.get(8..12)? != b"WAVE" {
+        return None;
+    }
+    let number = |at: usize| file.get(at..at + 4).and_then(|four| Some(u32::from_le_bytes(four.try_into().ok()?)));
+    let mut at = 12;
+    let mut rate = None;
+    loop {
+        let (name, size) = (file.get(at..at + 4)?, number(at + 4)? as usize);
+        match name {
+            b"fmt " => rate = number(at + 16).filter(|rate| *rate > 0),
+            b"data" => return Some(size.min(file.len() - at) as f64 / f64::from(rate?)),
+            _ => {}
+        }
+        at = at.checked_add(8)?.checked_add(size)?.checked_add(size % 2)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_request_for_a_response_is_read() {
+        let body = json!({"model": "auto", "input": "What is the capital of France?", "stream": true, "max_output_tokens": 50,
+            "tools": [{"type": "function", "name": "look"}], "reasoning": {"effort": "high"}, "metadata": {"stakes": "high"},
+            "text": {"format": {"type": "json_schema", "name": "a", "schema": {}}}, "previous_response_id": "resp_1",
+            "safety_identifier": "ada", "of_tomorrow": 1});
+        let asked = response(body.to_string().as_bytes(), 4_096).unwrap();
+        assert_eq!((asked.model.as_str(), asked.stream, asked.output_tokens), ("auto", true, 50));
+        assert!((20..80).contains(&asked.input_tokens), "{}", asked.input_tokens);
+        assert!(asked.traits.tools && asked.traits.schema);
+        assert_eq!((asked.traits.effort.as_deref(), asked.previous.as_deref()), (Some("high"), Some("resp_1")));
+        let Content::Json(sent) = addressed(&asked.content, "m", Some("hashed")) else { panic!() };
+        assert_eq!(
+            (&sent["model"], &sent["safety_identifier"], &sent["of_tomorrow"]),
+            (&json!("m"), &json!("hashed"), &json!(1))
+        );
+        let plain = response(br#"{"model":"m","input":"x","stream":null}"#, 4_096).unwrap();
+        assert_eq!((plain.stream, plain.output_tokens, plain.traits), (false, 4_096, Traits::default()));
+    }
+
+    #[test]
+    fn what_cannot_work_is_named() {
+        for (body, param, code) in [
+            ("{", None, "invalid_json"),
+            ("[]", None, "invalid_json"),
+            ("{}", Some("model"), "missing_required_parameter"),
+            (r#"{"model":5}"#, Some("model"), "invalid_type"),
+            (r#"{"model":""}"#, Some("model"), "invalid_type"),
+            (r#"{"model":"m","stream":"yes"}"#, Some("stream"), "invalid_type"),
+            (r#"{"model":"m","background":true}"#, Some("background"), "unsupported_parameter"),
+            (r#"{"model":"m","max_output_tokens":0}"#, Some("max_output_tokens"), "invalid_type"),
+            (r#"{"model":"m","max_output_tokens":-1}"#, Some("max_output_tokens"), "invalid_type"),
+            (r#"{"model":"m","metadata":[]}"#, Some("metadata"), "invalid_type"),
+            (r#"{"model":"m","previous_response_id":1}"#, Some("previous_response_id"), "invalid_type"),
+        ] {
+            let wrong = response(body.as_bytes(), 1).unwrap_err();
+            assert_eq!((wrong.param, wrong.code), (param, code), "{body}: {}", wrong.message);
+        }
+    }
+
+    fn form(parts: &[(&str, Option<&str>, &[u8])]) -> (String, Bytes) {
+        let mut body = Vec::new();
+        for (name, file, bytes) in parts {
+            let file = file.map(|file| format!("; filename=\"{file}\"")).unwrap_or_default();
+            body.extend(format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n").bytes());
+            body.extend_from_slice(bytes);
+            body.extend(b"\r\n");
+        }
+        body.extend(b"--b--\r\n");
+        ("multipart/form-data; boundary=b".to_owned(), body.into())
+    }
+
+    #[tokio::test]
+    async fn a_request_for_a_transcription_is_read() {
+        let clip = std::fs::read("tests/clips/hello_question_24k.wav").unwrap();
+        let (kind, body) =
+            form(&[("model", None, b"gpt-transcribe"), ("stream", None, b"true"), ("file", Some("a.wav"), &clip)]);
+        let asked = transcription(&kind, body).await.unwrap();
+        assert_eq!((asked.model.as_str(), asked.stream), ("gpt-transcribe", true));
+        assert!((5.3..5.5).contains(&asked.seconds.unwrap()), "{:?}", asked.seconds);
+        let Content::Form(parts) = addressed(&asked.content, "other", None) else { panic!() };
+        assert_eq!(parts[0].bytes, "other");
+        assert_eq!((parts[2].file.as_deref(), parts[2].bytes.len()), (Some("a.wav"), clip.len()));
+        let wrong = async |parts: &[(&str, Option<&str>, &[u8])]| {
+            let (kind, body) = form(parts);
+            let wrong = transcription(&kind, body).await.unwrap_err();
+            (wrong.param, wrong.code)
+        };
+        assert_eq!(wrong(&[("model", None, b"m")]).await, (Some("file"), "missing_required_parameter"));
+        assert_eq!(wrong(&[("file", Some("a"), b"x")]).await, (Some("model"), "missing_required_parameter"));
+        assert_eq!(wrong(&[("model", None, b"m"), ("file", Some("a"), b"")]).await, (Some("file"), "invalid_value"));
+        let twice: [(&str, Option<&str>, &[u8]); 3] =
+            [("model", None, b"m"), ("model", None, b"n"), ("file", Some("a"), b"x")];
+        assert_eq!(wrong(&twice).await, (None, "invalid_multipart"));
+        let body =
+            Bytes::from_static(b"--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nxx");
+        assert_eq!(transcription("multipart/form-data; boundary=b", body).await.unwrap_err().code, "invalid_multipart");
+        assert_eq!(transcription("application/json", Bytes::new()).await.unwrap_err().code, "invalid_multipart");
+    }
+
+    #[test]
+    fn texts_are_counted_from_above() {
+        for (text, real) in [
+            ("What is the capital of France?", 7),
+            ("Die Donaudampfschifffahrtsgesellschaft hat heute geöffnet.", 14),
+            ("東京は日本の首都です。", 10),
+            ("1234567890", 4),
+            ("{\"a\": [1, 2, 3]}", 9),
+            ("", 0),
+        ] {
+            assert!((real..=real * 3 + 2).contains(&tokens(text)), "{text}: {}", tokens(text));
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The service's REST side for text: responses and transcriptions. One request, one try; who is asked, and how often, is decided above.
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use bytes::Bytes;
+use reqwest::{Body, Response, multipart};
+use serde_json::{Map, Value};
+
+use super::{
+    UpstreamError,
+    limits::{self, Source},
+    rest::{self, Rest},
+};
+use crate::admit::{
+    Principal,
+    governor::{Dimension, Heard},
+};
+
+/// A part of a form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Its name.
+    pub name: String,
+    /// The file's name, if it is a file.
+    pub file: Option<String>,
+    /// Its type.
+    pub mime: Option<String>,
+    /// What is in it.
+    pub bytes: Bytes,
+}
+
+/// A body.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content {
+    /// JSON.
+    Json(Map<String, Value>),
+    /// A form.
+    Form(Vec<Part>),
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum NoAnswer {
+    /// The request is wrong, in the service's own words.
+    Told {
+        /// Its status.
+        status: StatusCode,
+        /// Its body, JSON.
+        body: Bytes,
+    },
+    /// Something else.
+    Error(UpstreamError),
+}
+
+impl Rest {
+    /// Sends a request, whose answer is whole within `longest`. `key`: tells it apart from others, should it come again.
+    ///
+    /// # Errors
+    /// Why there is no answer. Words of the service's are passed on only where they are about the request, and look as if they had no
+    /// key in them.
+    pub async fn text(
+        &self,
+        path: &str,
+        content: Content,
+        who: &Principal,
+        key: Option<&str>,
+        longest: Duration,
+    ) -> Result<Response, NoAnswer> {
+        let request = self.request(path, who, None).timeout(longest);
+        let request = match key {
+            Some(key) => request.header("idempotency-key", key),
+            None => request,
+        };
+        let request = match content {
+            Content::Json(object) => request.json(&object),
+            Content::Form(parts) => request.multipart(form(parts).map_err(NoAnswer::Error)?),
+        };
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(error) if error.is_timeout() && !error.is_connect() => {
+                let timeout = UpstreamError::Timeout { stage: "answer a request", after: longest };
+                return Err(NoAnswer::Error(timeout));
+            }
+            Err(error) => return Err(NoAnswer::Error(self.unsent(&error))),
+        };
+        let status = StatusCode::from_u16(response.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
+        if status.is_success() {
+            return Ok(response);
+        }
+        // What is about the account is said in words of ours.
+        if [400, 404, 409, 413, 415, 422].contains(&status.as_u16()) {
+            let body = rest::read(response).await.unwrap_or_default();
+            return Err(told(status, body));
+        }
+        let error = rest::refusal(response).await;
+        self.board.refused(Source::Text, who.tenant_id(), &error);
+        Err(NoAnswer::Error(error))
+    }
+}
+
+fn told(status: StatusCode, body: Bytes) -> NoAnswer {
+    let found = serde_json::from_slice::<Value>(&body).ok();
+    let error = found.as_ref().and_then(|body| body.get("error")).filter(|error| error.is_object());
+    let plain = !body.windows(3).any(|three| three == b"sk-");
+    match error {
+        Some(_) if plain => NoAnswer::Told { status, body },
+        error => {
+            let text = |field: &str| error?.get(field)?.as_str();
+            let (code, param) =
+                (text("code").map(super::error::plain_code), text("param").and_then(super::error::plain_field));
+            NoAnswer::Error(UpstreamError::Http { status, code, retry_after: None, param })
+        }
+    }
+}
+
+fn form(parts: Vec<Part>) -> Result<multipart::Form, UpstreamError> {
+    parts.into_iter().try_fold(multipart::Form::new(), |form, Part { name, file, mime, bytes }| {
+        let length = bytes.len() as u64;
+        let mut part = multipart::Part::stream_with_length(Body::from(bytes), length);
+        if let Some(file) = file {
+            part = part.file_name(file);
+        }
+        if let Some(mime) = mime {
+            part = part.mime_str(&mime).map_err(|e| UpstreamError::Broken(e.to_string()))?;
+        }
+        Ok(form.part(name, part))
+    })
+}
+
+/// What the headers of an answer say of the account's limits for its model (`x-ratelimit-*`).
+pub fn heard(headers: &HeaderMap) -> impl Iterator<Item = Heard> + '_ {
+    let number = |field: &str, name: &str| {
+        let value = headers.get(format!("x-ratelimit-{field}-{name}")).map(HeaderValue::to_str)?.ok()?;
+        Some(value.trim().to_owned())
+    };
+    [("requests", Dimension::Requests), ("tokens", Dimension::Tokens)].into_iter().filter_map(
+        move |(name, dimension)| {
+            let limit = number("limit", name).and_then(|limit| limit.parse().ok());
+            let remaining = number("remaining", name).and_then(|left| left.parse().ok());
+            let reset = number("reset", name).and_then(|reset| limits::duration(&reset));
+            (limit.is_some() || remaining.is_some()).then_some(Heard::Bucket { dimension, limit, remaining, reset })
+        },
+    )
+}
+
+/// The type of an answer's body.
+pub fn content_type(headers: &HeaderMap) -> HeaderValue {
+    headers.get(header::CONTENT_TYPE).cloned().unwrap_or(HeaderValue::from_static("application/json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_the_service_are_passed_on_where_they_are_about_the_request() {
+        let of = |body: &'static str| told(StatusCode::BAD_REQUEST, Bytes::from_static(body.as_bytes()));
+        let body =
+            r#"{"error":{"message":"Invalid schema.","code":"invalid_json_schema","param":"text.format.schema"}}"#;
+        assert!(matches!(of(body), NoAnswer::Told { .. }));
+        for (body, code) in [
+            (r#"{"error":{"message":"Key sk-abc is bad","code":"bad_key"}}"#, Some("bad_key")),
+            ("<html>", None),
+            (r#"{"error":"x"}"#, None),
+        ] {
+            let NoAnswer::Error(UpstreamError::Http { code: found, .. }) = of(body) else { panic!("{body}") };
+            assert_eq!(found.as_deref(), code, "{body}");
+        }
+    }
+
+    #[test]
+    fn limits_are_read_from_headers() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("x-ratelimit-limit-requests", "500"),
+            ("x-ratelimit-remaining-requests", "499"),
+            ("x-ratelimit-reset-requests", "120ms"),
+            ("x-ratelimit-remaining-tokens", "many"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let found: Vec<_> = heard(&headers).collect();
+        let reset = Some(Duration::from_millis(120));
+        let want = Heard::Bucket { dimension: Dimension::Requests, limit: Some(500), remaining: Some(499), reset };
+        assert_eq!(format!("{found:?}"), format!("{:?}", [want]));
+    }
+}
