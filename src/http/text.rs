@@ -32,7 +32,7 @@ use crate::{
     },
     text::{
         Kind,
-        answer::{self, Kept, Passing},
+        answer::{self, Kept, Passing, Whole},
         ask::{self, Wrong},
         run::{No, Order, Run, Texts},
     },
@@ -226,7 +226,7 @@ async fn again(mut landing: watch::Receiver<Option<Option<Arc<Kept>>>>) -> Resul
         return Err(Refusal { retry_after: Some(Duration::from_secs(1)), ..refusal }.at("Idempotency-Key").into());
     };
     let mut response = Response::new(Body::from(kept.body.clone()));
-    response.headers_mut().insert(header::CONTENT_TYPE, kept.mime.clone());
+    response.headers_mut().clone_from(&kept.head);
     put(response.headers_mut(), "x-voxrelay-repeated", "true");
     Ok(response)
 }
@@ -262,15 +262,20 @@ impl Work {
             put(response.headers_mut(), "x-accel-buffering", "no");
             *response.body_mut() = Body::from_stream(pieces(reader));
             let stall = Duration::from_secs(shared.desk.texts.config.stall_s);
-            let passing = Passing { to, stall, keeps: land.is_some(), stop: shared.stop.clone() };
+            let keeps = land.is_some().then(|| response.headers().clone());
+            let passing = Passing { to, stall, keeps, stop: shared.stop.clone() };
             let _ = tell.send(Ok(response));
             answer::pass(run, answered, passing).await
         } else {
             match answer::whole(run, answered).await {
-                Ok((mime, body)) => {
-                    let kept = (land.is_some() && body.len() <= answer::MAX_KEPT)
-                        .then(|| Arc::new(Kept { mime: mime.clone(), body: body.clone() }));
+                Ok(Whole { mime, body, cost }) => {
                     response.headers_mut().insert(header::CONTENT_TYPE, mime);
+                    if let Some(cost) = cost {
+                        put(response.headers_mut(), "x-voxrelay-cost-usd", &cost.to_string());
+                    }
+                    let head = response.headers().clone();
+                    let kept = (land.is_some() && body.len() <= answer::MAX_KEPT)
+                        .then(|| Arc::new(Kept { head, body: body.clone() }));
                     *response.body_mut() = Body::from(body);
                     let _ = tell.send(Ok(response));
                     kept

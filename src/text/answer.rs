@@ -4,7 +4,7 @@
 //! that says so has failed, and its reader is told.
 use std::{sync::Arc, time::Duration};
 
-use axum::http::HeaderValue;
+use axum::http::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use reqwest::Response as Answered;
 use tokio::{sync::mpsc, time};
@@ -16,7 +16,7 @@ use super::{
     run::Run,
     sse::Events,
 };
-use crate::upstream::text::content_type;
+use crate::{admit::price::Usd, upstream::text::content_type};
 
 /// Answers are not longer, bytes.
 const MAX_ANSWER: usize = 64 << 20;
@@ -28,8 +28,8 @@ pub const MAX_KEPT: usize = 1 << 20;
 /// An answer that may be asked for again.
 #[derive(Debug, Clone)]
 pub struct Kept {
-    /// Its type.
-    pub mime: HeaderValue,
+    /// Its headers: what it is, where it came from, what it cost.
+    pub head: HeaderMap,
     /// All of it.
     pub body: Bytes,
 }
@@ -56,11 +56,22 @@ impl Lost {
     }
 }
 
+/// A whole answer.
+#[derive(Debug)]
+pub struct Whole {
+    /// Its type.
+    pub mime: HeaderValue,
+    /// All of it.
+    pub body: Bytes,
+    /// What it cost; none: not known.
+    pub cost: Option<Usd>,
+}
+
 /// Reads a whole answer, and settles what it has used.
 ///
 /// # Errors
 /// Why there is none; what it may have used is settled, too.
-pub async fn whole(mut run: Run, mut answered: Answered) -> Result<(HeaderValue, Bytes), Lost> {
+pub async fn whole(mut run: Run, mut answered: Answered) -> Result<Whole, Lost> {
     let kind = run.asked().kind;
     let mime = content_type(answered.headers());
     let mut body = Vec::new();
@@ -82,10 +93,7 @@ pub async fn whole(mut run: Run, mut answered: Answered) -> Result<(HeaderValue,
         }
     }
     match Outcome::read(kind, &body) {
-        Some(outcome) => {
-            run.over(outcome);
-            Ok((mime, body.into()))
-        }
+        Some(outcome) => Ok(Whole { mime, body: body.into(), cost: run.over(outcome) }),
         None => {
             run.broke();
             Err(Lost::Strange)
@@ -100,8 +108,8 @@ pub struct Passing {
     pub to: mpsc::Sender<Bytes>,
     /// Nothing comes, or nobody reads, for so long: it is over.
     pub stall: Duration,
-    /// It may be asked for again, so that it is read to its end whoever goes.
-    pub keeps: bool,
+    /// It may be asked for again, with this head, so that it is read to its end whoever goes.
+    pub keeps: Option<HeaderMap>,
     /// The process ends.
     pub stop: CancellationToken,
 }
@@ -114,8 +122,8 @@ pub fn channel() -> (mpsc::Sender<Bytes>, mpsc::Receiver<Bytes>) {
 /// Passes a stream on, to its end. What it was, if that may be asked for again.
 pub async fn pass(mut run: Run, mut answered: Answered, passing: Passing) -> Option<Arc<Kept>> {
     let Passing { to, stall, keeps, stop } = passing;
-    let (kind, mime) = (run.asked().kind, content_type(answered.headers()));
-    let (mut reader, mut kept) = (Some(to), keeps.then(Vec::new));
+    let kind = run.asked().kind;
+    let (mut reader, mut kept) = (Some(to), keeps.map(|head| (head, Vec::new())));
     let (mut events, mut count, mut ended, mut stopped) = (Events::default(), 0_u64, None::<Said>, false);
     loop {
         let piece = tokio::select! {
@@ -138,7 +146,7 @@ pub async fn pass(mut run: Run, mut answered: Answered, passing: Passing) -> Opt
                 Said::Other => {}
             }
         });
-        if let Some(all) = &mut kept {
+        if let Some((_, all)) = &mut kept {
             all.extend_from_slice(&piece);
             if all.len() > MAX_KEPT {
                 kept = None;
@@ -158,7 +166,7 @@ pub async fn pass(mut run: Run, mut answered: Answered, passing: Passing) -> Opt
         Some(Said::Ended(outcome)) => {
             let good = outcome.status != "failed";
             run.over(outcome);
-            kept.filter(|_| good).map(|body| Arc::new(Kept { mime, body: body.into() }))
+            kept.filter(|_| good).map(|(head, body)| Arc::new(Kept { head, body: body.into() }))
         }
         told => {
             // The service did nothing wrong where it is we who go.

@@ -24,7 +24,7 @@ use crate::{
         Principal,
         budget::{Amount, Budgets, Held, Purse, Spent},
         governor::{Class, Dimension, Heard, Reason, retry_wait},
-        price::{PriceList, Prices},
+        price::{PriceList, Prices, Usd},
         quota::{Answer, Grant, Turn},
         router::{self, Headroom, Route, Stage, Taken, TierId, Wish},
         routes::Routes,
@@ -536,8 +536,8 @@ impl Run {
         }
     }
 
-    /// It is over.
-    pub fn over(mut self, outcome: Outcome) {
+    /// It is over; what it has cost, if that is known.
+    pub fn over(mut self, outcome: Outcome) -> Option<Usd> {
         self.named(&outcome.id);
         if self.order.asked.kind == Kind::Response && !outcome.id.is_empty() {
             let tokens = outcome.usage.map_or(0, |usage| usage.total_tokens);
@@ -548,7 +548,7 @@ impl Run {
             self.on.tell(|routes, taken| routes.failed(taken, Stage::MidStream), &self.texts);
         }
         let counted = outcome.usage.is_some() || outcome.seconds.is_some();
-        self.settle(&outcome.status, counted.then_some((outcome.usage.unwrap_or_default(), outcome.seconds)));
+        self.settle(&outcome.status, counted.then_some((outcome.usage.unwrap_or_default(), outcome.seconds)))
     }
 
     /// It broke off.
@@ -558,9 +558,9 @@ impl Run {
     }
 
     /// Gives back what was not used, and books what was. `counted`: by the service.
-    fn settle(&mut self, status: &str, counted: Option<(Usage, Option<f64>)>) {
+    fn settle(&mut self, status: &str, counted: Option<(Usage, Option<f64>)>) -> Option<Usd> {
         if std::mem::replace(&mut self.done, true) {
-            return;
+            return None;
         }
         let (usage, seconds) = counted.unwrap_or_else(|| self.guess(status));
         let prices = self.texts.prices.load_full();
@@ -609,6 +609,7 @@ impl Run {
             door: self.order.door,
         };
         books.book(&self.order.who, "", booked, &prices);
+        used.usd
     }
 
     /// What an answer that was never counted has used, as far as it came.

@@ -154,7 +154,7 @@ impl Shares {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{admit::Tenant, config::TenantConfig};
+    use crate::{admit::tenant::Tenant, config::TenantConfig};
 
     fn tenant(requests: u64, tokens: u64) -> Principal {
         let config = TenantConfig {

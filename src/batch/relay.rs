@@ -1,0 +1,309 @@
+//! The relay, or any service of the same shape, as whole-file work asks it: one request, one answer or the reason why not.
+//!
+//! Tries nothing twice and waits for nothing: what a refusal means for the file, or for the whole run, is said here and acted on in
+//! [`super::work`]. Recordings are sent from the disk, so that a request holds none of them in memory.
+use std::{path::PathBuf, time::Duration};
+
+use axum::http::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use reqwest::{RequestBuilder, Response, multipart};
+use rustls::pki_types::CertificateDer;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::Value;
+
+use crate::{admit::price::Usd, caller::socket::tls_config, upstream::rest::retry_after};
+
+/// Answers are not longer, bytes.
+const MAX_ANSWER: usize = 64 << 20;
+/// A wait beyond this is for another day.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// What is waited for where a refusal names nothing.
+const USUAL_WAIT: Duration = Duration::from_secs(2);
+/// Longest text of an error that is shown, characters.
+const SHOWN: usize = 300;
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// This request can never work.
+    Item {
+        /// For programs.
+        code: String,
+        /// For people.
+        message: String,
+    },
+    /// Too much was asked for: nothing is to be sent for so long.
+    Wait {
+        /// From now.
+        wait: Duration,
+        /// Why.
+        message: String,
+    },
+    /// It may have been heard or not; the same request, with the same key, may be sent again.
+    Again {
+        /// Why.
+        message: String,
+    },
+    /// No request will work, now or today.
+    Stop {
+        /// For programs.
+        code: String,
+        /// For people.
+        message: String,
+        /// When it may work again; none: when somebody has changed something.
+        wait: Option<Duration>,
+    },
+}
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Its body.
+    pub body: Bytes,
+    /// What it cost; none: not known.
+    pub cost: Option<Usd>,
+    /// How long it waited for the account's limits.
+    pub waited: Duration,
+    /// The account and the model that answered, where the relay says it.
+    pub route: Option<String>,
+}
+
+/// A recording, on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upload {
+    /// The file.
+    pub path: PathBuf,
+    /// Its name, as the service shall see it.
+    pub name: String,
+    /// Its media type.
+    pub media_type: &'static str,
+}
+
+/// How recordings are to be written down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// The model.
+    pub model: String,
+    /// The language that is spoken, as the service calls it.
+    pub language: Option<String>,
+    /// Words that may occur, or the style that is wanted.
+    pub prompt: Option<String>,
+    /// Times are wanted, where the model has them.
+    pub times: bool,
+}
+
+impl Wish {
+    /// The form in which it is answered: only the oldest model knows times (realtime-protocol section 9).
+    fn format(&self) -> &'static str {
+        if self.times && self.model.starts_with("whisper") { "verbose_json" } else { "json" }
+    }
+}
+
+/// Where to ask.
+#[derive(Debug, Clone)]
+pub struct Relay {
+    http: reqwest::Client,
+    base: String,
+    key: Option<SecretString>,
+}
+
+impl Relay {
+    /// At this base (`http://127.0.0.1:8080/v1`), with this credential. `ca`: authorities to trust besides the public ones; `longest`: a
+    /// whole answer.
+    ///
+    /// # Errors
+    /// What is wrong with the base.
+    pub fn new(
+        base: &str,
+        key: Option<SecretString>,
+        ca: Vec<CertificateDer<'static>>,
+        longest: Duration,
+    ) -> Result<Self, String> {
+        let url = reqwest::Url::parse(base).map_err(|_| wrong_base(base))?;
+        if !["http", "https"].contains(&url.scheme()) || url.host_str().is_none() || url.query().is_some() {
+            return Err(wrong_base(base));
+        }
+        let mut tls = tls_config(&ca).map_err(|e| e.to_string())?;
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .connect_timeout(Duration::from_secs(10))
+            .timeout(longest)
+            .pool_idle_timeout(Duration::from_secs(20))
+            .user_agent(concat!("voxrelay/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|e| e.to_string())?;
+        let base = url.as_str().trim_end_matches('/');
+        // A bare host is a relay's.
+        let base = if url.path() == "/" { format!("{base}/v1") } else { base.to_owned() };
+        Ok(Self { http, base, key })
+    }
+
+    /// Where it asks.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    fn request(&self, path: &str, key: &str) -> RequestBuilder {
+        let request = self.http.post(format!("{}{path}", self.base));
+        let request = request.header("idempotency-key", key).header("x-voxrelay-class", "batch");
+        match &self.key {
+            Some(secret) => request.bearer_auth(secret.expose_secret()),
+            None => request,
+        }
+    }
+
+    /// Has a recording written down. `key`: the same for the same question.
+    ///
+    /// # Errors
+    /// Why it was not.
+    pub async fn transcribe(&self, upload: &Upload, wish: &Wish, key: &str) -> Result<Answer, Failure> {
+        let gone = |e: std::io::Error| Failure::Item {
+            code: "unreadable".to_owned(),
+            message: format!("{}: cannot be read: {e}", upload.path.display()),
+        };
+        let part = multipart::Part::file(&upload.path).await.map_err(gone)?.file_name(upload.name.clone());
+        let part = part.mime_str(upload.media_type).map_err(|e| Failure::Again { message: e.to_string() })?;
+        let mut form = multipart::Form::new().text("model", wish.model.clone());
+        for (name, value) in [("language", &wish.language), ("prompt", &wish.prompt)] {
+            if let Some(value) = value {
+                form = form.text(name, value.clone());
+            }
+        }
+        // The file comes last, so that whoever reads the form as it comes knows what it is for.
+        let form = form.text("response_format", wish.format()).part("file", part);
+        answer(self.request("/audio/transcriptions", key).multipart(form)).await
+    }
+
+    /// Asks for a response.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn respond(&self, body: &Value, key: &str) -> Result<Answer, Failure> {
+        answer(self.request("/responses", key).json(body)).await
+    }
+}
+
+fn wrong_base(base: &str) -> String {
+    let shown: String = base.chars().take(SHOWN).collect();
+    format!("found `{shown}`; allowed: the URL of a relay, such as http://127.0.0.1:8080/v1")
+}
+
+async fn answer(request: RequestBuilder) -> Result<Answer, Failure> {
+    let response = request.send().await.map_err(|error| broke(&error))?;
+    let (status, headers) = (response.status(), response.headers().clone());
+    let body = read(response).await?;
+    if !status.is_success() {
+        return Err(failure(status, &headers, &body));
+    }
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    Ok(Answer {
+        cost: text("x-voxrelay-cost-usd").and_then(|cost| cost.parse().ok()),
+        waited: text("x-voxrelay-waited-ms").and_then(|ms| ms.parse().ok()).map(Duration::from_millis).unwrap_or_default(),
+        route: text("x-voxrelay-route").map(str::to_owned),
+        body,
+    })
+}
+
+fn broke(error: &reqwest::Error) -> Failure {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    let what = if error.is_timeout() { "it took too long".to_owned() } else { cause.to_string() };
+    Failure::Again { message: format!("no answer: {what}") }
+}
+
+async fn read(mut response: Response) -> Result<Bytes, Failure> {
+    let mut body = Vec::new();
+    while let Some(piece) = response.chunk().await.map_err(|error| broke(&error))? {
+        body.extend_from_slice(&piece);
+        if body.len() > MAX_ANSWER {
+            return Err(Failure::Item { code: "too_long".to_owned(), message: "the answer is too long".to_owned() });
+        }
+    }
+    Ok(body.into())
+}
+
+/// What a refusal means.
+fn failure(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
+    let found = serde_json::from_slice::<Value>(body).unwrap_or_default();
+    let text = |field: &str| found.get("error").and_then(|error| error.get(field)?.as_str());
+    let message: String = text("message").unwrap_or_default().chars().take(SHOWN).collect();
+    let message = if message.is_empty() { format!("HTTP {status}") } else { message };
+    let code = text("code").or(text("type")).unwrap_or("refused").to_owned();
+    let wait = retry_after(headers);
+    match (status.as_u16(), code.as_str()) {
+        (401 | 403, _) => Failure::Stop { code, message, wait: None },
+        // Money, not speed.
+        (429, "insufficient_quota" | "budget_exhausted") | (402, _) => Failure::Stop { code, message, wait },
+        (429, _) if wait.is_some_and(|wait| wait > LONGEST_WAIT) => Failure::Stop { code, message, wait },
+        // No wait makes a request smaller.
+        (429, _) if wait.is_none() && headers.get("x-request-id").is_some() => Failure::Item { code, message },
+        (429 | 503, _) => Failure::Wait { wait: wait.unwrap_or(USUAL_WAIT), message },
+        // The model, or the address: not this file's fault.
+        (404, "model_not_found") => Failure::Stop { code, message, wait: None },
+        (404 | 405, "refused" | "not_found") => {
+            let message = format!("{message}: there is nobody here who writes recordings down or answers questions");
+            Failure::Stop { code, message, wait: None }
+        }
+        // The first request with this key has failed meanwhile, and may be sent again.
+        (409, "idempotency_key_failed") => Failure::Again { message },
+        (408 | 409 | 425 | 500..=599, _) => Failure::Again { message: format!("HTTP {status}: {message}") },
+        _ => Failure::Item { code, message },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let of = |status: u16, code: &str, wait: Option<&str>| {
+            let body = format!(r#"{{"error":{{"message":"No.","code":"{code}"}}}}"#);
+            let headers = wait.map(|wait| (HeaderName::from_static("retry-after"), HeaderValue::from_str(wait).unwrap()));
+            let headers = headers.into_iter().chain([(HeaderName::from_static("x-request-id"), HeaderValue::from_static("r"))]);
+            failure(StatusCode::from_u16(status).unwrap(), &headers.collect(), body.as_bytes())
+        };
+        for (status, code, wait, want) in [
+            (400, "invalid_value", None, "item"),
+            (413, "request_too_large", None, "item"),
+            (401, "invalid_api_key", None, "stop"),
+            (403, "forbidden", None, "stop"),
+            (404, "model_not_found", None, "stop"),
+            (429, "rate_limit_exceeded", Some("2"), "wait"),
+            (429, "rate_limit_exceeded", Some("86400"), "stop"),
+            (429, "rate_limit_exceeded", None, "item"),
+            (429, "budget_exhausted", Some("3600"), "stop"),
+            (429, "insufficient_quota", None, "stop"),
+            (503, "overloaded", Some("5"), "wait"),
+            (503, "overloaded", None, "wait"),
+            (409, "idempotency_key_failed", Some("1"), "again"),
+            (502, "upstream_unavailable", None, "again"),
+            (500, "server_error", None, "again"),
+        ] {
+            let found = match of(status, code, wait) {
+                Failure::Item { .. } => "item",
+                Failure::Wait { .. } => "wait",
+                Failure::Again { .. } => "again",
+                Failure::Stop { .. } => "stop",
+            };
+            assert_eq!(found, want, "{status} {code} {wait:?}");
+        }
+    }
+
+    #[test]
+    fn bases_are_urls() {
+        let base = |text| Relay::new(text, None, Vec::new(), Duration::from_secs(1)).map(|relay| relay.base().to_owned());
+        assert_eq!(base("http://127.0.0.1:8080").unwrap(), "http://127.0.0.1:8080/v1");
+        assert_eq!(base("https://api.openai.com/v1/").unwrap(), "https://api.openai.com/v1");
+        for wrong in ["", "relay", "ws://127.0.0.1/v1", "http://h/v1?key=x"] {
+            assert!(base(wrong).unwrap_err().contains("allowed: the URL of a relay"), "{wrong}");
+        }
+    }
+}

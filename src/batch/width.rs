@@ -1,0 +1,173 @@
+//! How many requests run at once: found, not set.
+//!
+//! The relay says with each answer how long it waited for the account's limits, and refuses when it must. A wait means that more at once
+//! would only wait longer; none means that more may help. So the number doubles until the first wait, and creeps after that; a refusal
+//! halves it. A service that gets slower the more is asked of it is given no more. Pure: `now` is an argument.
+use std::time::Duration;
+
+/// It begins with.
+const FIRST: f64 = 4.0;
+/// A wait up to this keeps the queue at the relay filled, and is what is aimed at.
+const ENOUGH: Duration = Duration::from_millis(500);
+/// Beyond this too many wait.
+const TOO_MUCH: Duration = Duration::from_secs(4);
+/// Answers that take so many times as long as the fastest do are a service at its end.
+const SLOW: u32 = 3;
+/// After a refusal others that were sent before it say nothing new.
+const DEAF: Duration = Duration::from_secs(1);
+/// How fast what was the fastest is forgotten, with each answer.
+const FADE: f64 = 1.002;
+
+/// The number.
+#[derive(Debug, Clone)]
+pub struct Width {
+    most: usize,
+    now: f64,
+    /// Nothing has been in its way yet.
+    doubles: bool,
+    /// What an answer takes at best, for its size, seconds.
+    best: Option<f64>,
+    recent: Option<f64>,
+    held: Option<Duration>,
+    deaf: Option<Duration>,
+}
+
+/// An answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Answered {
+    /// How long it took in all.
+    pub took: Duration,
+    /// Of it, waiting for the account's limits.
+    pub waited: Duration,
+    /// As many as were allowed ran when it was asked for.
+    pub full: bool,
+}
+
+impl Width {
+    /// At most so many.
+    pub fn new(most: usize) -> Self {
+        let (most, now) = (most.max(1), FIRST.min(most.max(1) as f64));
+        Self { most, now, doubles: true, best: None, recent: None, held: None, deaf: None }
+    }
+
+    /// Always so many, but for what the relay asks for.
+    pub fn fixed(many: usize) -> Self {
+        Self { now: many.max(1) as f64, doubles: false, ..Self::new(many) }
+    }
+
+    /// So many may run now.
+    pub fn at(&self, now: Duration) -> usize {
+        if self.held.is_some_and(|until| now < until) {
+            return 0;
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and `most`")]
+        let many = self.now as usize;
+        many.clamp(1, self.most)
+    }
+
+    /// When something may be sent again; `None`: now.
+    pub fn held_until(&self, now: Duration) -> Option<Duration> {
+        self.held.filter(|until| now < *until)
+    }
+
+    /// One was answered.
+    pub fn answered(&mut self, answered: Answered) {
+        let Answered { took, waited, full } = answered;
+        let own = took.saturating_sub(waited).as_secs_f64();
+        self.best = Some(self.best.map_or(own, |best| (best * FADE).min(own)));
+        self.recent = Some(self.recent.map_or(own, |recent| recent + (own - recent) / 8.0));
+        let slow = self.best.zip(self.recent).is_some_and(|(best, recent)| recent > best.max(0.05) * f64::from(SLOW));
+        if waited > TOO_MUCH {
+            self.doubles = false;
+            self.now = (self.now - 1.0 / self.now).max(1.0);
+        } else if waited > ENOUGH || slow {
+            self.doubles = false;
+        } else if full {
+            self.now += if self.doubles { 1.0 } else { 1.0 / self.now };
+        }
+        self.now = self.now.min(self.most as f64);
+    }
+
+    /// One was refused: nothing is to be sent for so long.
+    pub fn refused(&mut self, now: Duration, wait: Duration) {
+        self.held = Some(self.held.unwrap_or_default().max(now + wait));
+        if self.deaf.is_none_or(|until| now >= until) {
+            self.doubles = false;
+            self.now = (self.now / 2.0).max(1.0);
+        }
+        self.deaf = Some(now + wait.max(DEAF));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BinaryHeap;
+
+    use super::*;
+
+    /// A relay that answers `latency` after it has let a request go, and lets `per_second` of them go. How long so many take, and the
+    /// widest that it was.
+    fn run(many: u32, latency: Duration, per_second: f64, capacity: usize) -> (Duration, usize) {
+        let mut width = Width::new(256);
+        let (mut now, mut left, mut free, mut widest) = (Duration::ZERO, many, Duration::ZERO, 0);
+        let mut running: BinaryHeap<std::cmp::Reverse<(Duration, Duration, Duration, bool)>> = BinaryHeap::new();
+        loop {
+            while left > 0 && running.len() < width.at(now) {
+                left -= 1;
+                let go = free.max(now);
+                free = go + Duration::from_secs_f64(1.0 / per_second);
+                // One that has more at once than it can bear is slow.
+                let latency = latency.mul_f64((running.len() as f64 / capacity as f64).max(1.0));
+                let full = running.len() + 1 >= width.at(now);
+                running.push(std::cmp::Reverse((go + latency, now, go - now, full)));
+            }
+            widest = widest.max(running.len());
+            let Some(std::cmp::Reverse((end, began, waited, full))) = running.pop() else { return (now, widest) };
+            now = end;
+            width.answered(Answered { took: end - began, waited, full });
+        }
+    }
+
+    #[test]
+    fn as_many_run_as_limits_and_latency_allow() {
+        for (many, latency_ms, per_minute, capacity, most) in [
+            (1_000, 300, 5_000.0, 1_000, 128),
+            (1_000, 300, 500.0, 1_000, 24),
+            (200, 2_000, 500.0, 1_000, 64),
+            (60, 300, 30.0, 1_000, 8),
+            (2_000, 500, 60_000.0, 1_000, 256),
+        ] {
+            let (took, widest) = run(many, Duration::from_millis(latency_ms), per_minute / 60.0, capacity);
+            let ideal = f64::from(many) * 60.0 / per_minute + latency_ms as f64 / 1_000.0;
+            // What it takes to find the number, for short jobs at high rates.
+            assert!(took.as_secs_f64() <= ideal * 1.08 + 6.0 * latency_ms as f64 / 1_000.0, "{per_minute}: {took:?} of {ideal} s");
+            assert!(widest <= most, "{per_minute}: {widest}");
+        }
+    }
+
+    #[test]
+    fn a_service_at_its_end_is_given_no_more() {
+        let (_, widest) = run(3_000, Duration::from_millis(500), 1_000.0, 8);
+        assert!(widest <= 60, "{widest}");
+    }
+
+    #[test]
+    fn a_refusal_holds_and_halves_once() {
+        let mut width = Width::fixed(16);
+        let at = Duration::from_secs;
+        width.refused(at(10), at(2));
+        width.refused(at(10), at(1));
+        assert_eq!((width.at(at(11)), width.held_until(at(11))), (0, Some(at(12))));
+        assert_eq!(width.at(at(12)), 8);
+        width.refused(at(20), Duration::ZERO);
+        assert_eq!(width.at(at(20)), 4);
+    }
+
+    #[test]
+    fn one_at_once_is_the_least() {
+        let mut width = Width::new(1);
+        (0..9).for_each(|n| width.refused(Duration::from_secs(n * 9), Duration::ZERO));
+        width.answered(Answered { took: Duration::from_secs(1), waited: Duration::from_secs(9), full: true });
+        assert_eq!(width.at(Duration::from_secs(100)), 1);
+    }
+}
