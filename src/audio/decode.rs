@@ -1,28 +1,28 @@
 //! Recordings: any usual audio file to mono samples at one rate, and answers to a wav file.
 //!
-//! Stands beside the live path, for the commands and for batches: whole files, in memory, never on a call's way. Symphonia
-//! reads the containers and most codecs; it knows no Opus, so those packets go to [`super::opus`]. Of a file that is
-//! cut short, what is there is decoded. A voice is what is wanted, so channels are mixed to one.
+//! Stands beside the live path, for the commands and for batches, never on a call's way: a [`Reader`] reads a file block by
+//! block, [`decode_file`] all of it into memory. Symphonia reads the containers and most codecs; it knows no Opus, so those
+//! packets go to [`super::opus`]. Of a file that is cut short, what is there is decoded. A voice is what is wanted, so
+//! channels are mixed to one.
+mod rate;
+mod reader;
+mod source;
+mod track;
+
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use rubato::{Fft, FixedSync, Resampler as _, audioadapter_buffers::direct::InterleavedSlice};
-use symphonia::core::{
-    codecs::audio::{AudioCodecId, AudioCodecParameters, AudioDecoder, AudioDecoderOptions, well_known as codec},
-    errors::Error as SymphoniaError,
-    formats::{FormatOptions, FormatReader, Track, TrackType, probe::Hint},
-    io::{MediaSource, MediaSourceStream, MediaSourceStreamOptions, ReadOnlySource},
-    meta::MetadataOptions,
-    packet::Packet,
-};
+use symphonia::core::codecs::audio::{AudioCodecId, well_known as codec};
 
+pub use self::reader::{Container, Facts, Length, Reader, probe};
+use self::source::Trouble;
 use super::{
     format::{Codec, Format},
     g711::Law,
-    opus::{self, Head, OpusError},
+    opus::OpusError,
 };
 
 /// A decoded recording: mono, signed 16 bit.
@@ -119,33 +119,10 @@ pub enum DecodeError {
 /// # Errors
 /// When there is no such file, or no audio in it that can be decoded: see [`DecodeError`].
 pub fn decode_file(path: impl AsRef<Path>, rate: u32) -> Result<Recording, DecodeError> {
-    let path = path.as_ref();
-    if !(1_000..=192_000).contains(&rate) {
-        return Err(DecodeError::Rate { found: rate });
-    }
-    let bytes = fs::read(path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => DecodeError::NotFound { path: path.into() },
-        _ => DecodeError::Unreadable { path: path.into(), source },
-    })?;
-    if bytes.is_empty() {
-        return Err(DecodeError::Empty { path: path.into() });
-    }
-    let extension = path.extension().and_then(|extension| extension.to_str());
-    let sound = read(bytes, extension).map_err(|failure| failure.of(path))?;
-    if sound.samples.is_empty() {
-        let reason = "it holds no samples".to_owned();
-        return Err(DecodeError::Damaged { path: path.into(), reason });
-    }
-    let samples = change_rate(&sound.samples, sound.rate, rate).map_err(|reason| Failure::Damaged(reason).of(path))?;
-    Ok(Recording { samples, rate, truncated: sound.cut })
-}
-
-/// Mono sound as the file has it; full scale is 1.
-struct Sound {
-    samples: Vec<f32>,
-    rate: u32,
-    /// Something is missing.
-    cut: bool,
+    let mut reader = Reader::open(path, rate)?;
+    let mut samples = Vec::new();
+    while reader.read(&mut samples)? {}
+    Ok(Recording { samples, rate, truncated: reader.truncated() })
 }
 
 /// A [`DecodeError`] that does not know its file yet.
@@ -154,16 +131,19 @@ enum Failure {
     NoTrack,
     Unsupported(String),
     Damaged(String),
+    Unreadable(io::Error),
 }
 
 impl Failure {
-    fn of(self, path: &Path) -> DecodeError {
+    /// For this file. Where the system could not read any further, that is the reason, whatever its reader made of it.
+    fn at(self, path: &Path, trouble: &Trouble) -> DecodeError {
         let path = path.to_owned();
-        match self {
-            Self::NotAudio => DecodeError::NotAudio { path },
-            Self::NoTrack => DecodeError::NoTrack { path },
-            Self::Unsupported(codec) => DecodeError::Unsupported { path, codec },
-            Self::Damaged(reason) => DecodeError::Damaged { path, reason },
+        match (trouble.take(), self) {
+            (Some(source), _) | (None, Self::Unreadable(source)) => DecodeError::Unreadable { path, source },
+            (None, Self::NotAudio) => DecodeError::NotAudio { path },
+            (None, Self::NoTrack) => DecodeError::NoTrack { path },
+            (None, Self::Unsupported(codec)) => DecodeError::Unsupported { path, codec },
+            (None, Self::Damaged(reason)) => DecodeError::Damaged { path, reason },
         }
     }
 }
@@ -175,243 +155,6 @@ impl From<OpusError> for Failure {
             other => Self::Damaged(other.to_string()),
         }
     }
-}
-
-fn read(bytes: Vec<u8>, extension: Option<&str>) -> Result<Sound, Failure> {
-    let source = Source::new(bytes);
-    let mut hint = Hint::new();
-    if let Some(extension) = extension {
-        hint.with_extension(extension);
-    }
-    let probe = symphonia::default::get_probe();
-    let mut format =
-        probe.probe(&hint, source.open(), FormatOptions::default(), MetadataOptions::default()).map_err(|error| {
-            match error {
-                SymphoniaError::Unsupported(reason) if reason.starts_with("core (probe)") => Failure::NotAudio,
-                SymphoniaError::LimitError(_) => Failure::NotAudio,
-                other => Failure::Damaged(other.to_string()),
-            }
-        })?;
-    // MPEG layers 1 and 2 are hardly in use, but many a binary file looks like them.
-    let container = format.format_info().short_name;
-    if matches!(container, "mp1" | "mp2") {
-        return Err(Failure::NotAudio);
-    }
-    let track = format.default_track(TrackType::Audio).ok_or(Failure::NoTrack)?.clone();
-    let parameters = track.codec_params.as_ref().and_then(|parameters| parameters.audio()).ok_or(Failure::NoTrack)?;
-    let mut sound = if parameters.codec != codec::CODEC_ID_OPUS {
-        decode_track(&mut *format, &track, parameters, source.cut)?
-    } else if container == "ogg" {
-        let ogg = opus::read_ogg(&source.bytes)?;
-        let samples = ogg.samples.iter().map(|sample| f32::from(*sample) / FULL_SCALE).collect();
-        Sound { samples, rate: opus::DECODER_RATE, cut: !ogg.whole }
-    } else {
-        decode_opus_track(&mut *format, &track, parameters, source.cut)?
-    };
-    sound.cut |= source.cut;
-    Ok(sound)
-}
-
-const FULL_SCALE: f32 = 32_768.0;
-
-/// All packets of one track, with symphonia's decoder.
-fn decode_track(
-    format: &mut dyn FormatReader,
-    track: &Track,
-    parameters: &AudioCodecParameters,
-    padded: bool,
-) -> Result<Sound, Failure> {
-    let container = format.format_info().short_name;
-    let mut decoder = symphonia::default::get_codecs()
-        .make_audio_decoder(parameters, &AudioDecoderOptions::default())
-        .map_err(|_| Failure::Unsupported(codec_name(parameters.codec)))?;
-    let mut sound = Sound { samples: Vec::new(), rate: 0, cut: false };
-    let (mut decoded, mut failed) = (0_usize, 0_usize);
-    let ended_early = each_packet(format, track.id, padded, |packet| match append(&mut *decoder, packet, &mut sound) {
-        Ok(()) => decoded += 1,
-        Err(_) => failed += 1,
-    });
-    if decoded == 0 || failed > decoded {
-        // An mp3 header is two bytes, so anything may hold one.
-        let reason = format!("{failed} of {} packets are broken", failed + decoded);
-        return Err(if container == "mp3" { Failure::NotAudio } else { Failure::Damaged(reason) });
-    }
-    finish(&mut sound, format, track, ended_early);
-    Ok(sound)
-}
-
-/// Hands every packet of the track to `take`. Whether the file ended within something.
-fn each_packet(format: &mut dyn FormatReader, track: u32, padded: bool, mut take: impl FnMut(&Packet)) -> bool {
-    loop {
-        match format.next_packet() {
-            // What `Source` put in place of what is missing.
-            Ok(Some(packet)) if padded && packet.data.iter().all(|byte| *byte == 0) => return true,
-            Ok(Some(packet)) if packet.track_id == track => take(&packet),
-            Ok(Some(_)) => {}
-            // Another stream is chained to this one: the recording is the first.
-            Ok(None) | Err(SymphoniaError::ResetRequired) => return false,
-            Err(_) => return true,
-        }
-    }
-}
-
-/// Decodes one packet and mixes its channels to one.
-fn append(decoder: &mut dyn AudioDecoder, packet: &Packet, sound: &mut Sound) -> Result<(), SymphoniaError> {
-    let decoded = decoder.decode(packet)?;
-    let (rate, channels) = (decoded.spec().rate(), decoded.spec().channels().count().max(1));
-    if sound.rate == 0 {
-        sound.rate = rate;
-    } else if rate != sound.rate {
-        return Err(SymphoniaError::DecodeError("the rate changes within the file"));
-    }
-    let mut interleaved: Vec<f32> = Vec::new();
-    decoded.copy_to_vec_interleaved(&mut interleaved);
-    let mixed = interleaved.chunks_exact(channels).map(|frame| frame.iter().sum::<f32>() / channels as f32);
-    sound.samples.extend(mixed);
-    Ok(())
-}
-
-/// Judges by the container's own figures what is missing, and takes off what an encoder put around the sound.
-fn finish(sound: &mut Sound, format: &dyn FormatReader, track: &Track, ended_early: bool) {
-    let declared = track.num_frames.filter(|frames| *frames > 0);
-    let have = sound.samples.len() as u64;
-    // Figures of raw aac, and of mp3 without an encoder's tag, are guesses from the length of the file.
-    let (told, endless) = match format.format_info().short_name {
-        "aac" => (None, false),
-        "mp3" => (declared.filter(|_| track.delay.is_some()), false),
-        // A wav or mkv that was written into a pipe does not know its length and just stops.
-        "wave" => (declared, declared.is_none()),
-        "matroska" => (None, true),
-        _ => (declared, false),
-    };
-    let tolerance = u64::from(sound.rate) / 20;
-    sound.cut |= ended_early && !endless || told.is_some_and(|told| have + tolerance < told);
-    if format.format_info().short_name == "isomp4" {
-        sound.samples.truncate(declared.and_then(|frames| usize::try_from(frames).ok()).unwrap_or(usize::MAX));
-        let lead = declared.and_then(|frames| mp4_lead(format, frames, sound.rate)).unwrap_or(0);
-        sound.samples.drain(..lead.min(sound.samples.len()));
-    }
-}
-
-/// Samples that an AAC encoder put before the sound. Symphonia 0.6 knows no edit lists, but the film's length says how
-/// much of the track is to be played, in milliseconds; what is over is an encoder's lead-in where it is as long as one.
-fn mp4_lead(format: &dyn FormatReader, frames: u64, rate: u32) -> Option<usize> {
-    /// ffmpeg and most others, fdk-aac, Apple.
-    const KNOWN: [usize; 3] = [1_024, 2_048, 2_112];
-    let info = format.media_info();
-    let played = info.time_base?.calc_duration(info.duration?)?;
-    let played = played.as_nanos().unsigned_abs() * u128::from(rate) / 1_000_000_000;
-    let lead = usize::try_from(u128::from(frames).checked_sub(played)?).ok()?;
-    KNOWN.into_iter().find(|known| known.abs_diff(lead) <= rate as usize / 1_000 + 1)
-}
-
-/// Opus in WebM, Matroska or MP4: symphonia finds the packets, our decoder understands them.
-fn decode_opus_track(
-    format: &mut dyn FormatReader,
-    track: &Track,
-    parameters: &AudioCodecParameters,
-    padded: bool,
-) -> Result<Sound, Failure> {
-    let head = match Head::parse(parameters.extra_data.as_deref().unwrap_or_default()) {
-        Err(OpusError::Stream(_)) => {
-            return Err(Failure::Unsupported("Opus whose description cannot be read".to_owned()));
-        }
-        head => head?,
-    };
-    let mut decoder = head.decoder().map_err(|error| Failure::Damaged(error.to_string()))?;
-    let (mut samples, mut broken) = (Vec::new(), false);
-    each_packet(format, track.id, padded, |packet| broken |= decoder.decode(&packet.data, &mut samples).is_err());
-    let samples = samples.iter().skip(head.pre_skip).map(|sample| f32::from(*sample) / FULL_SCALE).collect();
-    Ok(Sound { samples, rate: opus::DECODER_RATE, cut: broken })
-}
-
-/// A file's bytes, and whether its own lengths say that there should be more of them.
-struct Source {
-    bytes: Vec<u8>,
-    cut: bool,
-    /// Read from front to back: a WebM's reader looks for the index at the end, and gives up where it is missing.
-    forward: bool,
-}
-
-impl Source {
-    /// Makes a file that is cut short readable up to the cut, where its reader would give up at once: a film (mp4, m4a)
-    /// whose last atom is incomplete is filled up with zeros.
-    fn new(mut bytes: Vec<u8>) -> Self {
-        let (cut, forward) = match bytes.as_slice() {
-            [_, _, _, _, b'f', b't', b'y', b'p', ..] => match mp4_end(&bytes) {
-                // A claim beyond reason is not filled up.
-                Some(end) if end > bytes.len() && end / 64 <= bytes.len() => {
-                    bytes.resize(end, 0);
-                    (true, false)
-                }
-                _ => (false, false),
-            },
-            [0x1A, 0x45, 0xDF, 0xA3, ..] => {
-                let cut = webm_end(&bytes).is_some_and(|end| end > bytes.len() as u64);
-                (cut, cut)
-            }
-            _ => (false, false),
-        };
-        Self { bytes, cut, forward }
-    }
-
-    fn open(&self) -> MediaSourceStream<'_> {
-        let bytes = io::Cursor::new(self.bytes.as_slice());
-        let source: Box<dyn MediaSource> =
-            if self.forward { Box::new(ReadOnlySource::new(bytes)) } else { Box::new(bytes) };
-        MediaSourceStream::new(source, MediaSourceStreamOptions::default())
-    }
-}
-
-/// Where the last atom of a film says that it ends.
-fn mp4_end(bytes: &[u8]) -> Option<usize> {
-    let mut at = 0_usize;
-    while let Some(header) = bytes.get(at..at + 8) {
-        let (size, _) = header.split_first_chunk::<4>()?;
-        let size = match u32::from_be_bytes(*size) {
-            // To the end of the file.
-            0 => return None,
-            1 => usize::try_from(u64::from_be_bytes(*bytes.get(at + 8..)?.first_chunk()?)).ok()?,
-            size => usize::try_from(size).ok()?,
-        };
-        if size < 8 {
-            return None;
-        }
-        at = at.checked_add(size)?;
-    }
-    Some(at)
-}
-
-/// Where a WebM says that it ends; `None` where it does not know. The segment's id is followed by its length: the first
-/// byte's leading zeros say of how many bytes, all ones is unknown.
-fn webm_end(bytes: &[u8]) -> Option<u64> {
-    const SEGMENT: [u8; 4] = [0x18, 0x53, 0x80, 0x67];
-    let start = bytes.windows(4).take(4_096).position(|id| id == SEGMENT)? + 4;
-    let first = *bytes.get(start)?;
-    let width = first.leading_zeros() as usize + 1;
-    let rest = bytes.get(start + 1..start + width)?;
-    let all_ones = (1_u64 << (7 * width).min(63)) - 1;
-    let high = u64::from(first) & ((0x80 >> (width - 1).min(7)) - 1);
-    let length = rest.iter().fold(high, |length, byte| length << 8 | u64::from(*byte));
-    (width <= 8 && length != all_ones).then(|| (start + width) as u64 + length)
-}
-
-/// To `to` Hz and 16 bits.
-fn change_rate(samples: &[f32], from: u32, to: u32) -> Result<Vec<i16>, String> {
-    if from == to {
-        return Ok(samples.iter().copied().map(to_i16).collect());
-    }
-    // Long blocks: sharp filters, and nobody waits for them.
-    let mut resampler =
-        Fft::<f32>::new(from as usize, to as usize, 4_096, 1, FixedSync::Both).map_err(|error| error.to_string())?;
-    let input = InterleavedSlice::new(samples, 1, samples.len()).map_err(|error| error.to_string())?;
-    let out = resampler.process_all(&input, samples.len(), None).map_err(|error| error.to_string())?;
-    Ok(out.take_data().into_iter().map(to_i16).collect())
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "a cast cuts at full scale")]
-fn to_i16(sample: f32) -> i16 {
-    (sample * FULL_SCALE).round() as i16
 }
 
 fn codec_name(id: AudioCodecId) -> String {
@@ -480,6 +223,8 @@ pub fn write_wav(path: impl AsRef<Path>, format: Format, bytes: &[u8]) -> Result
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -660,35 +405,6 @@ mod tests {
     }
 
     #[test]
-    fn a_file_says_itself_that_it_is_cut() {
-        let huge = b"\0\0\0\x14ftypM4A \0\0\0\0M4A \0\0\0\x01mdat\0\0\0\x40\0\0\0\0".to_vec();
-        let source = Source::new(huge.clone());
-        assert!(!source.cut && source.bytes == huge, "256 GiB of zeros");
-        let source = Source::new(b"\0\0\0\x14ftypM4A \0\0\0\0M4A \0\0\x01\0mdat".to_vec());
-        assert!(source.cut && source.bytes.len() == 20 + 256);
-        for film in
-            [&b"\0\0\0\x14ftypM4A \0\0\0\0M4A \0\0\0\0mdat"[..], b"\0\0\0\x03ftyp", b"\0\0\0\x08ftyp\0\0\0\x01mdat"]
-        {
-            assert!(!Source::new(film.to_vec()).cut);
-        }
-        for (segment, cut) in [
-            (&[0x01, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0][..], false),
-            (&[0x01, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFE, 0, 0][..], true),
-            (&[0xFF, 0, 0], false),
-            (&[0x82, 0, 0], false),
-            (&[0x83, 0, 0], true),
-            (&[0x40, 0x03, 0, 0], true),
-            (&[0x40, 0x02, 0, 0], false),
-            (&[0x00, 0x03, 0, 0], false),
-            (&[0x01, 0, 0], false),
-            (&[], false),
-        ] {
-            let file = [&[0x1A, 0x45, 0xDF, 0xA3, 0x80, 0x18, 0x53, 0x80, 0x67][..], segment].concat();
-            assert_eq!(Source::new(file).cut, cut, "{segment:x?}");
-        }
-    }
-
-    #[test]
     fn an_answer_is_saved_in_a_format_that_every_player_knows() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("reply.wav");
@@ -738,8 +454,9 @@ mod tests {
                 }
             }
             bytes.truncate(bytes.len().saturating_sub(cut));
-            if let Ok(sound) = read(bytes, None) {
-                prop_assert!(sound.rate > 0 && change_rate(&sound.samples, sound.rate, 8_000).is_ok());
+            let (_folder, path) = saved("damaged", &bytes);
+            if let Ok(sound) = decode_file(&path, 8_000) {
+                prop_assert!(!sound.samples.is_empty());
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Stands inside a [lane](super::lane) of a client that speaks Opus, and under [recordings](super::decode). The crate
 //! behind it is young, so nothing of it shows here and it can be exchanged. Never trusts a packet's length: what it plays
 //! is read from its table of contents, and bytes that are no packet are an error, not a panic.
-use std::time::Duration;
+use std::{io::Read, time::Duration};
 
 use opus_pure::{Application, OggOpusReader, OpusDecoder, OpusEncoder, Trim, packet};
 
@@ -238,38 +238,48 @@ impl Head {
     }
 }
 
-/// The sound of an Ogg Opus recording.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OggSound {
-    /// Mono, at [`DECODER_RATE`].
-    pub samples: Vec<i16>,
-    /// The recording goes on to its end mark, and all of it could be read.
-    pub whole: bool,
+/// Reads an Ogg Opus file (RFC 7845), packet by packet. Of a damaged one, what comes before the damage.
+#[derive(Debug)]
+pub struct OggReader<R: Read> {
+    reader: OggOpusReader<R>,
+    decoder: Decoder,
+    trim: Trim,
+    /// One packet's samples; kept to save the allocation.
+    decoded: Vec<i16>,
+    whole: bool,
 }
 
-/// Reads an Ogg Opus file (RFC 7845) that lies in memory. Of a damaged one, what comes before the damage.
-///
-/// # Errors
-/// When not even its beginning can be read, or it is surround sound.
-pub fn read_ogg(file: &[u8]) -> Result<OggSound, OpusError> {
-    let stream = |error: opus_pure::Error| OpusError::of(&error, file.len());
-    let mut reader = OggOpusReader::new(file).map_err(stream)?;
-    let head = reader.head().clone();
-    let known = Head::new(head.channel_count, head.mapping_family, head.pre_skip, head.output_gain_q8)?;
-    let mut decoder = known.decoder().map_err(|error| OpusError::Codec(error.to_string()))?;
-    let mut trim = Trim::new(&head, DECODER_RATE.cast_signed(), 1).map_err(stream)?;
-    let mut sound = OggSound { samples: Vec::new(), whole: false };
-    let mut decoded = Vec::new();
-    while let Ok(Some(packet)) = reader.read_packet() {
-        decoded.clear();
-        // A packet that cannot be decoded still takes its time.
-        if decoder.decode(&packet.data, &mut decoded).is_err() {
-            decoded.resize(samples_48k(&packet.data).unwrap_or(0), 0);
-        }
-        sound.samples.extend_from_slice(trim.keep(&packet, &decoded));
-        sound.whole = packet.end_of_stream;
+impl<R: Read> OggReader<R> {
+    /// Reads the file's beginning.
+    ///
+    /// # Errors
+    /// When not even that can be read, or it is surround sound.
+    pub fn new(file: R) -> Result<Self, OpusError> {
+        let stream = |error: opus_pure::Error| OpusError::of(&error, 0);
+        let reader = OggOpusReader::new(file).map_err(stream)?;
+        let head = reader.head();
+        let known = Head::new(head.channel_count, head.mapping_family, head.pre_skip, head.output_gain_q8)?;
+        let decoder = known.decoder().map_err(|error| OpusError::Codec(error.to_string()))?;
+        let trim = Trim::new(head, DECODER_RATE.cast_signed(), 1).map_err(stream)?;
+        Ok(Self { reader, decoder, trim, decoded: Vec::new(), whole: false })
     }
-    Ok(sound)
+
+    /// The next packet's samples: mono, at [`DECODER_RATE`]; `None` at the end.
+    pub fn read(&mut self) -> Option<&[i16]> {
+        let packet = self.reader.read_packet().ok().flatten()?;
+        self.decoded.clear();
+        // A packet that cannot be decoded still takes its time.
+        if self.decoder.decode(&packet.data, &mut self.decoded).is_err() {
+            self.decoded.resize(samples_48k(&packet.data).unwrap_or(0), 0);
+        }
+        self.whole = packet.end_of_stream;
+        Some(self.trim.keep(&packet, &self.decoded))
+    }
+
+    /// At the end: the recording went on to its end mark, and all of it could be read.
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
 }
 
 #[cfg(test)]
