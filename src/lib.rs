@@ -28,6 +28,7 @@
 //! | [`net`] | one accept loop and one WebSocket for every door and both legs; Asterisk's frames in its place |
 //! | [`client`] | them → us: the thin door, its wire types and its public page; OpenAI's own protocol |
 //! | [`audio`] | samples, pure: codecs, resampling, lanes, chunks in, paced frames out, recordings |
+//! | [`batch`] | recordings to text, many files at once, as a client of a relay |
 //! | [`call`] | decisions: the core, its parts, and the driver |
 //! | [`upstream`] | us → model: one file per dialect, the opening of sessions, client secrets, limits |
 //! | [`text`] | requests for text, responses and transcriptions: one request's way, and its answer's way back |
@@ -54,6 +55,7 @@
 //! doors that it checks. Inside of the relay every message has the GA shape.
 pub mod admit;
 pub mod audio;
+pub mod batch;
 pub mod beta;
 pub mod call;
 pub mod caller;

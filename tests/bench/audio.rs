@@ -1,16 +1,21 @@
-//! What 20 ms of audio cost: changes of rate, G.711, Opus, and whole lanes. `cargo bench --bench audio`.
+//! What 20 ms of audio cost: changes of rate, G.711, Opus, and whole lanes; and how fast recordings are cut into pieces.
+//! `cargo bench --bench audio`.
 //!
 //! A thousand calls that talk in one direction do each of these 50,000 times a second: 20 us are one core.
-use std::{hint::black_box, path::Path};
+use std::{fs, hint::black_box, io::Cursor, path::Path, time::Duration};
 
-use criterion::{Criterion, criterion_group, criterion_main};
-use voxrelay::audio::{
-    Codec, Format,
-    decode::decode_file,
-    g711::Law,
-    lane::{Downlink, Uplink},
-    opus::{DEFAULT_BITRATE, Decoder, ENCODER_FRAME, Encoder},
-    resample::Resampler,
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use opus_pure::{OggOpusWriter, OpusHead, OpusTags};
+use voxrelay::{
+    audio::{
+        Codec, Format,
+        decode::decode_file,
+        g711::Law,
+        lane::{Downlink, Uplink},
+        opus::{DEFAULT_BITRATE, Decoder, ENCODER_FRAME, Encoder},
+        resample::Resampler,
+    },
+    batch::cut::{Limits, Plan, plan},
 };
 
 /// Of the client protocol, and the odd ones of a telephone.

@@ -293,3 +293,48 @@ fn name(codec: AudioCodecId) -> String {
     let known = symphonia::default::get_codecs().get_audio_decoder(codec);
     known.map_or_else(|| codec_name(codec), |known| known.codec.info.long_name.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::audio::testing::file;
+
+    #[test]
+    fn a_file_is_known_without_decoding_it() {
+        // What it is, its codec, channels, seconds (told or guessed), and whether there is a picture.
+        let table = [
+            ("hello_question_24k.mp3", Container::Mp3, "MPEG Audio Layer 3", 1, Some((5.4, true)), false),
+            ("hello_question_44k1_stereo.mp3", Container::Mp3, "MPEG Audio Layer 3", 2, Some((5.4, true)), false),
+            ("hello_question_24k.m4a", Container::Mp4, "Advanced Audio Coding", 1, Some((5.4, true)), false),
+            ("hello_question_24k.aac", Container::Aac, "Advanced Audio Coding", 1, Some((5.4, false)), false),
+            ("hello_question_opus.ogg", Container::Ogg, "Opus", 1, Some((5.4, true)), false),
+            ("hello_question_opus.webm", Container::Webm, "Opus", 1, Some((5.4, true)), false),
+            ("hello_question_opus_live.webm", Container::Webm, "Opus", 1, None, false),
+            ("hello_question_vorbis.ogg", Container::Ogg, "Vorbis", 1, Some((5.4, true)), false),
+            ("hello_question_8k.flac", Container::Flac, "Free Lossless Audio Codec", 1, Some((5.4, true)), false),
+            ("hello_question_8k_alaw.wav", Container::Wav, "PCM A-law", 1, Some((5.4, true)), false),
+            ("hello_word_8k_stereo_float.wav", Container::Wav, "PCM", 2, Some((0.7, true)), false),
+            ("film_with_sound.mp4", Container::Mp4, "Advanced Audio Coding", 1, Some((1.0, true)), true),
+            ("hello_word_alac.m4a", Container::Mp4, "Apple Lossless (ALAC)", 1, Some((0.5, true)), false),
+        ];
+        for (name, container, codec, channels, seconds, video) in table {
+            let path = file("tests/clips").join(name);
+            let facts = probe(&path).unwrap();
+            println!("{name}: {facts:?}");
+            assert_eq!((facts.container, facts.video, facts.cut), (container, video, false), "{name}");
+            assert!(facts.codec.starts_with(codec), "{name}: {}", facts.codec);
+            assert!(facts.channels.is_none_or(|found| found == channels), "{name}: {:?}", facts.channels);
+            assert_eq!(facts.bytes, fs::metadata(&path).unwrap().len());
+            assert_eq!(matches!(facts.length, Length::Told(_)), seconds.is_some_and(|(_, told)| told), "{name}");
+            match (facts.length.about(), seconds) {
+                (Some(found), Some((seconds, told))) => {
+                    let slack = if told { 0.05 } else { 0.3 };
+                    assert!((found.as_secs_f64() - seconds).abs() < slack, "{name}: {found:?}");
+                }
+                (found, want) => assert!(found.is_none() && want.is_none(), "{name}: {found:?}"),
+            }
+        }
+    }
+}

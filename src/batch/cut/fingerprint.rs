@@ -1,0 +1,57 @@
+//! What a file is known by: its content, whatever it is called and wherever it lies.
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::Path,
+};
+
+use aws_lc_rs::digest::{Context, SHA256};
+
+use crate::audio::decode::DecodeError;
+
+/// The SHA-256 of a file's content, in hexadecimal: 64 characters.
+///
+/// # Errors
+/// When there is no such file, or it cannot be read.
+pub fn fingerprint(path: impl AsRef<Path>) -> Result<String, DecodeError> {
+    let path = path.as_ref();
+    let unreadable = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => DecodeError::NotFound { path: path.into() },
+        _ => DecodeError::Unreadable { path: path.into(), source },
+    };
+    let mut file = File::open(path).map_err(unreadable)?;
+    let (mut context, mut block) = (Context::new(&SHA256), vec![0; 64 << 10]);
+    loop {
+        match file.read(&mut block) {
+            Ok(0) => break,
+            Ok(read) => context.update(block.get(..read).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(unreadable(error)),
+        }
+    }
+    Ok(context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn content_is_what_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (folder.path().join("one.wav"), folder.path().join("other.mp3"));
+        fs::write(&one, b"abc").unwrap();
+        fs::write(&other, b"abc").unwrap();
+        // FIPS 180-2, appendix B.1.
+        let want = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!((fingerprint(&one).unwrap().as_str(), fingerprint(&other).unwrap().as_str()), (want, want));
+        let long = vec![b'a'; 1_000_000];
+        fs::write(&one, &long).unwrap();
+        assert_eq!(fingerprint(&one).unwrap(), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+        for (path, want) in [(folder.path().join("none"), "no such file"), (folder.path().into(), "cannot be read")] {
+            assert!(fingerprint(path).unwrap_err().to_string().contains(want), "{want}");
+        }
+    }
+}
