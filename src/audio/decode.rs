@@ -15,9 +15,10 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use symphonia::core::codecs::audio::{AudioCodecId, well_known as codec};
 
-pub use self::reader::{Container, Facts, Length, Reader, probe};
+pub use self::reader::{Container, Facts, Length, Reader, probe, probe_bytes};
 use self::source::Trouble;
 use super::{
     format::{Codec, Format},
@@ -123,6 +124,21 @@ pub fn decode_file(path: impl AsRef<Path>, rate: u32) -> Result<Recording, Decod
     let mut samples = Vec::new();
     while reader.read(&mut samples)? {}
     Ok(Recording { samples, rate, truncated: reader.truncated() })
+}
+
+/// Reads a file's bytes, which came under `name`, into mono samples at `rate` Hz; without a rate, at the file's own.
+///
+/// # Errors
+/// When there is no audio in it that can be decoded: see [`DecodeError`].
+pub fn decode_bytes(
+    name: impl AsRef<Path>,
+    bytes: impl Into<Bytes>,
+    rate: Option<u32>,
+) -> Result<Recording, DecodeError> {
+    let mut reader = Reader::of_bytes(name, bytes.into(), rate)?;
+    let mut samples = Vec::new();
+    while reader.read(&mut samples)? {}
+    Ok(Recording { samples, rate: reader.rate(), truncated: reader.truncated() })
 }
 
 /// A [`DecodeError`] that does not know its file yet.

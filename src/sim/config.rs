@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{carrier::CarrierConfig, limits::Limits};
+use super::{carrier::CarrierConfig, limits::Limits, text::TextConfig};
 pub use crate::scripted::Delay;
 
 /// How the simulator behaves. `[sim]` in a configuration file.
@@ -73,6 +73,8 @@ pub struct SimConfig {
     pub stall_answers: bool,
     /// Telephones and their providers.
     pub carrier: CarrierConfig,
+    /// Recordings and text: transcriptions, responses, files and batches over REST.
+    pub text: TextConfig,
 }
 
 impl Default for SimConfig {
@@ -110,6 +112,7 @@ impl Default for SimConfig {
             caller_speaks_ms: 0,
             stall_answers: false,
             carrier: CarrierConfig::default(),
+            text: TextConfig::default(),
         }
     }
 }
@@ -117,7 +120,7 @@ impl Default for SimConfig {
 impl SimConfig {
     /// A configuration without any waiting: for tests that want answers, not realism.
     pub fn instant() -> Self {
-        Self { delays: Delays::none(), ..Self::default() }
+        Self { delays: Delays::none(), text: TextConfig::instant(), ..Self::default() }
     }
 
     /// The limits of a model that is served; `None` for one that is not.

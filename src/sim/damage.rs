@@ -57,7 +57,9 @@ impl Session {
         let Some(kind) = self.faults.fire(fault) else { return };
         let until = |for_ms: Option<u64>| for_ms.map(|ms| self.now + Duration::from_millis(ms));
         match kind {
-            FaultKind::Refuse { .. } | FaultKind::Hang { .. } | FaultKind::Expiry { .. } => {} // the server has seen to these
+            // Other doors have seen to these.
+            FaultKind::Refuse { .. } | FaultKind::Hang { .. } | FaultKind::Expiry { .. } => {}
+            FaultKind::SlowStream { .. } | FaultKind::BreakStream { .. } | FaultKind::Answer { .. } => {}
             FaultKind::NoCreated => self.hold(FOR_EVER),
             FaultKind::Delay { delay, for_ms } => self.damage.lag = Some((delay, until(for_ms).unwrap_or(FOR_EVER))),
             FaultKind::StallSend { for_ms } => self.hold(until(for_ms).unwrap_or(FOR_EVER)),

@@ -28,8 +28,11 @@
 //! for_ms = 6_000
 //! ```
 //!
-//! `refuse` and `hang` stand at a door: `door = "session"` (the default), `"mint"` (client secrets), `"calls"` (SDP) or
-//! `"acts"` (hang up, refer, accept, reject); there `session = n` is the n-th request at that door.
+//! `refuse` and `hang` stand at a door: `door = "session"` (the default), `"mint"` (client secrets), `"calls"` (SDP),
+//! `"acts"` (hang up, refer, accept, reject), `"transcriptions"`, `"responses"`, `"files"`, `"batches"`, or `"batch_lines"` (what a
+//! batch holds; a line that hangs is answered all the same); there `session = n` is the n-th request at that door, and
+//! `every = n` is each n-th. `slow_stream`, `break_stream` and `answer` stand at the doors for text only: `responses`, unless
+//! another is named.
 //!
 //! | when | meaning |
 //! |---|---|
@@ -60,6 +63,20 @@
 //! | `unknown_events` | `count` | events of a type that nobody knows |
 //! | `unknown_fields` | `for_ms` | every event has fields that nobody knows |
 //! | `oversized` | `bytes` | one text frame of this size |
+//! | `slow_stream` | `pause_ms`, `door` | so long before each event of a stream |
+//! | `break_stream` | `after_events`, `clean`, `door` | a stream ends after so many events, without its last one: cut off, or by a `clean` end; what is not streamed ends in its middle |
+//! | `answer` | `as`, `message`, `door` | an answer that is no good, see below |
+//!
+//! | `as` | what is answered |
+//! |---|---|
+//! | `failed` | a response of status `failed` (`server_error`); a batch that fails its validation |
+//! | `refusal` | the model refuses, in the words of `message` |
+//! | `incomplete` | half of the answer, as if `max_output_tokens` had been so small |
+//! | `malformed` | text that ends in the middle of its JSON, as if it were complete |
+//! | `misfit` | JSON that does not fit the schema |
+//! | `unknown_events` | a stream with events of a type that nobody knows |
+//! | `garbage` | status 200 and a page in place of JSON |
+//! | `expired` | a batch whose window ends when half of it is done |
 use std::{
     sync::{
         Arc,
@@ -96,6 +113,8 @@ pub struct Fault {
     pub chance: f64,
     /// At most so often in all.
     pub times: Option<u64>,
+    /// At each n-th request of its door only.
+    pub every: Option<u64>,
 }
 
 /// The moment of a fault.
@@ -134,6 +153,46 @@ pub enum Place {
     Calls,
     /// What is done to a call.
     Acts,
+    /// Recordings to transcribe.
+    Transcriptions,
+    /// Text to answer.
+    Responses,
+    /// Files for batches.
+    Files,
+    /// Batches.
+    Batches,
+    /// What is in a batch, line by line.
+    BatchLines,
+}
+
+impl Place {
+    /// The doors for text.
+    const TEXT: [(&'static str, Self); 5] = [
+        ("transcriptions", Self::Transcriptions),
+        ("responses", Self::Responses),
+        ("files", Self::Files),
+        ("batches", Self::Batches),
+        ("batch_lines", Self::BatchLines),
+    ];
+
+    /// The name of a door for text, as the file and the statistics have it.
+    pub(super) fn name(self) -> &'static str {
+        Self::TEXT.iter().find(|(_, place)| *place == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// An answer that is no good. The words are explained in the [module's page](self).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the table above is their documentation")]
+pub enum How {
+    Failed,
+    Refusal,
+    Incomplete,
+    Malformed,
+    Misfit,
+    UnknownEvents,
+    Garbage,
+    Expired,
 }
 
 /// What goes wrong. The keys are explained in the [module's page](self).
@@ -159,10 +218,13 @@ pub enum FaultKind {
     UnknownEvents { count: u64 },
     UnknownFields { for_ms: Option<u64> },
     Oversized { bytes: usize },
+    SlowStream { pause_ms: u64 },
+    BreakStream { after_events: u64, clean: bool },
+    Answer { how: How, message: Option<String> },
 }
 
 impl FaultKind {
-    const NAMES: [&'static str; 19] = [
+    const NAMES: [&'static str; 22] = [
         "refuse",
         "hang",
         "expiry",
@@ -182,6 +244,9 @@ impl FaultKind {
         "unknown_events",
         "unknown_fields",
         "oversized",
+        "slow_stream",
+        "break_stream",
+        "answer",
     ];
 
     /// Its name in the file and in the statistics.
@@ -206,12 +271,20 @@ impl FaultKind {
             Self::UnknownEvents { .. } => "unknown_events",
             Self::UnknownFields { .. } => "unknown_fields",
             Self::Oversized { .. } => "oversized",
+            Self::SlowStream { .. } => "slow_stream",
+            Self::BreakStream { .. } => "break_stream",
+            Self::Answer { .. } => "answer",
         }
     }
 
-    /// Whether it comes in place of the 101.
+    /// Whether it comes in place of the 101, or of what else a door gives.
     fn is_at_connect(&self) -> bool {
-        matches!(self, Self::Refuse { .. } | Self::Hang { .. } | Self::Expiry { .. })
+        matches!(self, Self::Refuse { .. } | Self::Hang { .. } | Self::Expiry { .. }) || self.is_of_text()
+    }
+
+    /// Whether only the doors for text know it.
+    fn is_of_text(&self) -> bool {
+        matches!(self, Self::SlowStream { .. } | Self::BreakStream { .. } | Self::Answer { .. })
     }
 }
 
@@ -234,6 +307,7 @@ fn fault(keys: &mut Keys<'_>, name: &str) -> Result<Fault, String> {
         after_ms: if kind.is_at_connect() { 0 } else { keys.integer("after_ms", 0, u64::MAX)?.unwrap_or(0) },
         chance: keys.share("chance")?.unwrap_or(1.0),
         times: keys.integer("times", 1, u64::MAX)?,
+        every: if kind.is_at_connect() { keys.integer("every", 1, u64::MAX)? } else { None },
         when,
         kind,
     })
@@ -294,6 +368,15 @@ fn kind(keys: &mut Keys<'_>, name: &str) -> Result<FaultKind, String> {
             let bytes = keys.integer("bytes", 1, 1 << 30)?.unwrap_or(17 << 20);
             FaultKind::Oversized { bytes: usize::try_from(bytes).unwrap_or(usize::MAX) }
         }
+        "slow_stream" => FaultKind::SlowStream { pause_ms: keys.integer("pause_ms", 0, 3_600_000)?.unwrap_or(1_000) },
+        "break_stream" => FaultKind::BreakStream {
+            after_events: keys.integer("after_events", 0, u64::MAX)?.unwrap_or(3),
+            clean: keys.flag("clean")?.unwrap_or(false),
+        },
+        "answer" => {
+            let how = keys.word("as", &HOWS)?.unwrap_or(How::Failed);
+            FaultKind::Answer { how, message: keys.text("message")? }
+        }
         other => return keys.unknown_kind(other, &FaultKind::NAMES),
     })
 }
@@ -303,7 +386,7 @@ fn when(keys: &mut Keys<'_>, kind: &FaultKind) -> Result<When, String> {
         return Ok(When::Connect(Place::Expiry));
     }
     if kind.is_at_connect() {
-        return Ok(When::Connect(door(keys)?));
+        return Ok(When::Connect(door(keys, kind.is_of_text())?));
     }
     let at = keys.integer("at_ms", 0, u64::MAX)?.map(When::At);
     let audio = keys.integer("after_audio_ms", 0, u64::MAX)?.map(When::Audio);
@@ -329,10 +412,25 @@ fn when(keys: &mut Keys<'_>, kind: &FaultKind) -> Result<When, String> {
     }
 }
 
-fn door(keys: &mut Keys<'_>) -> Result<Place, String> {
-    let doors = [("session", Place::Session), ("mint", Place::Mint), ("calls", Place::Calls), ("acts", Place::Acts)];
+fn door(keys: &mut Keys<'_>, of_text: bool) -> Result<Place, String> {
+    if of_text {
+        return Ok(keys.word("door", &Place::TEXT)?.unwrap_or(Place::Responses));
+    }
+    let voice = [("session", Place::Session), ("mint", Place::Mint), ("calls", Place::Calls), ("acts", Place::Acts)];
+    let doors: Vec<(&str, Place)> = voice.into_iter().chain(Place::TEXT).collect();
     Ok(keys.word("door", &doors)?.unwrap_or_default())
 }
+
+const HOWS: [(&str, How); 8] = [
+    ("failed", How::Failed),
+    ("refusal", How::Refusal),
+    ("incomplete", How::Incomplete),
+    ("malformed", How::Malformed),
+    ("misfit", How::Misfit),
+    ("unknown_events", How::UnknownEvents),
+    ("garbage", How::Garbage),
+    ("expired", How::Expired),
+];
 
 /// The service's words for a fault of its own.
 pub(super) const SERVER_ERROR: &str = "The server had an error while processing your request. Sorry about that! Please \
@@ -407,7 +505,8 @@ impl FaultScript {
     pub(super) fn due(&mut self, moment: Moment) -> Vec<Due> {
         let mut due = Vec::new();
         for (index, fault) in self.book.faults.list.iter().enumerate() {
-            if fault.session.is_some_and(|session| session != self.number) {
+            let other = fault.session.is_some_and(|session| session != self.number);
+            if other || fault.every.is_some_and(|n| !self.number.is_multiple_of(n)) {
                 continue;
             }
             let after = match (fault.when, moment) {

@@ -87,6 +87,14 @@ impl Dimension {
         }
     }
 
+    /// The `type` of the service's error.
+    pub(super) fn kind(self) -> &'static str {
+        match self {
+            Self::Tokens | Self::TokensDay => "tokens",
+            _ => "requests",
+        }
+    }
+
     /// As the service's texts call it ("on tokens per min (TPM)": seen for RPD, the others by analogy).
     fn words(self) -> &'static str {
         match self {
@@ -317,8 +325,13 @@ impl Accounts {
         seat.transpose()
     }
 
-    /// What `rate_limits.updated` says; none: there are no limits for this.
-    pub(super) fn told(&self, config: &SimConfig, (key, model): (&str, &str), now: Duration) -> Option<Vec<Value>> {
+    /// How the limits of a minute stand; none: there are no limits for this.
+    pub(super) fn standing(
+        &self,
+        config: &SimConfig,
+        (key, model): (&str, &str),
+        now: Duration,
+    ) -> Option<Vec<Standing>> {
         self.with(config, key, model, |_, _, account| {
             let shown = account.buckets.iter_mut().filter_map(|(which, bucket)| {
                 let name = match which {
@@ -327,16 +340,37 @@ impl Accounts {
                     _ => return None,
                 };
                 bucket.fill(now);
-                Some(json!({
-                    "name": name,
-                    "limit": bucket.limit,
-                    "remaining": bucket.level.max(0.0).floor(),
-                    "reset_seconds": (bucket.full_in() * 1_000.0).round() / 1_000.0,
-                }))
+                let remaining = bucket.level.max(0.0).floor();
+                Some(Standing { name, limit: bucket.limit, remaining, full_in: bucket.full_in() })
             });
             shown.collect()
         })
     }
+
+    /// What `rate_limits.updated` says; none: there are no limits for this.
+    pub(super) fn told(&self, config: &SimConfig, who: (&str, &str), now: Duration) -> Option<Vec<Value>> {
+        let shown = self.standing(config, who, now)?.into_iter().map(|standing| {
+            json!({
+                "name": standing.name,
+                "limit": standing.limit,
+                "remaining": standing.remaining,
+                "reset_seconds": (standing.full_in * 1_000.0).round() / 1_000.0,
+            })
+        });
+        Some(shown.collect())
+    }
+}
+
+/// One of an account's limits, as it is shown.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Standing {
+    /// `requests` or `tokens`.
+    pub(super) name: &'static str,
+    /// In a minute.
+    pub(super) limit: f64,
+    pub(super) remaining: f64,
+    /// Seconds until all of it may be used again.
+    pub(super) full_in: f64,
 }
 
 /// A session of an account, as long as it lives.

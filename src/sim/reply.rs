@@ -140,7 +140,7 @@ fn typed(item: &Item) -> impl Iterator<Item = &str> {
 }
 
 /// Every `call NAME {arguments}` in a text whose NAME is a function of the session.
-fn asked_calls(text: &str, functions: &[&str]) -> Vec<Said> {
+pub(super) fn asked_calls(text: &str, functions: &[&str]) -> Vec<Said> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     let mut calls = Vec::new();
     for piece in text.split("call ").skip(1) {

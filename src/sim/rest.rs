@@ -122,41 +122,63 @@ pub(super) fn routes<S: Clone + Send + Sync + 'static>(world: Arc<World>) -> Rou
 }
 
 /// A refusal of the REST side.
-struct No {
-    status: StatusCode,
-    refusal: Refusal,
+#[derive(Debug)]
+pub(super) enum No {
+    /// Told as the service tells its errors.
+    Refused { status: StatusCode, refusal: Refusal },
+    /// Told in words that are already written.
+    Written(Box<Response<Body>>),
 }
 
 impl No {
-    fn new(status: StatusCode, refusal: Refusal) -> Self {
-        Self { status, refusal }
+    pub(super) fn new(status: StatusCode, refusal: Refusal) -> Self {
+        Self::Refused { status, refusal }
     }
 
-    fn bad(refusal: Refusal) -> Self {
+    pub(super) fn bad(refusal: Refusal) -> Self {
         Self::new(StatusCode::BAD_REQUEST, refusal)
+    }
+
+    pub(super) fn told(self) -> Response<Body> {
+        match self {
+            Self::Refused { status, refusal } => json_answer(status, &error_json(&refusal)),
+            Self::Written(response) => *response,
+        }
     }
 }
 
-type Answer = Result<Response<Body>, No>;
+pub(super) type Answer = Result<Response<Body>, No>;
 
 impl World {
     /// Faults and the bookkeeping that all addresses share.
     async fn rest(&self, place: Place, number: u64, work: impl Future<Output = Answer>) -> Response<Body> {
-        let mut response = match self.faults.at_door(place, number) {
-            Some(FaultKind::Refuse { status, retry_after_s, body }) => {
-                super::server::refusal(status, retry_after_s, body)
-            }
-            fault => {
-                if let Some(FaultKind::Hang { for_ms }) = fault {
-                    time::sleep(for_ms.map_or(Duration::from_secs(3_600), Duration::from_millis)).await;
-                }
+        let answer = match self.fault(place, number).await {
+            Err(no) => Err(no),
+            Ok(_) => {
                 time::sleep(Dice::new(self.config.seed ^ 0x3E57, number).delay(self.config.delays.rest)).await;
-                match work.await {
-                    Ok(response) => response,
-                    Err(No { status, refusal }) => refused(status, &refusal),
-                }
+                work.await
             }
         };
+        self.answered(answer)
+    }
+
+    /// What is scripted for the `number`-th request at a door, refusals and waits carried out.
+    pub(super) async fn fault(&self, place: Place, number: u64) -> Result<Option<FaultKind>, No> {
+        match self.faults.at_door(place, number) {
+            Some(FaultKind::Refuse { status, retry_after_s, body }) => {
+                Err(No::Written(Box::new(super::server::refusal(status, retry_after_s, body))))
+            }
+            Some(FaultKind::Hang { for_ms }) => {
+                time::sleep(for_ms.map_or(Duration::from_secs(3_600), Duration::from_millis)).await;
+                Ok(None)
+            }
+            fault => Ok(fault),
+        }
+    }
+
+    /// An answer as it goes out: refusals counted, and with the headers that all have.
+    pub(super) fn answered(&self, answer: Answer) -> Response<Body> {
+        let mut response = answer.unwrap_or_else(No::told);
         if !response.status().is_success() {
             *self.stats.lock().rest_refused.entry(response.status().as_u16()).or_default() += 1;
         }
@@ -190,7 +212,7 @@ impl World {
     }
 
     /// Who asks: a key that is good, with the session of a secret if it is one.
-    fn who(&self, headers: &HeaderMap) -> Result<Knock, No> {
+    pub(super) fn who(&self, headers: &HeaderMap) -> Result<Knock, No> {
         let mut knock = super::server::knock(headers, &[], &HashMap::new());
         self.desk.look_up(&mut knock);
         let status = StatusCode::UNAUTHORIZED;
@@ -428,13 +450,13 @@ async fn parts(request: Request) -> Result<(Bytes, Option<Value>), No> {
     Ok((offer.ok_or_else(missing)?, session))
 }
 
-fn refused(status: StatusCode, refusal: &Refusal) -> Response<Body> {
+/// An error as the service writes it.
+pub(super) fn error_json(refusal: &Refusal) -> Value {
     let kind = if refusal.kind.is_empty() { INVALID_REQUEST } else { &refusal.kind };
-    let error = json!({"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code});
-    json_answer(status, &json!({"error": error}))
+    json!({"error": {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}})
 }
 
-fn json_answer(status: StatusCode, body: &Value) -> Response<Body> {
+pub(super) fn json_answer(status: StatusCode, body: &Value) -> Response<Body> {
     let mut response = Response::new(Body::from(body.to_string()));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -50,6 +50,7 @@ use super::{
     rest,
     session::{Incoming, Output, Session, World},
     stats::SimStats,
+    text,
 };
 use crate::net::listen::{self, Upgrade, UpgradeError};
 use crate::scripted::Dice;
@@ -156,13 +157,14 @@ impl Sim {
     }
 }
 
-/// The addresses. `transcriptions`, `responses` and the other dialects' sockets go here.
+/// The addresses. The other dialects' sockets go here.
 fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/realtime", get(realtime))
         .route("/openai/v1/realtime", get(realtime))
         .route("/openai/realtime", get(realtime))
         .merge(rest::routes(shared.world.clone()))
+        .merge(text::routes(shared.world.clone(), shared.began))
         .fallback(elsewhere)
         .with_state(shared)
 }
@@ -279,11 +281,14 @@ pub(super) fn refusal(status: u16, retry_after_s: Option<u64>, body: Option<Stri
 }
 
 /// What an account is told whose limit is reached (the service's REST side; at the upgrade a guess).
-fn too_many(full: &Full) -> Response<Body> {
-    let body = json!({ "error": { "message": full.message, "type": "requests", "param": null, "code": "rate_limit_exceeded" } });
-    let wait = full.wait.unwrap_or_default();
+pub(super) fn too_many(full: &Full) -> Response<Body> {
+    let kind = full.which.kind();
+    let body =
+        json!({ "error": { "message": full.message, "type": kind, "param": null, "code": "rate_limit_exceeded" } });
+    // What can never be taken is not to be tried again.
+    let Some(wait) = full.wait else { return refusal(429, None, Some(body.to_string())) };
     let mut response = refusal(429, Some(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)), Some(body.to_string()));
-    if let Ok(ms) = HeaderValue::try_from(wait.as_millis().to_string()) {
+    if let Ok(ms) = HeaderValue::try_from(wait.as_nanos().div_ceil(1_000_000).to_string()) {
         response.headers_mut().insert("retry-after-ms", ms);
     }
     response

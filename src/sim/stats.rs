@@ -7,7 +7,10 @@ use std::{
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::tokens::{InputUsage, Tokens};
+use super::{
+    text::TextStats,
+    tokens::{InputUsage, Tokens},
+};
 use crate::audio::Format;
 
 /// Most entries of a log: a soak test must not fill the memory.
@@ -99,6 +102,8 @@ pub struct SimStats {
     pub safety_ids: Vec<String>,
     /// Sessions that were opened with a client secret.
     pub sessions_by_secret: u64,
+    /// Recordings and text over REST.
+    pub text: TextStats,
     /// Received audio, when `record_audio` is set.
     #[serde(skip)]
     pub recorded: Vec<Recorded>,

@@ -8,7 +8,8 @@ use super::{
     reply,
     response::with,
     session::{Act, Session},
-    tokens,
+    text::hear,
+    tokens, voice,
 };
 
 /// How long a transcript that was held back waits for the one that is to overtake it.
@@ -40,8 +41,12 @@ impl Session {
     pub(super) fn transcribe(&mut self, item_id: &str, clip: &Clip, committed: Duration) {
         let Some(transcription) = &self.settings.transcription else { return };
         let model = transcription.model.clone();
-        let transcript = reply::transcript_of(clip);
-        let usage = usage(&model, clip, &transcript);
+        // Who only writes is asked for words; in a conversation the length is what people want to see.
+        let transcript = match self.settings.only_writes {
+            true => hear::text(&hear::words(&voice::decode(&clip.bytes(), clip.format), clip.format.rate)),
+            false => reply::transcript_of(clip),
+        };
+        let usage = usage(&model, clip.ms(), &transcript);
         let delay = self.dice.delay(self.world.config.delays.transcription);
         let pause = Duration::from_millis(self.world.config.reply.word_ms);
         let mut at = self.now + committed + delay;
@@ -148,12 +153,17 @@ impl Session {
     }
 }
 
-/// Streaming models and the newest one are billed by time, the others by tokens.
-fn usage(model: &str, clip: &Clip, transcript: &str) -> Value {
-    if !model.contains("4o") {
-        return json!({ "type": "duration", "seconds": clip.ms() as f64 / 1_000.0 });
+/// Whether a model is billed by time, as the streaming ones and the newest one are; the others are by tokens.
+pub(super) fn by_time(model: &str) -> bool {
+    !model.contains("4o")
+}
+
+/// What a transcript of so many ms of audio has used.
+pub(super) fn usage(model: &str, ms: u64, transcript: &str) -> Value {
+    if by_time(model) {
+        return json!({ "type": "duration", "seconds": ms as f64 / 1_000.0 });
     }
-    let (input, output) = (tokens::of_user_audio(clip.ms()), tokens::of_text(transcript));
+    let (input, output) = (tokens::of_user_audio(ms), tokens::of_text(transcript));
     json!({
         "type": "tokens",
         "total_tokens": input + output,
@@ -170,6 +180,6 @@ fn with_logprobs(fields: Value, words: Option<Vec<Value>>) -> Value {
     }
 }
 
-fn logprob(token: &str) -> Value {
+pub(super) fn logprob(token: &str) -> Value {
     json!({ "token": token, "logprob": -0.01, "bytes": token.as_bytes() })
 }

@@ -8,7 +8,10 @@ use multer::Multipart;
 use serde_json::{Map, Value};
 
 use super::Kind;
-use crate::upstream::text::{Content, Part};
+use crate::{
+    audio::decode::probe_bytes,
+    upstream::text::{Content, Part},
+};
 
 /// Longest name of a model, bytes.
 const LONGEST_MODEL: usize = 128;
@@ -169,7 +172,7 @@ pub async fn transcription(content_type: &str, body: Bytes) -> Result<Asked, Wro
         Some("true" | "True" | "1") => true,
         Some(other) => return Err(kind("stream", &other.into(), "true or false")),
     };
-    let seconds = length(&file.bytes);
+    let seconds = length(file.file.as_deref().unwrap_or_default(), &file.bytes);
     let whole = |per: u64| {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a recording of a bounded size")]
         let seconds = seconds.ceil() as u64;
@@ -248,27 +251,10 @@ pub fn tokens(text: &str) -> u64 {
     (ascii - digits - signs).div_ceil(4) + digits.div_ceil(2) + signs + others
 }
 
-/// How long a recording is, seconds: from its header if it is a plain wav file, and else from above by its size.
-fn length(file: &[u8]) -> f64 {
-    wav_length(file).unwrap_or(file.len() as f64 / TIGHTEST)
-}
-
-fn wav_length(file: &[u8]) -> Option<f64> {
-    if file.get(..4)? != b"RIFF" || file.get(8..12)? != b"WAVE" {
-        return None;
-    }
-    let number = |at: usize| file.get(at..at + 4).and_then(|four| Some(u32::from_le_bytes(four.try_into().ok()?)));
-    let mut at = 12;
-    let mut rate = None;
-    loop {
-        let (name, size) = (file.get(at..at + 4)?, number(at + 4)? as usize);
-        match name {
-            b"fmt " => rate = number(at + 16).filter(|rate| *rate > 0),
-            b"data" => return Some(size.min(file.len() - at) as f64 / f64::from(rate?)),
-            _ => {}
-        }
-        at = at.checked_add(8)?.checked_add(size)?.checked_add(size % 2)?;
-    }
+/// How long a recording is, seconds: as its own head says it, and else from above by its size. What is no recording the service may find out.
+fn length(name: &str, file: &Bytes) -> f64 {
+    let told = probe_bytes(name, file.clone()).ok().and_then(|facts| facts.length.about());
+    told.map_or(file.len() as f64 / TIGHTEST, |length| length.as_secs_f64())
 }
 
 #[cfg(test)]

@@ -85,7 +85,8 @@ pub struct Facts {
 #[expect(missing_debug_implementations, reason = "symphonia's readers have none")]
 pub struct Reader {
     path: PathBuf,
-    rate: u32,
+    /// `None`: the file's own.
+    rate: Option<u32>,
     sound: Sound,
     change: Option<RateChange>,
     /// One packet's samples; kept to save the allocation.
@@ -107,6 +108,14 @@ pub fn probe(path: impl AsRef<Path>) -> Result<Facts, DecodeError> {
     Opened::new(path).map(|opened| opened.facts)
 }
 
+/// The same of a file's bytes, which came under `name`.
+///
+/// # Errors
+/// As [`probe`].
+pub fn probe_bytes(name: impl AsRef<Path>, bytes: bytes::Bytes) -> Result<Facts, DecodeError> {
+    Opened::bytes(name.as_ref(), bytes).map(|opened| opened.facts)
+}
+
 impl Reader {
     /// Opens `path` to read it as mono samples at `rate` Hz, in whatever of the known formats it is.
     ///
@@ -117,11 +126,31 @@ impl Reader {
         if !(1_000..=192_000).contains(&rate) {
             return Err(DecodeError::Rate { found: rate });
         }
-        let Opened { format, track, cut, facts, trouble } = Opened::new(path)?;
+        Self::of(path, Opened::new(path)?, Some(rate))
+    }
+
+    /// The same for a file's bytes, which came under `name`; without a rate at the file's own.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn of_bytes(name: impl AsRef<Path>, bytes: bytes::Bytes, rate: Option<u32>) -> Result<Self, DecodeError> {
+        let name = name.as_ref();
+        if let Some(found) = rate.filter(|rate| !(1_000..=192_000).contains(rate)) {
+            return Err(DecodeError::Rate { found });
+        }
+        Self::of(name, Opened::bytes(name, bytes)?, rate)
+    }
+
+    fn of(path: &Path, opened: Opened, rate: Option<u32>) -> Result<Self, DecodeError> {
+        let Opened { format, track, cut, facts, trouble } = opened;
         let sound = Sound::open(format, &track, cut).map_err(|failure| failure.at(path, &trouble))?;
-        let path = path.to_owned();
-        let block = Vec::new();
+        let (path, block) = (path.to_owned(), Vec::new());
         Ok(Self { path, rate, sound, change: None, block, facts, ended: false, any: false, cut, trouble })
+    }
+
+    /// Samples per second; of a file that is read at its own rate, once something of it was read.
+    pub fn rate(&self) -> u32 {
+        self.rate.unwrap_or_else(|| self.sound.rate())
     }
 
     /// What the file's beginning tells.
@@ -150,7 +179,10 @@ impl Reader {
             self.any = true;
             let change = match &mut self.change {
                 Some(change) => change,
-                none => none.insert(RateChange::new(self.sound.rate(), self.rate).map_err(Failure::Damaged)?),
+                none => none.insert(
+                    RateChange::new(self.sound.rate(), self.rate.unwrap_or(self.sound.rate()))
+                        .map_err(Failure::Damaged)?,
+                ),
             };
             return change.push(&self.block, out).map_err(Failure::Damaged);
         }
@@ -200,6 +232,15 @@ impl Opened {
             file.read_to_end(&mut all).map_err(unreadable)?;
             Box::new(Cursor::new(all))
         };
+        Self::read(path, file)
+    }
+
+    fn bytes(name: &Path, bytes: bytes::Bytes) -> Result<Self, DecodeError> {
+        Self::read(name, Box::new(Cursor::new(bytes)))
+    }
+
+    fn read(path: &Path, file: Box<dyn Bytes>) -> Result<Self, DecodeError> {
+        let unreadable = |source: io::Error| DecodeError::Unreadable { path: path.into(), source };
         let mut source = Source::new(file).map_err(unreadable)?;
         if source.length() == 0 {
             return Err(DecodeError::Empty { path: path.into() });

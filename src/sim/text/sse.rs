@@ -1,0 +1,110 @@
+//! An answer's body: a stream of events at its pace, or JSON; and how either breaks.
+use std::{collections::VecDeque, io, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    http::{HeaderValue, Response, StatusCode, header},
+};
+use futures_util::{StreamExt as _, stream};
+use serde_json::{Value, json};
+use tokio::time;
+
+use super::super::{
+    faults::{FaultKind, How},
+    rest::json_answer,
+};
+
+/// One event, and how long it is waited for.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Event {
+    pub(super) kind: &'static str,
+    pub(super) data: Value,
+    pub(super) after: Duration,
+}
+
+impl Event {
+    /// An event that comes with the one before.
+    pub(super) fn new(kind: &'static str, data: Value) -> Self {
+        Self { kind, data, after: Duration::ZERO }
+    }
+
+    /// An event that comes later.
+    pub(super) fn after(self, after: Duration) -> Self {
+        Self { after, ..self }
+    }
+
+    fn written(&self) -> Bytes {
+        Bytes::from(format!("event: {}\ndata: {}\n\n", self.kind, self.data))
+    }
+}
+
+/// Events as they go out, with what is scripted for them.
+pub(super) fn stream(events: Vec<Event>, fault: Option<&FaultKind>) -> Response<Body> {
+    let mut pieces: VecDeque<(Duration, io::Result<Bytes>)> = VecDeque::new();
+    let (pause, end) = match fault {
+        Some(FaultKind::SlowStream { pause_ms }) => (Duration::from_millis(*pause_ms), None),
+        Some(FaultKind::BreakStream { after_events, clean }) => (Duration::ZERO, Some((*after_events, *clean))),
+        _ => (Duration::ZERO, None),
+    };
+    // A stream that breaks never tells its end, however late the break was meant to be.
+    let most = end.map_or(usize::MAX, |(after, _)| {
+        usize::try_from(after).unwrap_or(usize::MAX).min(events.len().saturating_sub(1))
+    });
+    let unknown = matches!(fault, Some(FaultKind::Answer { how: How::UnknownEvents, .. }));
+    for event in events.iter().take(most) {
+        pieces.push_back((event.after + pause, Ok(event.written())));
+        if unknown {
+            let data = json!({"type": "response.something_new", "sequence_number": null, "news": {"of": event.kind}});
+            pieces.push_back((pause, Ok(Event::new("response.something_new", data).written())));
+        }
+    }
+    if let Some((_, false)) = end {
+        pieces.push_back((Duration::ZERO, Err(cut())));
+    }
+    let body = stream::unfold(pieces, |mut pieces| async {
+        let (after, piece) = pieces.pop_front()?;
+        if !after.is_zero() {
+            time::sleep(after).await;
+        }
+        Some((piece, pieces))
+    });
+    let mut response = Response::new(Body::from_stream(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+/// JSON as it goes out, with what is scripted for it.
+pub(super) fn json(body: &Value, fault: Option<&FaultKind>) -> Response<Body> {
+    plain(json_answer(StatusCode::OK, body), body.to_string(), fault)
+}
+
+/// A body of another kind, in the same way. `response` has it already.
+pub(super) fn plain(mut response: Response<Body>, body: String, fault: Option<&FaultKind>) -> Response<Body> {
+    match fault {
+        Some(FaultKind::BreakStream { clean, .. }) => {
+            let half = Bytes::from(body.into_bytes());
+            let half = half.slice(..half.len() / 2);
+            let cut = stream::iter((!clean).then(|| Err(cut())));
+            *response.body_mut() = Body::from_stream(stream::iter([Ok(half)]).chain(cut));
+        }
+        Some(FaultKind::Answer { how: How::Garbage, .. }) => {
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html"));
+            *response.body_mut() = Body::from("<html><body>Bad gateway</body></html>");
+        }
+        Some(FaultKind::SlowStream { pause_ms }) => {
+            let pause = Duration::from_millis(*pause_ms);
+            let late = stream::once(async move {
+                time::sleep(pause).await;
+                Ok::<_, io::Error>(Bytes::from(body))
+            });
+            *response.body_mut() = Body::from_stream(late);
+        }
+        _ => {}
+    }
+    response
+}
+
+fn cut() -> io::Error {
+    io::Error::other("cut by a fault")
+}
