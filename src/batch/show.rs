@@ -1,0 +1,260 @@
+//! What a run looks like: a line while it goes, and what is said when it is over. Pure: everything is an argument.
+use std::{fmt::Write as _, time::Duration};
+
+use super::{
+    gate::Standing,
+    store::{Slow, Sums},
+    table::Written,
+    work::Stopped,
+};
+use crate::config::Moment;
+
+/// Files that failed are named up to this number; all of them stand in the table of errors.
+pub const NAMED: usize = 10;
+
+/// How far a run is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress<'a> {
+    /// The job when the run began.
+    pub before: &'a Sums,
+    /// The job now.
+    pub now: &'a Sums,
+    /// How long it has run.
+    pub took: Duration,
+    /// The way to the relay.
+    pub standing: &'a Standing,
+}
+
+impl Progress<'_> {
+    /// Files with an end, of all.
+    pub fn files(&self) -> (u64, u64) {
+        let now = self.now;
+        (now.done.items + now.failed.items + now.skipped.items, now.items())
+    }
+
+    /// Audio that was done by this run.
+    fn audio(&self) -> Duration {
+        Duration::from_millis(self.now.done.duration_ms.saturating_sub(self.before.done.duration_ms))
+    }
+
+    /// How long the rest will take at the speed so far; none: nobody knows yet.
+    fn left(&self) -> Option<Duration> {
+        let (ended, all) = self.files();
+        let before = self.before.done.items + self.before.failed.items + self.before.skipped.items;
+        let own = ended.checked_sub(before).filter(|own| *own > 0)?;
+        Some(self.took.mul_f64(all.saturating_sub(ended) as f64 / own as f64))
+    }
+
+    /// In one line.
+    pub fn line(&self) -> String {
+        let (ended, all) = self.files();
+        let mut line = format!("{}/{} files", grouped(ended), grouped(all));
+        let audio = self.audio();
+        if !audio.is_zero() {
+            let _ = write!(line, "  {} of audio", span(audio));
+            let _ = write!(line, "  {:.0}x real time", audio.as_secs_f64() / self.took.as_secs_f64().max(0.001));
+        }
+        let _ = write!(line, "  {}", cost(self.now));
+        let Standing { running, width, held, reason, .. } = self.standing;
+        match held {
+            Some(held) => {
+                let reason = reason.as_deref().unwrap_or_default();
+                let _ = write!(line, "  waiting {:.1} s: {reason}", held.as_secs_f64());
+            }
+            None => {
+                let _ = write!(line, "  {running} at once (of {width})");
+            }
+        }
+        if self.now.failed.items > 0 {
+            let _ = write!(line, "  {} failed", grouped(self.now.failed.items));
+        }
+        if let Some(left) = self.left().filter(|_| ended < all) {
+            let _ = write!(line, "  {} left", span(left));
+        }
+        line
+    }
+}
+
+/// What there is to say at the end.
+#[derive(Debug)]
+pub struct Summary<'a> {
+    /// How it went.
+    pub progress: Progress<'a>,
+    /// Why it ended early.
+    pub stopped: Option<&'a Stopped>,
+    /// Requests that were sent once more.
+    pub retried: u64,
+    /// Where the results are.
+    pub out: &'a str,
+    /// What was written there.
+    pub written: Option<&'a Written>,
+    /// Files that failed or were skipped: their ids, and why; the first ones.
+    pub errors: &'a [(String, String)],
+    /// Files that were done, and of which something should be known.
+    pub notes: &'a [String],
+    /// Those that took longest.
+    pub slowest: &'a [Slow],
+    /// What goes on with it.
+    pub resume: &'a str,
+}
+
+impl Summary<'_> {
+    /// In lines.
+    pub fn text(&self) -> String {
+        let Progress { now, took, standing, .. } = self.progress;
+        let mut text = String::new();
+        let (ended, all) = self.progress.files();
+        let _ = writeln!(text, "files      {} done, {} failed, {} skipped, {} left", grouped(now.done.items),
+            grouped(now.failed.items), grouped(now.skipped.items), grouped(all - ended));
+        if now.reused > 0 {
+            let _ = writeln!(text, "the same   {} had the same content as others, and cost nothing", grouped(now.reused));
+        }
+        let audio = self.progress.audio();
+        let _ = writeln!(text, "audio      {} in {} ({:.0}x real time)", span(audio), span(took),
+            audio.as_secs_f64() / took.as_secs_f64().max(0.001));
+        let usage = now.usage;
+        if usage.input_tokens + usage.output_tokens > 0 {
+            let _ = writeln!(text, "tokens     {} in, {} out", grouped(usage.input_tokens), grouped(usage.output_tokens));
+        }
+        let _ = writeln!(text, "cost       {}", cost(now));
+        if self.retried + standing.refusals > 0 {
+            let _ = writeln!(text, "repeated   {} requests, {} of them for limits", grouped(self.retried), grouped(standing.refusals));
+        }
+        if let Some(written) = self.written {
+            let _ = writeln!(text, "results    {} ({} rows)", self.out, grouped(written.rows));
+            if let Some(at) = &written.errors_at {
+                let _ = writeln!(text, "errors     {} ({} rows)", at.display(), grouped(written.errors));
+            }
+        }
+        if !self.errors.is_empty() {
+            let _ = writeln!(text, "\nnot done:");
+            for (id, why) in self.errors.iter().take(NAMED) {
+                let _ = writeln!(text, "  {id}: {why}");
+            }
+            let more = (now.failed.items + now.skipped.items).saturating_sub(self.errors.len().min(NAMED) as u64);
+            if more > 0 {
+                let _ = writeln!(text, "  and {} more", grouped(more));
+            }
+        }
+        for note in self.notes {
+            let _ = writeln!(text, "note: {note}");
+        }
+        if !self.slowest.is_empty() {
+            let _ = writeln!(text, "\nslowest:");
+            for Slow { id, took_ms, duration_ms } in self.slowest {
+                let of = Duration::from_millis(*duration_ms);
+                let _ = writeln!(text, "  {:>8.1} s  {id} ({})", *took_ms as f64 / 1_000.0, span(of));
+            }
+        }
+        match self.stopped {
+            None => {}
+            Some(Stopped::Asked) => {
+                let _ = writeln!(text, "\nstopped; what is done is kept. To go on: {}", self.resume);
+            }
+            Some(Stopped::Refused { code, message, again_at }) => {
+                let _ = writeln!(text, "\nstopped: {message} ({code})");
+                match again_at {
+                    Some(at) => {
+                        let _ = writeln!(text, "what is done is kept. To go on, from {} on: {}", Moment(at / 1_000), self.resume);
+                    }
+                    None => {
+                        let _ = writeln!(text, "what is done is kept. To go on, when that is changed: {}", self.resume);
+                    }
+                }
+            }
+            Some(Stopped::Job(message)) => {
+                let _ = writeln!(text, "\nstopped: {message}\nwhat is done is kept. To go on: {}", self.resume);
+            }
+        }
+        text
+    }
+}
+
+fn cost(sums: &Sums) -> String {
+    match sums.usage.unpriced {
+        0 => format!("{} USD", sums.usage.cost),
+        unpriced => format!("{} USD, and {} requests without a price", sums.usage.cost, grouped(unpriced)),
+    }
+}
+
+/// A number with a comma after every three digits.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A time, as people say it.
+fn span(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    match seconds {
+        s if s < 100.0 => format!("{s:.1} s"),
+        s if s < 6_000.0 => format!("{:.1} min", s / 60.0),
+        s => format!("{:.1} h", s / 3_600.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::store::{Count, Usage};
+
+    fn sums(done: u64, failed: u64, waiting: u64) -> Sums {
+        let count = |items| Count { items, bytes: items * 1_000, duration_ms: items * 60_000 };
+        let usage = Usage { audio_ms: done * 60_000, cost: "1.25".parse().unwrap(), ..Usage::default() };
+        Sums { done: count(done), failed: count(failed), waiting: count(waiting), usage, ..Sums::default() }
+    }
+
+    #[test]
+    fn a_line_says_how_far_it_is() {
+        let (before, now) = (sums(0, 0, 1_000), sums(300, 2, 698));
+        let standing = Standing { running: 15, width: 16, ..Standing::default() };
+        let progress = Progress { before: &before, now: &now, took: Duration::from_secs(60), standing: &standing };
+        let line = progress.line();
+        assert_eq!(line, "302/1,000 files  5.0 h of audio  300x real time  1.25 USD  15 at once (of 16)  2 failed  2.3 min left");
+        let held = Some(Duration::from_millis(2_100));
+        let standing = Standing { held, reason: Some("tpm: need 1,830".to_owned()), ..standing };
+        let line = Progress { standing: &standing, ..progress }.line();
+        assert!(line.contains("waiting 2.1 s: tpm: need 1,830"), "{line}");
+    }
+
+    #[test]
+    fn the_end_says_what_to_do() {
+        let (before, now) = (sums(0, 0, 10), sums(8, 1, 1));
+        let standing = Standing::default();
+        let progress = Progress { before: &before, now: &now, took: Duration::from_secs(6), standing: &standing };
+        let stopped = Stopped::Refused {
+            code: "budget_exhausted".to_owned(),
+            message: "The day's budget is spent.".to_owned(),
+            again_at: Some(1_801_353_600_000),
+        };
+        let errors = [("a/b.wav".to_owned(), "the file is empty (0 bytes)".to_owned())];
+        let summary = Summary {
+            progress,
+            stopped: Some(&stopped),
+            retried: 0,
+            out: "out.csv",
+            written: None,
+            errors: &errors,
+            notes: &[],
+            slowest: &[Slow { id: "x.wav".to_owned(), took_ms: 5_250, duration_ms: 60_000 }],
+            resume: "voxrelay transcribe --resume --out out.csv",
+        };
+        let text = summary.text();
+        for part in [
+            "8 done, 1 failed, 0 skipped, 1 left",
+            "a/b.wav: the file is empty (0 bytes)",
+            "x.wav",
+            "The day's budget is spent. (budget_exhausted)",
+            "from 2027-01-31T00:00:00Z on: voxrelay transcribe --resume --out out.csv",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}

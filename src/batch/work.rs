@@ -1,0 +1,646 @@
+//! The run: items out of the job, through the knife and the relay, and back into the job.
+//!
+//! Many items are under way at once, and pieces of a long one, too; how many requests that may be is [`Gate`]'s to say. Whatever is paid for
+//! is in the job before anything else is done with it. What one file cannot have does not keep others from theirs; what no request can have
+//! stops the run, with what is done kept. Decides nothing about how a thing looks on a screen ([`super::show`]).
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use rand::Rng as _;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tempfile::NamedTempFile;
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::{self, Instant},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    cut::{self, Pieces, Plan, Whole},
+    extract::Wanted,
+    gate::{Gate, Pass},
+    join::{self, join},
+    relay::{Answer, Failure, Relay, Upload, Wish},
+    source::{Opened, Source, Sources},
+    store::{Begun, Content, End, Item, Known, Part, Store, StoreError, Task, Usage},
+};
+use crate::{
+    admit::price::Usd,
+    text::{Kind, outcome::Outcome},
+    wall::unix_now_ms,
+};
+
+/// Items under way beside the requests that run: those that are being looked at, or cut.
+const AHEAD: usize = 3;
+/// Tries of a request whose answer did not come.
+const TRIES: u32 = 6;
+/// Before the second one; doubles.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Requests that run when it ends in order may take so long.
+const LAST: Duration = Duration::from_secs(20);
+
+/// Who writes recordings down.
+pub trait Engine: std::fmt::Debug + Send + Sync {
+    /// One recording, or one piece of one. `key`: the same for the same question.
+    fn transcribe<'a>(
+        &'a self,
+        upload: &'a Upload,
+        wish: &'a Wish,
+        key: &'a str,
+    ) -> BoxFuture<'a, Result<Answer, Failure>>;
+}
+
+impl Engine for Relay {
+    fn transcribe<'a>(
+        &'a self,
+        upload: &'a Upload,
+        wish: &'a Wish,
+        key: &'a str,
+    ) -> BoxFuture<'a, Result<Answer, Failure>> {
+        Box::pin(Relay::transcribe(self, upload, wish, key))
+    }
+}
+
+/// Why a run came to its end before its work did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stopped {
+    /// Somebody said so.
+    Asked,
+    /// No request would work.
+    Refused {
+        /// For programs.
+        code: String,
+        /// For people.
+        message: String,
+        /// When it may work again, Unix ms; none: when somebody has changed something.
+        again_at: Option<u64>,
+    },
+    /// The job cannot be written.
+    Job(String),
+}
+
+/// A run.
+#[derive(Debug)]
+pub struct Run {
+    store: Arc<Store>,
+    sources: Sources,
+    engine: Arc<dyn Engine>,
+    relay: Relay,
+    gate: Gate,
+    wish: Wish,
+    limits: cut::Limits,
+    extract: Option<Wanted>,
+    /// Pieces are kept here until they are sent.
+    folder: PathBuf,
+    stop: CancellationToken,
+    stopped: Mutex<Option<Stopped>>,
+    retried: AtomicU64,
+    notes: Mutex<Vec<String>>,
+}
+
+/// What a run needs.
+#[derive(Debug)]
+pub struct Plans {
+    /// The job.
+    pub store: Arc<Store>,
+    /// Where files are.
+    pub sources: Sources,
+    /// Who writes recordings down.
+    pub engine: Arc<dyn Engine>,
+    /// Who answers questions about them.
+    pub relay: Relay,
+    /// How many at once.
+    pub gate: Gate,
+    /// How they are to be written down.
+    pub wish: Wish,
+    /// What goes into one request.
+    pub limits: cut::Limits,
+    /// What is to be made of the texts; none: nothing.
+    pub extract: Option<Wanted>,
+    /// Where pieces are kept.
+    pub folder: PathBuf,
+}
+
+/// What became of a request, or of an item.
+enum Ended<T> {
+    Good(T),
+    Bad { code: String, message: String },
+    /// The run ends: another one goes on with it.
+    Later,
+}
+
+/// A piece that was written down, as the job keeps it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Written {
+    transcript: join::Transcript,
+    model: String,
+}
+
+impl Run {
+    /// A run that has not begun.
+    pub fn new(plans: Plans) -> Arc<Self> {
+        let Plans { store, sources, engine, relay, gate, wish, limits, extract, folder } = plans;
+        let (stop, stopped) = (CancellationToken::new(), Mutex::new(None));
+        let (retried, notes) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+        Arc::new(Self {
+            store,
+            sources,
+            engine,
+            relay,
+            gate,
+            wish,
+            limits,
+            extract,
+            folder,
+            stop,
+            stopped,
+            retried,
+            notes,
+        })
+    }
+
+    /// The gate.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// The job.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Requests that were sent once more.
+    pub fn retried(&self) -> u64 {
+        self.retried.load(Ordering::Relaxed)
+    }
+
+    /// What somebody should know of files that were done all the same.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Nothing new is begun from now on.
+    pub fn stop(&self, why: Stopped) {
+        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        stopped.get_or_insert(why);
+        self.stop.cancel();
+    }
+
+    /// Why it has stopped; none: it has not.
+    pub fn stopped(&self) -> Option<Stopped> {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Does all that waits. What runs when it is stopped is waited for, but not for long.
+    pub async fn run(self: &Arc<Self>) {
+        let mut items = JoinSet::new();
+        loop {
+            let room = (self.gate.standing().width + AHEAD).saturating_sub(items.len());
+            let more = match self.stop.is_cancelled() || room == 0 {
+                true => Vec::new(),
+                false => match self.on_disk(move |store| store.claim(room, unix_now_ms())).await {
+                    Ok(more) => more,
+                    Err(error) => {
+                        self.stop(Stopped::Job(error.to_string()));
+                        Vec::new()
+                    }
+                },
+            };
+            for item in more {
+                let run = self.clone();
+                items.spawn(async move { run.item(item).await });
+            }
+            tokio::select! {
+                done = items.join_next() => match done {
+                    None => return,
+                    Some(Ok(Ok(()))) => {}
+                    Some(Ok(Err(error))) => self.stop(Stopped::Job(error.to_string())),
+                    Some(Err(panicked)) => self.stop(Stopped::Job(panicked.to_string())),
+                },
+                () = self.stop.cancelled() => break,
+            }
+        }
+        let last = async { while items.join_next().await.is_some() {} };
+        let _ = time::timeout(LAST, last).await;
+    }
+
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let store = self.store.clone();
+        match spawn_blocking(move || work(&store)).await {
+            Ok(done) => done,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+
+    /// One item, to its end.
+    async fn item(self: Arc<Self>, item: Item) -> Result<(), StoreError> {
+        let n = item.n;
+        let end = match self.item_to_end(&item).await? {
+            Ended::Good(None) => return Ok(()),
+            Ended::Good(Some(end)) => end,
+            Ended::Bad { code, message } => End::Failed { code, message },
+            Ended::Later => End::Released,
+        };
+        self.on_disk(move |store| store.end(n, &end, unix_now_ms())).await
+    }
+
+    /// `Good(None)`: it waits for another one with the same content.
+    async fn item_to_end(self: &Arc<Self>, item: &Item) -> Result<Ended<Option<End>>, StoreError> {
+        let n = item.n;
+        // Texts have no recording to look at.
+        if !(item.has_transcript && self.extract.is_some() && item.source.is_empty()) {
+            match self.transcript(item).await? {
+                Ended::Good(Some(end)) => return Ok(Ended::Good(Some(end))),
+                Ended::Good(None) => {}
+                Ended::Bad { code, message } => return Ok(Ended::Bad { code, message }),
+                Ended::Later => return Ok(Ended::Later),
+            }
+            if self.on_disk(move |store| store.transcript(n)).await?.is_none() {
+                return Ok(Ended::Good(None));
+            }
+        }
+        let Some(wanted) = &self.extract else { return Ok(Ended::Good(Some(End::Done))) };
+        wanted.of(self, item).await
+    }
+
+    /// Its words. `Good(Some)`: it has ended; `Good(None)`: they are in the job, or it waits for another item.
+    async fn transcript(self: &Arc<Self>, item: &Item) -> Result<Ended<Option<End>>, StoreError> {
+        let n = item.n;
+        let opened = match self.open(&item.source).await {
+            Ended::Good(opened) => opened,
+            Ended::Bad { code, message } => return Ok(Ended::Bad { code, message }),
+            Ended::Later => return Ok(Ended::Later),
+        };
+        let (path, limits) = (opened.path().to_owned(), self.limits);
+        let looked = spawn_blocking(move || look(&path, &limits)).await;
+        let (plan, content) = match looked {
+            Ok(Ok(looked)) => looked,
+            Ok(Err((code, message))) => return Ok(Ended::Bad { code, message }),
+            Err(panicked) => return Ok(Ended::Bad { code: "undecodable".to_owned(), message: panicked.to_string() }),
+        };
+        if let Plan::TooShort { length } = plan {
+            let message = format!("{:.1} s long, shorter than {} s", length.as_secs_f64(), self.limits.shortest.as_secs_f64());
+            return Ok(Ended::Good(Some(End::Skipped { code: "too_short".to_owned(), message })));
+        }
+        match self.on_disk(move |store| store.describe(n, &content)).await? {
+            Known::New => {}
+            Known::Held => return Ok(Ended::Good(None)),
+            Known::Transcribed { complete: true } => return Ok(Ended::Good(Some(End::Done))),
+            Known::Transcribed { complete: false } => return Ok(Ended::Good(None)),
+        }
+        let parts = match plan {
+            Plan::Whole(whole) => self.whole(n, whole).await?,
+            Plan::Pieces(pieces) => self.pieces(item, pieces).await?,
+            Plan::TooShort { .. } => Ended::Later,
+        };
+        drop(opened);
+        let parts = match parts {
+            Ended::Good(parts) => parts,
+            Ended::Bad { code, message } => return Ok(Ended::Bad { code, message }),
+            Ended::Later => return Ok(Ended::Later),
+        };
+        let model = parts.first().map_or_else(|| self.wish.model.clone(), |(_, model)| model.clone());
+        let parts: Vec<join::Part> = parts.into_iter().map(|(part, _)| part).collect();
+        let mut transcript = join(&parts);
+        transcript.language = transcript.language.or_else(|| self.wish.language.clone());
+        self.on_disk(move |store| store.put_transcript(n, &transcript, &model)).await?;
+        Ok(Ended::Good(None))
+    }
+
+    async fn open(&self, source: &str) -> Ended<Opened> {
+        let mut tries = 0;
+        loop {
+            let error = match self.sources.open(source).await {
+                Ok(opened) => return Ended::Good(opened),
+                Err(error) => error,
+            };
+            tries += 1;
+            if !error.is_passing() || tries >= TRIES {
+                return Ended::Bad { code: error.code().to_owned(), message: error.to_string() };
+            }
+            if self.pause(tries).await {
+                return Ended::Later;
+            }
+        }
+    }
+
+    /// Waits before another try; whether the run ends meanwhile.
+    async fn pause(&self, tries: u32) -> bool {
+        let pause = PAUSE * 2_u32.pow(tries.min(6) - 1);
+        let pause = pause.mul_f64(rand::rng().random_range(0.75..1.25));
+        tokio::select! {
+            () = time::sleep(pause) => false,
+            () = self.stop.cancelled() => true,
+        }
+    }
+
+    /// A recording that is sent as it is.
+    async fn whole(self: &Arc<Self>, n: i64, whole: Whole) -> Result<Ended<Vec<(join::Part, String)>>, StoreError> {
+        let Whole { path, name, media_type, length, .. } = whole;
+        let part = Part { task: Task::Piece, number: 0, seal: format!("whole {}", length.as_millis()) };
+        let Some(pass) = self.enter().await else { return Ok(Ended::Later) };
+        let upload = Upload { path, name, media_type };
+        let written = self.piece(n, part, upload, Some(pass)).await?;
+        Ok(written.map(|Written { transcript, model }| {
+            let (start, overlap) = (Duration::ZERO, Duration::ZERO);
+            vec![(join::Part { start, length, overlap, transcript }, model)]
+        }))
+    }
+
+    /// Leave for a request; none: the run ends.
+    async fn enter(&self) -> Option<Pass> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => None,
+            pass = self.gate.enter() => Some(pass),
+        }
+    }
+
+    /// A recording in pieces: the next one is cut when there is leave to send it.
+    async fn pieces(
+        self: &Arc<Self>,
+        item: &Item,
+        mut pieces: Pieces,
+    ) -> Result<Ended<Vec<(join::Part, String)>>, StoreError> {
+        let n = item.n;
+        let mut requests: JoinSet<Result<(usize, Ended<(join::Part, String)>), StoreError>> = JoinSet::new();
+        let mut done = BTreeMap::new();
+        let mut bad = None;
+        let mut more = true;
+        loop {
+            while let Some(ended) = if more { requests.try_join_next() } else { requests.join_next().await } {
+                let (index, ended) = ended.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?;
+                match ended {
+                    Ended::Good(part) => drop(done.insert(index, part)),
+                    other => bad = bad.or(Some(other)),
+                }
+            }
+            // What has been sent is paid for: its answers are taken down before it ends.
+            if bad.is_some() {
+                more = false;
+            }
+            if !more {
+                if requests.is_empty() {
+                    break;
+                }
+                continue;
+            }
+            let Some(pass) = self.enter().await else {
+                bad = Some(Ended::Later);
+                continue;
+            };
+            let folder = self.folder.clone();
+            let cut = spawn_blocking(move || {
+                let piece = NamedTempFile::new_in(&folder)
+                    .map_err(|error| ("no_room".to_owned(), format!("{}: {error}", folder.display())))
+                    .and_then(|mut file| {
+                        let piece = pieces.write_next(file.as_file_mut());
+                        piece.map(|piece| (piece, file)).map_err(|error| (code_of(&error), error.to_string()))
+                    });
+                (pieces, piece)
+            });
+            let (back, cut) = cut.await.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()));
+            pieces = back;
+            let (piece, file) = match cut {
+                Ok((Some(piece), file)) => (piece, file),
+                Ok((None, _)) => {
+                    if pieces.truncated() {
+                        self.note(format!("{}: cut short, or part of it cannot be read; what is there was written down", item.id));
+                    }
+                    more = false;
+                    continue;
+                }
+                Err((code, message)) => {
+                    bad = Some(Ended::Bad { code, message });
+                    continue;
+                }
+            };
+            let run = self.clone();
+            requests.spawn(async move {
+                let number = u32::try_from(piece.index).unwrap_or(u32::MAX);
+                let seal = format!("{}+{}", piece.start.as_millis(), piece.length.as_millis());
+                let part = Part { task: Task::Piece, number, seal };
+                let name = format!("piece-{}.wav", piece.index + 1);
+                let upload = Upload { path: file.path().to_owned(), name, media_type: "audio/wav" };
+                let written = run.piece(n, part, upload, Some(pass)).await?;
+                drop(file);
+                let part = |Written { transcript, model }| {
+                    (join::Part { start: piece.start, length: piece.length, overlap: piece.overlap, transcript }, model)
+                };
+                Ok((piece.index, written.map(part)))
+            });
+        }
+        Ok(match bad {
+            None => Ended::Good(done.into_values().collect()),
+            Some(Ended::Bad { code, message }) => Ended::Bad { code, message },
+            Some(_) => Ended::Later,
+        })
+    }
+
+    /// One recording, or one piece of one: from the job if it was answered, and else from the service.
+    async fn piece(
+        self: &Arc<Self>,
+        n: i64,
+        part: Part,
+        upload: Upload,
+        pass: Option<Pass>,
+    ) -> Result<Ended<Written>, StoreError> {
+        let send = |key: String| {
+            let upload = &upload;
+            async move { self.engine.transcribe(upload, &self.wish, &key).await }
+        };
+        let read = |answer: &Answer| {
+            let transcript = join::Transcript::read(&answer.body).map_err(|error| error.to_string())?;
+            let model = answer.route.as_deref().and_then(|route| route.rsplit('/').next());
+            let model = model.unwrap_or(&self.wish.model).to_owned();
+            serde_json::to_string(&Written { transcript, model }).map_err(|error| error.to_string())
+        };
+        let answer = self.ask(n, part, pass, Kind::Transcription, send, read).await?;
+        Ok(match answer {
+            Ended::Good(answer) => match serde_json::from_str(&answer) {
+                Ok(written) => Ended::Good(written),
+                Err(error) => Ended::Bad { code: "job_damaged".to_owned(), message: error.to_string() },
+            },
+            Ended::Bad { code, message } => Ended::Bad { code, message },
+            Ended::Later => Ended::Later,
+        })
+    }
+
+    /// Asks for a response about an item's text; its body, as it came.
+    ///
+    /// # Errors
+    /// When the job cannot be written.
+    pub(super) async fn respond(
+        self: &Arc<Self>,
+        n: i64,
+        part: Part,
+        body: &Value,
+    ) -> Result<Result<String, Option<(String, String)>>, StoreError> {
+        let Some(pass) = self.enter().await else { return Ok(Err(None)) };
+        let send = |key: String| async move { self.relay.respond(body, &key).await };
+        let read = |answer: &Answer| String::from_utf8(answer.body.to_vec()).map_err(|error| error.to_string());
+        Ok(match self.ask(n, part, Some(pass), Kind::Response, send, read).await? {
+            Ended::Good(answer) => Ok(answer),
+            Ended::Bad { code, message } => Err(Some((code, message))),
+            Ended::Later => Err(None),
+        })
+    }
+
+    /// One request, as often as it takes. `read`: what of its answer is kept.
+    async fn ask<F: Future<Output = Result<Answer, Failure>>>(
+        self: &Arc<Self>,
+        n: i64,
+        part: Part,
+        mut pass: Option<Pass>,
+        kind: Kind,
+        send: impl Fn(String) -> F,
+        read: impl Fn(&Answer) -> Result<String, String>,
+    ) -> Result<Ended<String>, StoreError> {
+        let part = Arc::new(part);
+        let mut tries = 0;
+        loop {
+            let asked = part.clone();
+            let key = match self.on_disk(move |store| store.begin(n, &asked, unix_now_ms())).await? {
+                Begun::Answered(answer) => return Ok(Ended::Good(answer)),
+                Begun::Ask { key } => key,
+            };
+            let own = match pass.take() {
+                Some(pass) => pass,
+                None => match self.enter().await {
+                    Some(pass) => pass,
+                    None => return Ok(Ended::Later),
+                },
+            };
+            let began = Instant::now();
+            let failure = match send(key).await {
+                Ok(answer) => {
+                    own.answered(began.elapsed(), answer.waited);
+                    let usage = usage(kind, &answer);
+                    let asked = part.clone();
+                    let kept = read(&answer);
+                    match kept {
+                        Ok(kept) => {
+                            let told = kept.clone();
+                            self.on_disk(move |store| store.answered(n, &asked, &told, &usage, unix_now_ms())).await?;
+                            return Ok(Ended::Good(kept));
+                        }
+                        Err(problem) => {
+                            let told = problem.clone();
+                            let billed = move |store: &Store| store.failed_try(n, &asked, &told, Some(&usage), unix_now_ms());
+                            self.on_disk(billed).await?;
+                            tries += 3;
+                            if tries >= TRIES {
+                                return Ok(Ended::Bad { code: "strange_answer".to_owned(), message: problem });
+                            }
+                            continue;
+                        }
+                    }
+                }
+                Err(failure) => failure,
+            };
+            drop(own);
+            match failure {
+                Failure::Item { code, message } => return Ok(Ended::Bad { code, message }),
+                Failure::Stop { code, message, wait } => {
+                    let again_at = wait.map(|wait| unix_now_ms() + u64::try_from(wait.as_millis()).unwrap_or(0));
+                    self.stop(Stopped::Refused { code, message, again_at });
+                    return Ok(Ended::Later);
+                }
+                Failure::Wait { wait, message } => {
+                    self.gate.refused(wait.mul_f64(rand::rng().random_range(1.0..1.1)), &message);
+                    self.retried.fetch_add(1, Ordering::Relaxed);
+                }
+                Failure::Again { message } => {
+                    tries += 1;
+                    self.retried.fetch_add(1, Ordering::Relaxed);
+                    let (asked, told) = (part.clone(), message.clone());
+                    self.on_disk(move |store| store.failed_try(n, &asked, &told, None, unix_now_ms())).await?;
+                    if tries >= TRIES {
+                        return Ok(Ended::Bad { code: "no_answer".to_owned(), message });
+                    }
+                    if self.pause(tries).await {
+                        return Ok(Ended::Later);
+                    }
+                }
+            }
+        }
+    }
+
+    fn note(&self, note: String) {
+        const MOST: usize = 100;
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if notes.len() < MOST {
+            notes.push(note);
+        }
+    }
+}
+
+impl<T> Ended<T> {
+    fn map<U>(self, good: impl FnOnce(T) -> U) -> Ended<U> {
+        match self {
+            Self::Good(value) => Ended::Good(good(value)),
+            Self::Bad { code, message } => Ended::Bad { code, message },
+            Self::Later => Ended::Later,
+        }
+    }
+}
+
+/// What an answer says that it has used.
+fn usage(kind: Kind, answer: &Answer) -> Usage {
+    let outcome = Outcome::read(kind, &answer.body);
+    let tokens = outcome.as_ref().and_then(|outcome| outcome.usage).unwrap_or_default();
+    let seconds = outcome.and_then(|outcome| outcome.seconds).unwrap_or_default();
+    Usage {
+        input_tokens: tokens.input_tokens,
+        output_tokens: tokens.output_tokens,
+        audio_ms: u64::try_from(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_millis()).unwrap_or(u64::MAX),
+        cost: answer.cost.unwrap_or(Usd::default()),
+        unpriced: u64::from(answer.cost.is_none()),
+    }
+}
+
+/// What is to be done with a file, and what is in it.
+fn look(path: &std::path::Path, limits: &cut::Limits) -> Result<(Plan, Content), (String, String)> {
+    let plan = cut::plan(path, limits).map_err(|error| (code_of(&error), error.to_string()))?;
+    let hash = cut::fingerprint(path).map_err(|error| ("unreadable".to_owned(), error.to_string()))?;
+    let bytes = std::fs::metadata(path).map_or(0, |there| there.len());
+    let length = match &plan {
+        Plan::Whole(whole) => whole.length,
+        Plan::Pieces(pieces) => pieces.about().unwrap_or_default(),
+        Plan::TooShort { length } => *length,
+    };
+    let duration_ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+    Ok((plan, Content { hash, bytes, duration_ms }))
+}
+
+/// For programs.
+fn code_of(error: &cut::CutError) -> String {
+    use crate::audio::decode::DecodeError;
+    let code = match error {
+        cut::CutError::Write { .. } => "no_room",
+        cut::CutError::Limits { .. } => "limits",
+        cut::CutError::Decode(error) => match error {
+            DecodeError::NotFound { .. } => "absent",
+            DecodeError::Unreadable { .. } => "unreadable",
+            DecodeError::Empty { .. } => "empty",
+            DecodeError::NotAudio { .. } => "not_audio",
+            DecodeError::NoTrack { .. } => "no_audio_track",
+            DecodeError::Unsupported { .. } => "codec_unsupported",
+            DecodeError::Damaged { .. } => "damaged",
+            DecodeError::Rate { .. } => "limits",
+        },
+    };
+    code.to_owned()
+}

@@ -1,0 +1,565 @@
+//! `voxrelay transcribe` and `voxrelay extract`: many recordings to a table of texts, and texts to a table of facts.
+//!
+//! A client of a relay ([`crate::batch`]): of one that is named, or of one inside of this process, on the configured service. So what they
+//! use is counted, paced and paid as calls are, after them.
+use std::{
+    ffi::OsString,
+    io::{self, BufReader, IsTerminal as _},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use secrecy::SecretString;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{self, Instant, MissedTickBehavior},
+};
+
+use super::{Authorities, Usage, logs, relay, serve, tell};
+use crate::{
+    batch::{
+        cut, extract,
+        gate::Gate,
+        relay::{Relay, Wish},
+        show::{NAMED, Progress, Summary},
+        source::{self, Listed, Sources, Unread},
+        store::{Order, Params, State, Store, StoreError, Sums},
+        table::{Format, Output, Subtitles},
+        width::Width,
+        work::{Plans, Run, Stopped},
+    },
+    config::Config,
+};
+
+/// Requests at once at most, where nothing is said.
+const MOST: usize = 128;
+/// Longest answer to one request.
+const LONGEST_ANSWER: Duration = Duration::from_secs(1_200);
+/// A recording that is fetched is not larger, bytes.
+const MAX_FETCHED: u64 = 16 << 30;
+/// How often the line is drawn; and where nobody looks, written.
+const DRAWN: Duration = Duration::from_millis(250);
+const LOGGED: Duration = Duration::from_secs(10);
+/// Longest reason of a failure that is shown, characters.
+const SHOWN: usize = 200;
+
+/// Write recordings down: folders of them, thousands, into one table
+///
+/// Recordings are sent through a relay, as many at once as its limits and the service's answers allow, after all calls. What is finished is
+/// kept at once: stop it with Ctrl-C or in any other way, and --resume goes on without paying twice. Exit code 0: all were written down;
+/// 1: some were not, or it was stopped; 2: the command was wrong.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  voxrelay transcribe recordings/ --out calls.csv
+  voxrelay transcribe recordings/ --out calls.parquet --extract call-summary
+  voxrelay transcribe a.mp3 'b/*.wav' --out texts --srt --url http://127.0.0.1:8080/v1
+  find . -name '*.ogg' -print0 | voxrelay transcribe - --out calls.jsonl
+  voxrelay transcribe --manifest calls.csv --out result.csv --resume")]
+pub struct TranscribeArgs {
+    /// Recordings: files, folders, patterns, URLs; `-`: a list of them on standard input
+    #[arg(value_name = "FILES", required_unless_present_any = ["manifest", "resume"])]
+    files: Vec<OsString>,
+    /// A table of recordings (.csv, .tsv, .jsonl) with the columns `path` and, if you like, `id` and others, which come along
+    #[arg(long, value_name = "FILE", conflicts_with = "files")]
+    manifest: Option<PathBuf>,
+    /// The model that writes recordings down
+    #[arg(long, value_name = "NAME", default_value = "gpt-transcribe")]
+    model: String,
+    /// The language that is spoken, such as `de` [default: the model finds out]
+    #[arg(long, value_name = "CODE")]
+    language: Option<String>,
+    /// Names and words that occur, or the style that is wanted
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Subtitles beside each text, as .srt; --out is a folder then
+    #[arg(long)]
+    srt: bool,
+    /// The same as .vtt
+    #[arg(long)]
+    vtt: bool,
+    /// Shorter recordings are left out, and listed as such, seconds
+    #[arg(long, value_name = "S", default_value_t = 5.0)]
+    min_seconds: f64,
+    /// Longer recordings are cut at pauses into pieces of at most so long, seconds
+    #[arg(long, value_name = "S", default_value_t = 600, value_parser = clap::value_parser!(u64).range(10..=86_400))]
+    piece_seconds: u64,
+    #[command(flatten)]
+    extract: ExtractWish,
+    #[command(flatten)]
+    job: JobArgs,
+}
+
+/// Extract facts from texts: the shape of a JSON Schema, into one table
+///
+/// Each text file becomes one row. What is finished is kept at once, as with `transcribe`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  voxrelay extract texts/ --extract call-summary --out facts.csv
+  voxrelay extract notes/*.txt --extract schema.json --instructions how.txt --out facts.jsonl")]
+pub struct ExtractArgs {
+    /// Texts: .txt files, folders of them, patterns; `-`: a list of them on standard input
+    #[arg(value_name = "FILES", required_unless_present = "resume")]
+    files: Vec<OsString>,
+    #[command(flatten)]
+    extract: ExtractWish,
+    #[command(flatten)]
+    job: JobArgs,
+}
+
+/// What is to be made of texts.
+#[derive(Debug, Args)]
+struct ExtractWish {
+    /// Facts to take from each text: a JSON Schema (.json), a commented example (.jsonc), or one of call-summary, support-ticket, sales-call,
+    /// survey
+    #[arg(long, value_name = "SCHEMA")]
+    extract: Option<String>,
+    /// What to look out for, a text file
+    #[arg(long, value_name = "FILE", requires = "extract")]
+    instructions: Option<PathBuf>,
+    /// The model that reads: a name, or auto, fast, best, expert
+    #[arg(long, value_name = "NAME", default_value = "fast")]
+    extract_model: String,
+    /// Make a schema strict where it is not: all fields required, those that were optional may be null, no others
+    #[arg(long, requires = "extract")]
+    make_strict: bool,
+    /// Tokens that the model can read and write at once
+    #[arg(long, value_name = "N", default_value_t = 128_000)]
+    context_tokens: u64,
+}
+
+/// Where from, where to, and how.
+#[derive(Debug, Args)]
+struct JobArgs {
+    /// Where results go: a table (.csv, .jsonl, .parquet), or a folder with a text for each
+    #[arg(long, value_name = "PATH", default_value = "transcripts")]
+    out: PathBuf,
+    /// Go on with the job of --out: what is done stays, what failed is tried again
+    #[arg(long)]
+    resume: bool,
+    /// Requests at once, or auto: as many as limits and answers allow
+    #[arg(long, value_name = "N", default_value = "auto", value_parser = jobs)]
+    jobs: Jobs,
+    /// The relay, or any service of the same shape [default: a relay inside of this command, on the configured service, or on the simulator]
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Tenant key, or the service's
+    #[arg(long, value_name = "KEY", env = "VOXRELAY_TOKEN", hide_env_values = true, requires = "url")]
+    token: Option<SecretString>,
+    /// Trust this authority too (PEM)
+    #[arg(long, value_name = "FILE", env = "VOXRELAY_CA_FILE")]
+    ca: Option<Authorities>,
+    /// Configuration of the relay inside (its service, limits, prices)
+    #[arg(long, value_name = "FILE", conflicts_with = "url")]
+    config: Option<PathBuf>,
+    /// How progress is shown
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    progress: Shown,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Shown {
+    /// A bar where somebody looks, lines where nobody does
+    Auto,
+    /// A line every ten seconds
+    Lines,
+    /// Not at all
+    Never,
+}
+
+/// Requests at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Jobs {
+    /// As many as limits and answers allow.
+    Found,
+    /// So many.
+    Fixed(usize),
+}
+
+fn jobs(text: &str) -> Result<Jobs, String> {
+    match text.parse::<usize>() {
+        _ if text == "auto" => Ok(Jobs::Found),
+        Ok(many) if (1..=1_000).contains(&many) => Ok(Jobs::Fixed(many)),
+        _ => Err("allowed: auto, or 1 to 1000".to_owned()),
+    }
+}
+
+/// A job, whatever its command is called.
+struct Job {
+    command: &'static str,
+    files: Vec<OsString>,
+    manifest: Option<PathBuf>,
+    wish: Wish,
+    limits: cut::Limits,
+    subtitles: Subtitles,
+    extract: Option<extract::Wanted>,
+    texts: bool,
+    args: JobArgs,
+}
+
+/// Runs `transcribe`.
+///
+/// # Errors
+/// When it cannot begin.
+pub async fn run(args: TranscribeArgs) -> anyhow::Result<ExitCode> {
+    let TranscribeArgs { files, manifest, model, language, prompt, srt, vtt, min_seconds, piece_seconds, extract, job } = args;
+    if !min_seconds.is_finite() || !(0.0..=3_600.0).contains(&min_seconds) {
+        return Err(Usage(format!("--min-seconds: found {min_seconds}; allowed: 0 to 3600")).into());
+    }
+    let subtitles = Subtitles { srt, vtt };
+    let wish = Wish { model, language, prompt, times: srt || vtt };
+    let limits = cut::Limits {
+        longest: Duration::from_secs(piece_seconds),
+        shortest: Duration::from_secs_f64(min_seconds),
+        ..cut::Limits::default()
+    };
+    let extract = extract.wanted()?;
+    Job { command: "transcribe", files, manifest, wish, limits, subtitles, extract, texts: false, args: job }.run().await
+}
+
+/// Runs `extract`.
+///
+/// # Errors
+/// When it cannot begin.
+pub async fn run_extract(args: ExtractArgs) -> anyhow::Result<ExitCode> {
+    let ExtractArgs { files, extract, job } = args;
+    let extract = extract.wanted()?.ok_or_else(|| Usage("--extract is missing: what is to be taken from the texts?".to_owned()))?;
+    let wish = Wish { model: String::new(), language: None, prompt: None, times: false };
+    let (limits, subtitles) = (cut::Limits::default(), Subtitles::default());
+    let extract = Some(extract);
+    Job { command: "extract", files, manifest: None, wish, limits, subtitles, extract, texts: true, args: job }.run().await
+}
+
+impl ExtractWish {
+    fn wanted(self) -> Result<Option<extract::Wanted>, Usage> {
+        let Self { extract, instructions, extract_model, make_strict, context_tokens } = self;
+        let Some(what) = extract else { return Ok(None) };
+        let read = |file: PathBuf| {
+            let text = std::fs::read_to_string(&file);
+            text.map_err(|error| Usage(format!("--instructions: cannot read `{}`: {error}", file.display())))
+        };
+        let instructions = instructions.map(read).transpose()?;
+        extract::Wanted::new(&what, instructions.as_deref(), &extract_model, make_strict, context_tokens)
+            .map(Some)
+            .map_err(|error| Usage(format!("--extract: {error}")))
+    }
+}
+
+impl Job {
+    async fn run(self) -> anyhow::Result<ExitCode> {
+        let format = Format::of(&self.args.out).map_err(Usage)?;
+        if (self.subtitles.srt || self.subtitles.vtt) && format != Format::Folder {
+            let found = self.args.out.display();
+            return Err(Usage(format!("--srt and --vtt: --out is `{found}`, a table; allowed: a folder")).into());
+        }
+        let store = Arc::new(self.store()?);
+        let unread = if self.args.resume && self.files.is_empty() && self.manifest.is_none() {
+            Vec::new()
+        } else {
+            let (job, listed) = (self.listing(&store)?, store.clone());
+            tokio::task::spawn_blocking(move || list(job, &listed)).await??
+        };
+        if self.args.resume {
+            store.retry_failed()?;
+        }
+        if store.sums().items() == 0 {
+            for unread in &unread {
+                tell(io::stderr(), &format!("voxrelay: {unread}"));
+            }
+            drop(store);
+            // There is nothing in it that anybody could go on with.
+            let _ = std::fs::remove_file(Store::beside(&self.args.out));
+            return Err(Usage("no recordings were found there".to_owned()).into());
+        }
+        let place = self.place().await?;
+        let done = self.work(store, &place, format, &unread).await;
+        place.stop().await;
+        done
+    }
+
+    /// The job's file.
+    fn store(&self) -> anyhow::Result<Store> {
+        let file = Store::beside(&self.args.out);
+        let params = self.params();
+        let opened = if self.args.resume {
+            Store::resume(&file, &params)
+        } else {
+            let base = std::env::current_dir().context("the current folder cannot be read")?;
+            Store::create(&file, &params, &base)
+        };
+        opened.map_err(|error| match error {
+            StoreError::Exists { .. } | StoreError::Absent { .. } | StoreError::Differs { .. } | StoreError::Other { .. } => {
+                Usage(error.to_string()).into()
+            }
+            other => other.into(),
+        })
+    }
+
+    fn params(&self) -> Params {
+        let mut params = Params::default();
+        let mut put = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                params.transcribe.insert(name.to_owned(), value);
+            }
+        };
+        if self.texts {
+            put("source", Some("texts".to_owned()));
+        } else {
+            put("model", Some(self.wish.model.clone()));
+            put("language", self.wish.language.clone());
+            put("prompt", self.wish.prompt.clone());
+            put("times", self.wish.times.then(|| "wanted".to_owned()));
+            put("min-seconds", Some(self.limits.shortest.as_secs_f64().to_string()));
+            put("piece-seconds", Some(self.limits.longest.as_secs().to_string()));
+        }
+        if let Some(extract) = &self.extract {
+            params.extract = extract.params();
+        }
+        params
+    }
+
+    fn listing(&self, store: &Store) -> anyhow::Result<Listing> {
+        let base = store.base().to_owned();
+        Ok(match &self.manifest {
+            Some(file) => Listing::Manifest(file.clone()),
+            None if self.files.iter().any(|file| file == "-") => Listing::Input(base),
+            None => Listing::Arguments(base, self.files.clone()),
+        })
+    }
+
+    /// The relay.
+    async fn place(&self) -> anyhow::Result<Place> {
+        let ca = self.args.ca.clone().map(|ca| ca.0).unwrap_or_default();
+        let (base, token, inside) = match &self.args.url {
+            Some(url) => (url.clone(), self.args.token.clone(), None),
+            None => {
+                let inside = inside(self.args.config.as_deref()).await?;
+                (format!("http://{}/v1", inside.server.addr()), None, Some(inside))
+            }
+        };
+        let relay = Relay::new(&base, token, ca, LONGEST_ANSWER).map_err(|wrong| Usage(format!("--url: {wrong}")))?;
+        Ok(Place { relay, inside })
+    }
+
+    async fn work(
+        &self,
+        store: Arc<Store>,
+        place: &Place,
+        format: Format,
+        unread: &[Unread],
+    ) -> anyhow::Result<ExitCode> {
+        let folder = store.file().parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let fetched = source::Limits { max_bytes: MAX_FETCHED, folder: folder.to_owned() };
+        let sources = Sources::new(fetched).map_err(anyhow::Error::msg)?;
+        let width = match self.args.jobs {
+            Jobs::Found => Width::new(MOST),
+            Jobs::Fixed(many) => Width::fixed(many),
+        };
+        let before = store.sums();
+        let run = Run::new(Plans {
+            store: store.clone(),
+            sources,
+            engine: Arc::new(place.relay.clone()),
+            relay: place.relay.clone(),
+            gate: Gate::new(width),
+            wish: self.wish.clone(),
+            limits: self.limits,
+            extract: self.extract.clone(),
+            folder: folder.to_owned(),
+            texts: self.texts,
+        });
+        let began = Instant::now();
+        {
+            let shown = show(&run, &before, began, self.args.progress);
+            let asked = told_to_stop(&run);
+            tokio::select! {
+                () = run.run() => {}
+                () = shown => {}
+                () = asked => {}
+            }
+        }
+        let output = Output {
+            out: self.args.out.clone(),
+            format,
+            subtitles: self.subtitles,
+            schema: self.extract.as_ref().map(extract::Wanted::schema),
+            order: if self.manifest.is_some() { Order::Listed } else { Order::Id },
+        };
+        let (table, kept) = (output.clone(), store.clone());
+        let written = tokio::task::spawn_blocking(move || table.write(&kept)).await?;
+        self.tell(&run, &before, began.elapsed(), written.as_ref().ok(), unread)?;
+        written?;
+        let sums = store.sums();
+        let all = run.stopped().is_none() && unread.is_empty() && sums.failed.items == 0 && sums.done.items + sums.skipped.items == sums.items();
+        Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    fn tell(
+        &self,
+        run: &Run,
+        before: &Sums,
+        took: Duration,
+        written: Option<&crate::batch::table::Written>,
+        unread: &[Unread],
+    ) -> anyhow::Result<()> {
+        let store = run.store();
+        let (now, standing) = (store.sums(), run.gate().standing());
+        let mut errors: Vec<(String, String)> = unread.iter().map(|unread| (unread.place.clone(), unread.reason.clone())).collect();
+        for row in store.rows(&[State::Failed, State::Skipped], Order::Listed).take(NAMED) {
+            let row = row?;
+            let why = row.message.or(row.code).unwrap_or_default();
+            // It begins with the file's place where a reader has said it.
+            let why = why.strip_prefix(&format!("{}: ", row.source)).unwrap_or(&why).chars().take(SHOWN).collect();
+            errors.push((row.id, why));
+        }
+        let out = self.args.out.display().to_string();
+        let summary = Summary {
+            progress: Progress { before, now: &now, took, standing: &standing },
+            stopped: run.stopped().as_ref(),
+            retried: run.retried(),
+            out: &out,
+            written,
+            errors: &errors,
+            notes: &run.notes(),
+            slowest: &store.slowest(10)?,
+            resume: &format!("the same command with --resume (voxrelay {} --out {out} --resume ...)", self.command),
+        };
+        tell(io::stderr(), summary.text().trim_end());
+        Ok(())
+    }
+}
+
+/// Where requests go.
+struct Place {
+    relay: Relay,
+    inside: Option<relay::Relay>,
+}
+
+impl Place {
+    async fn stop(self) {
+        if let Some(inside) = self.inside {
+            inside.stop().await;
+        }
+    }
+}
+
+/// A relay inside of this process, on the configured service, or where there is none on the simulator.
+async fn inside(file: Option<&Path>) -> anyhow::Result<relay::Relay> {
+    let mut config: Config = serve::load(file)?;
+    config.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.server.handover = None;
+    config.server.tls = None;
+    // Whoever has the configuration is the operator.
+    config.tenants.clear();
+    config.store.file = Some(PathBuf::new());
+    config.phone = crate::config::PhoneConfig::default();
+    let usual = (!config.is_simulated()).then(serve::ledger_file);
+    config.ledger.file = config.ledger.file.or(usual);
+    // Recordings are read from the disk; what is on its way to the service need not fill the memory.
+    config.text.max_held_bytes = config.text.max_held_bytes.min(64 << 20).max(config.text.max_audio_bytes + (1 << 20));
+    if config.log.level == Config::default().log.level {
+        config.log.level = "voxrelay=error".to_owned();
+    }
+    logs::install(&config.log)?;
+    let where_to = match (&config.upstream.url, config.is_simulated()) {
+        (_, true) => "no upstream and no OPENAI_API_KEY: the simulator answers, and makes up what was said".to_owned(),
+        (Some(url), _) => format!("a relay inside, on {url}"),
+        (None, _) => "a relay inside, on the service of OPENAI_API_KEY".to_owned(),
+    };
+    tell(io::stderr(), &where_to);
+    relay::Relay::start(config, None).await
+}
+
+/// Where a list of recordings comes from.
+enum Listing {
+    Manifest(PathBuf),
+    Input(PathBuf),
+    Arguments(PathBuf, Vec<OsString>),
+}
+
+/// Puts all that is found into the job; what could not be read.
+fn list(listing: Listing, store: &Store) -> anyhow::Result<Vec<Unread>> {
+    let mut unread = Vec::new();
+    let mut problem = None;
+    let added = match listing {
+        Listing::Manifest(file) => {
+            let rows = source::manifest(&file).map_err(|error| Usage(error.to_string()))?;
+            store.add(rows.map_while(|row| row.map_err(|error| problem = Some(error.to_string())).ok()))?
+        }
+        Listing::Input(base) => {
+            let found = source::list(&base, BufReader::new(io::stdin()));
+            store.add(good(found, &mut unread))?
+        }
+        Listing::Arguments(base, arguments) => {
+            let found = source::arguments(&base, arguments);
+            store.add(good(found, &mut unread))?
+        }
+    };
+    if let Some(problem) = problem {
+        return Err(Usage(problem).into());
+    }
+    if let Some(clash) = added.clashes.first() {
+        return Err(Usage(format!("{clash}; ids must differ")).into());
+    }
+    Ok(unread)
+}
+
+fn good<'a>(
+    found: impl Iterator<Item = Result<Listed, Unread>> + 'a,
+    unread: &'a mut Vec<Unread>,
+) -> impl Iterator<Item = Listed> + 'a {
+    found.filter_map(|found| found.map_err(|error| unread.push(error)).ok())
+}
+
+/// Shows how far it is; for ever.
+async fn show(run: &Run, before: &Sums, began: Instant, how: Shown) {
+    let bar = match how {
+        Shown::Never => return std::future::pending().await,
+        Shown::Auto if io::stderr().is_terminal() => {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            let style = ProgressStyle::with_template("{bar:30} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+            bar.set_style(style);
+            Some(bar)
+        }
+        Shown::Auto | Shown::Lines => None,
+    };
+    let mut ticks = time::interval(if bar.is_some() { DRAWN } else { LOGGED });
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let (now, standing) = (run.store().sums(), run.gate().standing());
+        let progress = Progress { before, now: &now, took: began.elapsed(), standing: &standing };
+        let (ended, all) = progress.files();
+        match &bar {
+            Some(bar) => {
+                bar.set_length(all);
+                bar.set_position(ended);
+                bar.set_message(progress.line());
+            }
+            None => tell(io::stderr(), &progress.line()),
+        }
+    }
+}
+
+/// The first signal ends it in order, the second at once.
+async fn told_to_stop(run: &Run) {
+    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    let (Ok(mut int), Ok(mut term)) = signals else { return std::future::pending().await };
+    for times in 0..2 {
+        tokio::select! {
+            _ = int.recv() => {}
+            _ = term.recv() => {}
+        }
+        if times == 0 {
+            tell(io::stderr(), "stopping: what was sent is waited for; once more to stop at once");
+            run.stop(Stopped::Asked);
+        }
+    }
+}
