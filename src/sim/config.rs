@@ -296,8 +296,11 @@ pub struct Reply {
     /// The service believes each item to be so much shorter than the audio it sent, ms; 85 was seen. Truncation checks
     /// use the shorter length.
     pub shortfall_ms: u64,
-    /// Function called in every reply to something that the caller said, if the session has it; `*`: the first one.
+    /// Function called in every reply to something that the caller said, if the session has it; `*`: the first one. Its arguments may
+    /// follow, such as `transfer {"to": "support"}`.
     pub call_tool: Option<String>,
+    /// A reply that calls a function says something before, as models do that say goodbye and hang up.
+    pub speaks_with_calls: bool,
 }
 
 impl Default for Reply {
@@ -311,6 +314,7 @@ impl Default for Reply {
             late_done_ms: 0,
             shortfall_ms: 0,
             call_tool: None,
+            speaks_with_calls: false,
         }
     }
 }

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | voice turns | speak; the detector finds the turn, the reply is your own voice; `long_turn_pause` clips give two turns |
 //! | push to talk | `turn_detection: null`, commit, `response.create` |
-//! | function calls | give it tools and type `call NAME {"argument": 1}`; or `reply.call_tool` for speech |
+//! | function calls | give it tools and type `call NAME {"argument": 1}`; or `reply.call_tool` for speech (`reply.speaks_with_calls`: after a sentence) |
 //! | transcription | `?intent=transcription` without a model; name one in `session.update` |
 //! | compatible servers | `shape = "beta"`, and `pcm16_rate = 16000` for those that hear 16 kHz |
 //! | Azure | `/openai/v1/realtime?model=`, `/openai/realtime?api-version=&deployment=` (beta shape); `api-key: ...` |

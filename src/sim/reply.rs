@@ -27,11 +27,9 @@ pub(super) enum Said {
 /// Makes up the reply to `inputs`: what the caller said, typed or returned from functions since the last reply.
 pub(super) fn plan(inputs: &[Item], settings: &Settings, reply: &Reply) -> Vec<Said> {
     let outputs: Vec<&str> = inputs.iter().filter_map(function_output).collect();
-    if outputs.is_empty() {
-        let calls = calls(inputs, settings, reply);
-        if !calls.is_empty() {
-            return calls;
-        }
+    let calls = if outputs.is_empty() { calls(inputs, settings, reply) } else { Vec::new() };
+    if !calls.is_empty() && !reply.speaks_with_calls {
+        return calls;
     }
     let clips: Vec<&Clip> = match reply.audio {
         ReplyAudio::Echo if outputs.is_empty() => inputs.iter().flat_map(spoken).collect(),
@@ -45,7 +43,7 @@ pub(super) fn plan(inputs: &[Item], settings: &Settings, reply: &Reply) -> Vec<S
         format!("I heard {:.1} seconds of speech.", active_seconds(&clips))
     };
     if settings.modality == Modality::Text {
-        return vec![Said::Text(transcript)];
+        return [vec![Said::Text(transcript)], calls].concat();
     }
     let format = settings.output_format;
     let audio = match clips.as_slice() {
@@ -57,7 +55,8 @@ pub(super) fn plan(inputs: &[Item], settings: &Settings, reply: &Reply) -> Vec<S
             Bytes::from(pieces.concat())
         }
     };
-    split(audio, &transcript, reply.items.clamp(1, 8), format.sample_bytes().unwrap_or(1))
+    let spoken = split(audio, &transcript, reply.items.clamp(1, 8), format.sample_bytes().unwrap_or(1));
+    [spoken, calls].concat()
 }
 
 /// What the caller's transcription says.
@@ -117,15 +116,17 @@ fn calls(inputs: &[Item], settings: &Settings, reply: &Reply) -> Vec<Said> {
         return asked;
     }
     let forced = settings.tool_choice.get("name").and_then(Value::as_str);
-    let wanted = match (forced, choice, reply.call_tool.as_deref()) {
-        (Some(name), _, _) => Some(name),
-        (None, Some("required"), _) => Some(first),
-        (None, _, Some("*")) if !inputs.is_empty() => Some(first),
-        (None, _, Some(name)) if !inputs.is_empty() => Some(name),
+    let always = reply.call_tool.as_deref().map(|call| call.split_once(' ').unwrap_or((call, "{}")));
+    let wanted = match (forced, choice, always) {
+        (Some(name), _, _) => Some((name, "{}")),
+        (None, Some("required"), _) => Some((first, "{}")),
+        (None, _, Some(("*", arguments))) if !inputs.is_empty() => Some((first, arguments)),
+        (None, _, Some(call)) if !inputs.is_empty() => Some(call),
         _ => None,
     };
-    let name = wanted.filter(|name| functions.contains(name));
-    name.map(|name| Said::Call { name: name.to_owned(), arguments: "{}".into() }).into_iter().collect()
+    let wanted = wanted.filter(|(name, _)| functions.contains(name));
+    let call = |(name, arguments): (&str, &str)| Said::Call { name: name.to_owned(), arguments: arguments.to_owned() };
+    wanted.map(call).into_iter().collect()
 }
 
 fn typed(item: &Item) -> impl Iterator<Item = &str> {
@@ -240,6 +241,13 @@ mod tests {
                 vec![call("hang_up", "{}"), call("get_weather", "{}")],
             ),
             ("always", speech(&[0, 0], Format::PCM_24K), &two, always("hang_up"), vec![call("hang_up", "{}")]),
+            (
+                "always, with arguments",
+                text("x"),
+                &two,
+                always(r#"get_weather {"city": "Rome"}"#),
+                vec![call("get_weather", r#"{"city": "Rome"}"#)],
+            ),
             ("any", text("hello"), &two, always("*"), vec![call("get_weather", "{}")]),
             ("required", text("x"), &tools(&["a"], json!("required")), Reply::default(), vec![call("a", "{}")]),
             (
@@ -260,6 +268,17 @@ mod tests {
             let said = plan(&[text(input)], settings, &Reply::default());
             assert!(matches!(said[..], [Said::Audio { .. }]), "{name}: {said:?}");
         }
+    }
+
+    #[test]
+    fn something_is_said_before_a_call_where_that_is_asked_for() {
+        let one = tools(&["hang_up"], json!("auto"));
+        let reply = Reply { call_tool: Some("hang_up".into()), speaks_with_calls: true, ..Reply::default() };
+        let said = plan(&[text("bye")], &one, &reply);
+        let [Said::Audio { audio, .. }, Said::Call { name, .. }] = &said[..] else { panic!("{said:?}") };
+        assert_eq!((audio, name.as_str()), (&voice::bundled(Format::PCM_24K), "hang_up"));
+        let output = Item::new("o".into(), Kind::FunctionOutput { call_id: "c".into(), output: "21 degrees".into() });
+        assert_eq!(plan(&[output], &one, &reply).len(), 1, "a result is no reason to call");
     }
 
     #[test]
