@@ -127,6 +127,9 @@ pub struct Plan {
     /// Tools that are done with the line, by their names.
     #[serde(default)]
     pub line_tools: BTreeMap<String, LineTool>,
+    /// How far the ear may be behind what is known to be heard: the agent leaves the line so much later.
+    #[serde(default)]
+    pub last_words: Duration,
     /// Longest backlog of reply audio.
     pub max_backlog: Duration,
     /// Largest client message, bytes.
@@ -174,6 +177,7 @@ impl Plan {
             tool_timeout: Duration::ZERO,
             own_tools: BTreeMap::new(),
             line_tools: BTreeMap::new(),
+            last_words: Duration::ZERO,
             max_backlog: Duration::ZERO,
             max_message_bytes: 0,
             transcribed: false,

@@ -29,6 +29,10 @@ use crate::{
 /// Tokens of a reply, where neither the agent nor the service says less (realtime-protocol section 5).
 const LONGEST_REPLY: u64 = 4_096;
 
+/// A telephone's ear may be so far behind: where there are no marks a provider's queue may have run dry meanwhile, Asterisk's marks are a
+/// frame early, and what was played has not passed the telephone's own jitter buffer.
+const BEHIND: Duration = Duration::from_millis(300);
+
 /// Whom a caller meets, and how the call comes to its sessions: all checks that cost nothing and count nothing.
 /// `codecs`: what is spoken, by the fields that say so.
 ///
@@ -99,12 +103,15 @@ pub(super) struct Owner {
 impl Owner {
     /// Everything that it needs to run. `door`: made of how its sessions are set up.
     pub(super) fn call(self, shared: &Shared, socket: Socket, door: impl FnOnce(SessionSetup) -> Door) -> Call {
-        let plan = self.plan(shared);
+        let mut plan = self.plan(shared);
         let Self { who, license, id, agent, way, auto_turns, comes_back, .. } = self;
         let (writer, hold) = (agent.transcription.clone(), shared.hold(&agent));
         let hooks = shared.hooks(&plan.agent, &agent, &who, &id);
         let setup = SessionSetup { input: plan.upstream_input, output: plan.upstream_output, auto_turns, agent };
         let door = door(setup);
+        if door.is_phone() {
+            plan.last_words = BEHIND;
+        }
         let (ticket, resume) = Some(()).filter(|()| comes_back).and_then(|()| shared.way_back(door.name())).unzip();
         let books = Books {
             ledger: shared.ledger.clone(),
@@ -166,6 +173,7 @@ impl Owner {
             tool_timeout: Duration::from_secs(config.call.tool_timeout_s),
             own_tools: OwnTool::of(agent),
             line_tools: LineTool::of(agent),
+            last_words: Duration::ZERO,
             max_backlog: Duration::from_secs(config.call.max_backlog_s),
             max_message_bytes: config.server.max_message_bytes,
             transcribed: agent.transcription.is_some(),

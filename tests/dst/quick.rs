@@ -187,6 +187,7 @@ impl Call {
             batch: 100 * MS,
             tool_timeout: Duration::from_secs(30),
             line_tools: Default::default(),
+            last_words: Duration::ZERO,
             own_tools: std::collections::BTreeMap::new(),
             max_backlog: Duration::from_secs(300),
             max_message_bytes: 262_144,

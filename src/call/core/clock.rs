@@ -48,6 +48,7 @@ impl Core {
             self.playout.deadline(room),
             self.keypad.deadline(),
             self.prompts_at(),
+            self.leaves_line_at(),
         ];
         let connected = connected.into_iter().filter(|_| self.is_connected());
         always.into_iter().chain(connected).flatten().min()

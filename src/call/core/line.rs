@@ -83,6 +83,9 @@ impl Errand {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Errands {
     all: Vec<Errand>,
+    /// Since when nothing stands in the way of leaving the line.
+    #[serde(default)]
+    free_since: Option<At>,
     /// The call goes elsewhere: it ends here by then.
     gone_by: Option<At>,
 }
@@ -184,6 +187,7 @@ impl Core {
             return self.end(now, End::Transferred);
         }
         if self.turn.speaking() {
+            self.errands.free_since = None;
             // What may be a cough is waited for.
             if !self.is_suspicious() {
                 self.caller_objects();
@@ -191,12 +195,15 @@ impl Core {
             return;
         }
         let busy = self.playout.active() || !self.slot.idle() || !self.keypad.is_empty();
-        if busy || self.errands.all.iter().any(|e| e.state != State::Waits) {
-            return;
-        }
+        let under_way = self.errands.all.iter().any(|e| e.state != State::Waits);
         // Nobody is left behind whose result somebody waits for.
         let leaves = self.errands.all.first().is_some_and(Errand::leaves);
-        if leaves && self.tools.own().iter().any(|(id, _)| self.errands.all.iter().all(|e| e.call_id != *id)) {
+        let owes = leaves && self.tools.own().iter().any(|(id, _)| self.errands.all.iter().all(|e| e.call_id != *id));
+        if busy || under_way || owes {
+            self.errands.free_since = None;
+            return;
+        }
+        if leaves && now < *self.errands.free_since.get_or_insert(now) + self.plan.last_words {
             return;
         }
         let Some(errand) = self.errands.all.first_mut() else { return };
@@ -209,6 +216,12 @@ impl Core {
             What::Hold(length) => LineAct::Hold(length, format),
         };
         self.out.push_back(Output::Line { call_id, act });
+    }
+
+    /// When the line is left, if nothing comes between.
+    pub(super) fn leaves_line_at(&self) -> Option<At> {
+        let leaves = self.errands.all.first().is_some_and(|e| e.leaves() && e.state == State::Waits);
+        self.errands.free_since.filter(|_| leaves).map(|at| at + self.plan.last_words)
     }
 
     /// The caller speaks, or presses a key, before the line is left: it stays.
@@ -338,6 +351,21 @@ mod tests {
         rig.pass(3 * SECOND);
         assert_eq!(end(&rig), Some((SECOND, End::AgentHungUp)));
         assert_eq!(End::AgentHungUp.who(), "agent");
+    }
+
+    #[test]
+    fn where_the_ear_is_behind_the_line_is_left_when_it_has_caught_up() {
+        let behind = || Rig::new(Plan { last_words: 300 * MS, ..rig().core.plan });
+        let mut rig = behind();
+        calls(&mut rig, "hang_up", "{}");
+        rig.pass(3 * SECOND);
+        assert_eq!(end(&rig), Some((1_300 * MS, End::AgentHungUp)));
+        let mut rig = behind();
+        calls(&mut rig, "transfer", r#"{"to":"support"}"#);
+        rig.pass(1_200 * MS);
+        rig.event(Event::SpeechStarted { at_ms: 1_200 });
+        rig.pass(2 * SECOND);
+        assert_eq!((end(&rig), acts(&rig)), (None, vec![]), "who speaks up in between is heard");
     }
 
     #[test]

@@ -124,6 +124,7 @@ fn core(input: Format, output: Format, lead: Duration) -> Core {
         batch: 100 * MS,
         tool_timeout: 30 * SECOND,
         line_tools: Default::default(),
+        last_words: Duration::ZERO,
         own_tools: Default::default(),
         max_backlog: 300 * SECOND,
         max_message_bytes: 1 << 18,

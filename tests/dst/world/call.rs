@@ -76,6 +76,7 @@ fn plan(auto: bool, transcribed: bool, rng: &mut StdRng) -> Plan {
         batch: 100 * MS,
         tool_timeout: 30 * SECOND,
         line_tools: Default::default(),
+        last_words: Duration::ZERO,
         own_tools: BTreeMap::new(),
         max_backlog: 300 * SECOND,
         max_message_bytes: 262_144,

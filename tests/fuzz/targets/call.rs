@@ -343,6 +343,7 @@ fn plan(says: impl Fn(&str) -> bool) -> Plan {
         batch: 100 * MS,
         tool_timeout: 30 * SECOND,
         line_tools: Default::default(),
+        last_words: Duration::ZERO,
         own_tools: own_tools(&says),
         max_backlog: 20 * SECOND,
         max_message_bytes: 262_144,
