@@ -121,7 +121,7 @@ pub struct Dialled {
     pub problem: Option<String>,
     /// Rules of the provider that the relay has broken.
     pub violations: Vec<String>,
-    /// Where it was taken to.
+    /// Where it was taken to: what was asked for, or what the page says that was named.
     pub transferred: Option<String>,
     /// Callbacks that were taken (status 2xx), by their word.
     pub told: Vec<String>,
@@ -152,10 +152,18 @@ impl CarrierStats {
 pub(super) struct Carrier {
     config: CarrierConfig,
     stats: Mutex<CarrierStats>,
-    /// Calls that are not over: what ends them, by their id.
-    live: Mutex<HashMap<String, CancellationToken>>,
+    /// Calls that are not over, by their id.
+    live: Mutex<HashMap<String, Live>>,
     tracker: TaskTracker,
     stop: CancellationToken,
+}
+
+/// A call that is not over.
+#[derive(Debug, Clone)]
+struct Live {
+    order: Order,
+    /// Ends it.
+    over: CancellationToken,
 }
 
 /// A call to be begun.
@@ -202,7 +210,7 @@ impl Carrier {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn live(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+    fn live(&self) -> MutexGuard<'_, HashMap<String, Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -252,10 +260,7 @@ impl Carrier {
                 (200, None, json!({"data": {"result": "ok"}}))
             }
             What::HangUp(call) | What::Reject(call) => self.command(provider, &call, |carrier| carrier.end(&call)),
-            What::Transfer(call, to) => self.command(provider, &call, |carrier| {
-                carrier.note(&call, |one| one.transferred = Some(to));
-                carrier.end(&call);
-            }),
+            What::Transfer(call, to) => self.command(provider, &call, |carrier| carrier.take(&call, to)),
             // No channel of ours stands in a Stasis application.
             What::Dtmf(_) if provider == Provider::ChanWebSocket => (409, None, rest::no(provider, 409, "")),
             What::Dtmf(call) => self.command(provider, &call, |_| {}),
@@ -275,7 +280,12 @@ impl Carrier {
     }
 
     /// Does something to a call that is not over.
-    fn command(self: &Arc<Self>, provider: Provider, call: &str, act: impl FnOnce(&Self)) -> (u16, Option<u64>, Value) {
+    fn command(
+        self: &Arc<Self>,
+        provider: Provider,
+        call: &str,
+        act: impl FnOnce(&Arc<Self>),
+    ) -> (u16, Option<u64>, Value) {
         let is_there = self.live().contains_key(call);
         let gone = self.stats_now().calls.iter().any(|one| one.call == call && one.to.ends_with("0015"));
         if is_there {
@@ -293,14 +303,36 @@ impl Carrier {
     }
 
     fn end(&self, call: &str) {
-        if let Some(over) = self.live().get(call) {
-            over.cancel();
+        if let Some(live) = self.live().get(call) {
+            live.over.cancel();
         }
+    }
+
+    /// Takes a call elsewhere: to what was asked for, or as the page says that was named instead.
+    fn take(self: &Arc<Self>, call: &str, to: String) {
+        let Some(live) = self.live().get(call).cloned() else { return };
+        let hook: Value = serde_json::from_str(&to).unwrap_or_default();
+        let named = hook.get("url").and_then(Value::as_str).or(Some(&*to).filter(|to| to.starts_with("http")));
+        let Some(page) = named.map(str::to_owned) else {
+            self.note(call, |one| one.transferred = Some(to));
+            return live.over.cancel();
+        };
+        let task = self.clone();
+        self.tracker.spawn(async move {
+            let Live { order, over } = live;
+            let call = play::Call { carrier: &task, order, over, sequence: 0 };
+            let found = Box::pin(call.page(&page)).await;
+            task.note(&call.order.ids.call, |one| match found {
+                Ok(markup) => one.transferred = Some(markup),
+                Err(why) => one.refused.push(format!("transfer: {why}")),
+            });
+            call.over.cancel();
+        });
     }
 
     fn begin(self: &Arc<Self>, order: Order) {
         let over = self.stop.child_token();
-        self.live().insert(order.ids.call.clone(), over.clone());
+        self.live().insert(order.ids.call.clone(), Live { order: order.clone(), over: over.clone() });
         let mut stats = self.stats_now();
         if stats.calls.len() < MAX_LOG {
             let (call, to, from) = (order.ids.call.clone(), order.to.clone(), order.from.clone());

@@ -155,6 +155,12 @@ impl Call<'_> {
         Ok((stream.url, stream.parameters, stream.headers))
     }
 
+    /// What another page than the voice page says of this call.
+    pub(super) async fn page(&self, page: &str) -> Result<String, String> {
+        let request = self.question(&self.setup(), page, Habit::Person).map_err(|error| error.to_string())?;
+        self.ask(page, request).await
+    }
+
     /// The question at the voice page, for a call that goes out.
     fn question(&self, setup: &Setup, page: &str, habit: Habit) -> Result<Request, webhook::WebhookError> {
         let (order, ids, unix_s) = (&self.order, &self.order.ids, wall::unix_now());
