@@ -1,4 +1,7 @@
 //! Telephones are called: from the request at `/v1/dial` to the callee's ear, with the simulator's providers on the other side.
+#[path = "dial/transfer.rs"]
+mod transfer;
+
 use std::{
     net::SocketAddr,
     path::Path,
@@ -82,7 +85,7 @@ fn accounts(config: &mut Config, addr: SocketAddr, key: &Path) {
 }
 
 /// The relay must know how it is reached before it listens: a port that the system gives to nobody by itself.
-fn address() -> SocketAddr {
+pub(crate) fn address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
         let own = u16::try_from(std::process::id() % 400).unwrap() * 25;

@@ -3,6 +3,10 @@
 mod bad;
 #[path = "phone/talks.rs"]
 mod talks;
+#[path = "phone/tools.rs"]
+mod tools;
+#[path = "phone/world.rs"]
+mod world;
 
 use std::{collections::BTreeMap, fmt::Write as _, path::Path, sync::OnceLock};
 
@@ -30,6 +34,8 @@ fn key(provider: Provider) -> String {
     }
 }
 
+const ACCOUNT: &str = "AC00000000000000000000000000000000";
+const API_KEY: &str = "phone-api-key-0123456789abcdef";
 const PASSWORD: &str = "phone-stream-password-0123456789";
 
 fn kind(provider: Provider) -> PhoneKind {
@@ -65,7 +71,7 @@ fn account(provider: Provider, audio: Option<(PhoneCodec, u32)>) -> PhoneAccount
     let secret = || Some(Secret::new(key(provider)));
     let mut account = PhoneAccountConfig { kind: Some(kind(provider)), ..PhoneAccountConfig::default() };
     (account.codec, account.rate) = audio.map_or((None, None), |(codec, rate)| (Some(codec), Some(rate)));
-    account.account = Some("AC00000000000000000000000000000000".to_owned());
+    account.account = Some(ACCOUNT.to_owned());
     match provider {
         Provider::Twilio | Provider::Plivo => account.auth_token = secret(),
         Provider::SignalWire => {
@@ -75,7 +81,7 @@ fn account(provider: Provider, audio: Option<(PhoneCodec, u32)>) -> PhoneAccount
         Provider::Telnyx => {
             let pair = Ed25519KeyPair::from_seed_unchecked(&SEED).unwrap();
             account.public_key = Some(STANDARD.encode(pair.public_key().as_ref()));
-            account.api_key = Some(Secret::new("phone-api-key-0123456789abcdef"));
+            account.api_key = Some(Secret::new(API_KEY));
         }
         Provider::Vonage => {
             account.signing_key = secret();
@@ -83,9 +89,12 @@ fn account(provider: Provider, audio: Option<(PhoneCodec, u32)>) -> PhoneAccount
         }
         Provider::Jambonz => {
             account.signing_key = secret();
+            account.api_key = Some(Secret::new(API_KEY));
             account.stream_password = Some(Secret::new(PASSWORD));
         }
         Provider::AudioFork | Provider::ChanWebSocket | Provider::AudioSocket => {
+            account.api_key = Some(Secret::new(API_KEY));
+            account.context = Some("voxrelay".to_owned());
             account.stream_password = Some(Secret::new(PASSWORD));
         }
     }
@@ -96,6 +105,7 @@ fn account(provider: Provider, audio: Option<(PhoneCodec, u32)>) -> PhoneAccount
 fn phones(config: &mut Config, accounts: impl IntoIterator<Item = (String, PhoneAccountConfig)>) {
     Provider::ALL.into_iter().map(key).for_each(|key| canary::plant(&key));
     canary::plant(PASSWORD);
+    canary::plant(API_KEY);
     config.phone.public_url = Some(PUBLIC.to_owned());
     config.phone.accounts = accounts.into_iter().collect::<BTreeMap<_, _>>();
     let any = NumberConfig { number: "*".to_owned(), agent: "default".to_owned(), account: None, tenant: None };
@@ -120,7 +130,7 @@ fn setup(provider: Provider, seed: u64) -> Setup {
     (setup.plays_back, setup.journal) = (true, false);
     setup.epoch_ms = 1_767_225_600_000;
     if provider == Provider::Vonage {
-        setup.ids.account = "AC00000000000000000000000000000000".to_owned();
+        setup.ids.account = ACCOUNT.to_owned();
     }
     setup
 }
@@ -163,6 +173,9 @@ fn doors() -> Vec<DoorOf> {
         (Provider::ChanWebSocket, None, slin(16_000), true),
         (Provider::ChanWebSocket, None, slin(24_000), false),
         (Provider::AudioFork, None, None, false),
+        (Provider::AudioSocket, None, slin(8_000), false),
+        (Provider::AudioSocket, None, slin(16_000), false),
+        (Provider::AudioSocket, None, slin(24_000), false),
     ];
     let mut doors = Vec::new();
     for (provider, audio, leg, plain) in rows {
@@ -172,5 +185,12 @@ fn doors() -> Vec<DoorOf> {
         }
         doors.push(DoorOf { name, provider, audio, leg, plain });
     }
+    doors
+}
+
+/// One door of each provider, for what no codec makes any difference to.
+fn one_of_each() -> Vec<DoorOf> {
+    let mut doors = doors();
+    doors.dedup_by_key(|door| door.provider);
     doors
 }

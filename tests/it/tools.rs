@@ -4,10 +4,15 @@ use std::{
     time::Duration,
 };
 
-use axum::{Json, Router, extract::State, http::HeaderMap, routing::post};
+use aws_lc_rs::hmac;
+use axum::{Json, Router, body::Bytes, extract::State, http::HeaderMap, routing::post};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet, time};
-use voxrelay::config::{Config, ToolConfig, WebhookConfig};
+use voxrelay::{
+    config::{Config, ToolConfig, WebhookConfig},
+    wall::unix_now,
+};
 
 use crate::{
     canary,
@@ -18,18 +23,20 @@ const SECRET: &str = "whsec_c2VjcmV0LW9mLXRoZS10b29sLXNlcnZlcg==";
 
 type Came = Arc<Mutex<Vec<(HeaderMap, Value)>>>;
 
-/// A tool's own server, which takes so long.
-struct Tools {
+/// A tool's own server, which takes so long. Whoever signs wrongly is not heard.
+pub(crate) struct Tools {
     url: String,
     came: Came,
     _tasks: JoinSet<()>,
 }
 
 impl Tools {
-    async fn new(takes: Duration) -> Self {
+    pub(crate) async fn new(takes: Duration) -> Self {
         canary::plant(SECRET);
         canary::plant("c2VjcmV0LW9mLXRoZS10b29sLXNlcnZlcg==");
-        let look_up = move |State(came): State<Came>, headers: HeaderMap, Json(body): Json<Value>| async move {
+        let look_up = move |State(came): State<Came>, headers: HeaderMap, body: Bytes| async move {
+            verify(&headers, &body);
+            let body = serde_json::from_slice(&body).unwrap();
             came.lock().unwrap().push((headers, body));
             time::sleep(takes).await;
             Json(json!({"state": "it is on its way"}))
@@ -43,7 +50,12 @@ impl Tools {
         Self { url, came, _tasks: tasks }
     }
 
-    fn configure(&self, config: &mut Config, filler: Option<&str>) {
+    /// Every request so far.
+    pub(crate) fn came(&self) -> Vec<(HeaderMap, Value)> {
+        self.came.lock().unwrap().clone()
+    }
+
+    pub(crate) fn configure(&self, config: &mut Config, filler: Option<&str>) {
         let mut http: WebhookConfig =
             toml::from_str(&format!("url = \"{}\"\nsecret = \"{SECRET}\"", self.url)).unwrap();
         (http.allow_private, http.filler, http.filler_after_ms) = (true, filler.map(str::to_owned), 300);
@@ -58,6 +70,16 @@ impl Tools {
         let agent = config.agents.get_mut("default").unwrap();
         agent.tools = vec![tool("look_up", Some(http)), tool("show", None)];
     }
+}
+
+/// As standardwebhooks.com wants it: over the id, the time and the body.
+fn verify(headers: &HeaderMap, body: &[u8]) {
+    let of = |name: &str| headers[name].to_str().unwrap();
+    assert!(unix_now().abs_diff(of("webhook-timestamp").parse().unwrap()) < 60);
+    let key = STANDARD.decode(SECRET.strip_prefix("whsec_").unwrap()).unwrap();
+    let signed = [of("webhook-id").as_bytes(), of("webhook-timestamp").as_bytes(), body].join(&b'.');
+    let tag = STANDARD.decode(of("webhook-signature").strip_prefix("v1,").unwrap()).unwrap();
+    hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, &key), &signed, &tag).unwrap();
 }
 
 /// The words of the next reply that has some, and how many replies have ended by then.
@@ -95,11 +117,10 @@ async fn what_a_webhook_answers_is_spoken_with_what_the_client_answers_in_the_sa
     let ended = client.until("reply_ended").await;
     assert_eq!(ended["status"], "completed");
     assert!(ended["audio_ms"].as_u64().unwrap() > 1_000);
-    let (headers, body) = tools.came.lock().unwrap()[0].clone();
+    let (_, body) = tools.came()[0].clone();
     assert_eq!((body["tool"].as_str(), &body["arguments"]), (Some("look_up"), &json!({"order": 7})));
     assert_eq!((body["agent"].as_str(), &body["call_id"]), (Some("default"), &notice["call_id"]));
-    assert!(headers["webhook-signature"].to_str().unwrap().starts_with("v1,"));
-    assert_eq!(tools.came.lock().unwrap().len(), 1);
+    assert_eq!(tools.came().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,7 +133,7 @@ async fn a_caller_who_waits_hears_so() {
     assert!(!filler.contains("it is on its way") && before == 1, "{filler}");
     let (answer, between) = words(&mut client).await;
     assert!(answer.contains("it is on its way"), "{answer}");
-    assert!(between <= 1 && tools.came.lock().unwrap().len() == 1);
+    assert!(between <= 1 && tools.came().len() == 1);
     assert_eq!(client.until("reply_ended").await["status"], "completed");
 }
 
@@ -157,7 +178,7 @@ fn line_tools(config: &mut Config) {
     agent.tools.push(tool("builtin = \"transfer\"\ntargets = { support = \"+15550123\" }"));
 }
 
-fn tool(text: &str) -> ToolConfig {
+pub(crate) fn tool(text: &str) -> ToolConfig {
     toml::from_str(text).unwrap()
 }
 
