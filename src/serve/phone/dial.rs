@@ -18,10 +18,11 @@ use tokio::{
 };
 
 use super::{
-    Reserved, codec_of, dialect,
+    Reserved, codec_of,
     dialled::{Book, By, Ended, JOINS_WITHIN, Joined, Loose, MARGIN, Order},
     insist,
     sender::SendError,
+    stream::dialect,
     tickets::{self, Slot, Ticket},
 };
 use crate::{
