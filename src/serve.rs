@@ -241,11 +241,6 @@ impl Shared {
         who
     }
 
-    fn address(&self, head: &Parts) -> IpAddr {
-        let peer = head.extensions.get::<Peer>().map_or([0, 0, 0, 0].into(), |peer| peer.0.ip());
-        self.gate.address(peer, &head.headers)
-    }
-
     async fn knock(&self, head: &Parts, fields: &Fields, address: IpAddr) -> Result<Principal, Denied> {
         let began = Instant::now();
         let who = self.gate.knock(Head::of(&head.headers, fields), address, unix_now());
@@ -253,6 +248,12 @@ impl Shared {
             time::sleep_until(began + UNKNOWN_AFTER).await;
         }
         who
+    }
+
+    /// Where a request comes from.
+    fn address(&self, head: &Parts) -> IpAddr {
+        let peer = head.extensions.get::<Peer>().map_or([0, 0, 0, 0].into(), |peer| peer.0.ip());
+        self.gate.address(peer, &head.headers)
     }
 
     /// A line for a call, or why there is none now.

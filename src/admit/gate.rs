@@ -290,9 +290,15 @@ impl Gate {
     /// # Errors
     /// [`Denied::TooOften`].
     pub fn pace(&self, address: IpAddr) -> Result<(), Denied> {
-        // This machine's own programs are not counted; a proxy on it that tells us nothing stands for everybody outside.
+        let counts = self.counts(address);
+        counts.map_or(Ok(()), |address| self.pace.address(address)).map_err(Denied::TooOften)
+    }
+
+    /// An address, where what comes from it is counted. This machine's own programs are not; a proxy on it that tells us nothing stands
+    /// for everybody outside.
+    pub fn counts(&self, address: IpAddr) -> Option<IpAddr> {
         let own = address.to_canonical().is_loopback() && !self.proxies.iter().any(|net| net.contains(address));
-        if own { Ok(()) } else { self.pace.address(address).map_err(Denied::TooOften) }
+        (!own).then_some(address)
     }
 
     /// Who asks, from `address`, at `unix`, seconds.

@@ -112,8 +112,8 @@ fn wait_of(not_until: &governor::NotUntil<std::time::Instant>) -> Duration {
     not_until.wait_time_from(RuntimeClock.now()).max(Duration::from_millis(1))
 }
 
-/// Whoever has one IPv6 address has a whole network of them.
-fn network(address: IpAddr) -> IpAddr {
+/// What counts as one address: whoever has one IPv6 address has a whole network of them.
+pub fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => {

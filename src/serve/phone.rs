@@ -4,6 +4,7 @@
 //! with it is [`stream`]'s business; calls that we begin are [`dial`]'s.
 pub(crate) mod dial;
 mod dialled;
+mod places;
 mod sender;
 mod stream;
 mod tickets;
@@ -19,14 +20,12 @@ use axum::{
     routing::{any, get},
 };
 use bytes::Bytes;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time,
-};
+use tokio::{sync::OwnedSemaphorePermit, time};
 
 pub(super) use self::stream::{bind, listen};
 use self::{
     dial::Dialling,
+    places::Places,
     sender::Sender,
     tickets::{Ticket, Tickets},
 };
@@ -55,7 +54,7 @@ pub(crate) struct Phones {
     replays: Replays,
     tickets: Tickets,
     /// Streams that have not said whose they are.
-    unknown: Arc<Semaphore>,
+    unknown: Places,
     sender: Sender,
     dialling: Dialling,
 }
@@ -77,7 +76,7 @@ impl Phones {
             numbers: Numbers::new(config),
             replays: Replays::default(),
             tickets: Tickets::new(Duration::from_secs(config.token_ttl_s)),
-            unknown: Arc::new(Semaphore::new(stream::UNKNOWN_STREAMS)),
+            unknown: Places::default(),
             sender: Sender::new()?,
             dialling: Dialling::new(&config.dial),
         })

@@ -2,7 +2,7 @@
 //!
 //! A stream is nobody's until it has shown a good token ([`super::tickets`]), and reaches no service before. From then on it is a call as
 //! any other, whose messages are [`crate::client::phone`]'s. Pages are [`super`]'s business.
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -17,7 +17,8 @@ use super::{
     Reserved, asked, codec_of, dial,
     dialled::Joined,
     forged,
-    tickets::{self, Ticket},
+    places::{self, NoPlace, Place},
+    tickets::{self, NoTicket, Ticket},
 };
 use crate::{
     admit::{License, Principal},
@@ -64,8 +65,6 @@ use crate::{
 const STARTS_WITHIN: Duration = Duration::from_secs(5);
 /// Messages before that; providers send one or two.
 const BEFORE_START: usize = 16;
-/// Streams at once that have shown nothing, and not said whose they are.
-pub(super) const UNKNOWN_STREAMS: usize = 512;
 /// Between two tries to have a port that another process has.
 const BIND_AGAIN: Duration = Duration::from_millis(100);
 /// A goodbye to one that never says so may take so long.
@@ -109,12 +108,14 @@ pub(in crate::serve) async fn listen(shared: Arc<Shared>, first: Option<TcpListe
     };
     let max_message = AudioSocket::default().habits().max_message;
     let limits = SocketLimits { max_message, read_buffer: READ_BUFFER };
-    let (calls, unknown) = (shared.calls.clone(), shared.phones.unknown.clone());
-    audiosocket::serve(listener, limits, UNKNOWN_STREAMS, &calls, stops, move |peer, socket| {
-        let (shared, unknown) = (shared.clone(), unknown.clone());
+    let calls = shared.calls.clone();
+    audiosocket::serve(listener, limits, places::MOST, &calls, stops, move |peer, socket| {
+        let shared = shared.clone();
         async move {
-            let Ok(unknown) = unknown.try_acquire_owned() else {
-                return tracing::warn!(%peer, "too many streams have not said whose they are");
+            // Its UUID is there already, and an exchange has one address for all of its calls.
+            let unknown = match shared.phones.unknown.take(None, None) {
+                Ok(unknown) => unknown,
+                Err(full) => return tracing::warn!(%peer, %full, "a stream is turned away"),
             };
             let dialect = Box::new(AudioSocket::default());
             Box::pin(Stream { socket, dialect, account: None }.run(shared, None, Some(unknown))).await;
@@ -157,18 +158,30 @@ fn open(shared: &Arc<Shared>, name: &str, request: Request) -> Result<Response<B
     let (head, body) = request.into_parts();
     let proof = account.verify_stream(&asked(&head, &[])).map_err(|error| forged(&account, error.reason()))?;
     let token = account.stream_token(&asked(&head, &[]));
+    let address = shared.address(&head);
     let mut request = Request::from_parts(head, body);
     let upgrade = Upgrade::from_request(&mut request).map_err(|error| match error {
         UpgradeError::NotAsked => Refusal::new(StatusCode::UPGRADE_REQUIRED, "invalid_query", error.to_string()),
         error => Refusal::new(StatusCode::BAD_REQUEST, "invalid_query", error.to_string()),
     })?;
-    // Strangers shall not stand in the way of those that have shown a signature or a password.
-    let unknown = match proof {
-        StreamProof::Proven => None,
-        StreamProof::TokenOnly => Some(shared.phones.unknown.clone().try_acquire_owned().map_err(|_| {
-            let message = "too many streams have not said whose they are".to_owned();
-            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message)
-        })?),
+    // A token that is shown already is taken before anything is held for whoever shows it; the call is told its name later, if at all.
+    let shown = match token.as_deref() {
+        Some(token) => Some(
+            shared
+                .phones
+                .tickets
+                .take(Some(token), Some(account.name()), None)
+                .map_err(|error| no_token(&account, &error))?,
+        ),
+        None => None,
+    };
+    // Strangers shall not stand in the way of those that have shown something.
+    let unknown = match (proof, &shown) {
+        (StreamProof::Proven, _) | (_, Some(_)) => None,
+        (StreamProof::TokenOnly, None) => {
+            let place = shared.phones.unknown.take(Some(account.name()), shared.gate.counts(address));
+            Some(place.map_err(|full| no_place(&account, address, full))?)
+        }
     };
     let dialect = dialect(&account);
     let habits = dialect.habits();
@@ -177,12 +190,26 @@ fn open(shared: &Arc<Shared>, name: &str, request: Request) -> Result<Response<B
     let work = async move {
         let limits = SocketLimits { max_message: habits.max_message, read_buffer: READ_BUFFER };
         match pending.socket(limits).await {
-            Ok(socket) => Stream { socket, dialect, account: Some(account) }.run(task, token, unknown).await,
+            Ok(socket) => Stream { socket, dialect, account: Some(account) }.run(task, shown, unknown).await,
             Err(error) => tracing::debug!(%error, "upgrade failed"),
         }
     };
     shared.calls.spawn(Box::pin(work));
     Ok(response)
+}
+
+fn no_token(account: &Account, error: &NoTicket) -> Refusal {
+    tracing::warn!(account = account.name(), %error, "a stream is turned away");
+    Refusal::new(StatusCode::FORBIDDEN, "forbidden", "the stream's token is not good here".to_owned())
+}
+
+fn no_place(account: &Account, address: IpAddr, full: NoPlace) -> Refusal {
+    tracing::warn!(account = account.name(), %address, %full, "a stream is turned away");
+    let (status, code) = match full {
+        NoPlace::Address => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
+        NoPlace::Account | NoPlace::All => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
+    };
+    Refusal { retry_after: Some(STARTS_WITHIN), ..Refusal::new(status, code, full.to_string()) }
 }
 
 /// A stream that has not said whose it is.
@@ -209,7 +236,7 @@ enum NoCall {
     #[error("it was closed before it began")]
     Closed,
     #[error("{0}")]
-    Ticket(#[from] tickets::NoTicket),
+    Ticket(#[from] NoTicket),
     #[error("its call was given up")]
     GivenUp,
     #[error("{0}")]
@@ -230,10 +257,11 @@ impl NoCall {
 }
 
 impl Stream {
-    async fn run(mut self, shared: Arc<Shared>, token: Option<String>, unknown: Option<OwnedSemaphorePermit>) {
+    /// `shown`: what it has shown before it was one.
+    async fn run(mut self, shared: Arc<Shared>, shown: Option<Ticket>, unknown: Option<Place>) {
         let provider = self.dialect.habits().name;
         let begun = match time::timeout(STARTS_WITHIN, self.start()).await {
-            Ok(Ok(start)) => self.known(&shared, &start, token).map(|ticket| (start, ticket)),
+            Ok(Ok(start)) => self.known(&shared, &start, shown).map(|ticket| (start, ticket)),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(NoCall::Silent),
         };
@@ -271,8 +299,11 @@ impl Stream {
         Err(NoCall::Talkative)
     }
 
-    fn known(&self, shared: &Shared, start: &Start, token: Option<String>) -> Result<Ticket, NoCall> {
-        let token = token.as_ref().or_else(|| start.params.get("token"));
+    fn known(&self, shared: &Shared, start: &Start, shown: Option<Ticket>) -> Result<Ticket, NoCall> {
+        if let Some(ticket) = shown {
+            return Ok(ticket);
+        }
+        let token = start.params.get("token");
         let account = self.account.as_deref();
         let call = start.call.as_deref().filter(|_| account.is_some_and(|account| same_name(account.kind())));
         Ok(shared.phones.tickets.take(token.map(String::as_str), account.map(Account::name), call)?)
