@@ -332,8 +332,17 @@ impl Gate {
         if !tenant.config.addresses.is_empty() && !tenant.config.addresses.iter().any(|net| net.contains(address)) {
             return Err(Denied::Address);
         }
-        self.pace.tenant(&tenant.id, tenant.config.connects_per_minute).map_err(Denied::TooOften)?;
+        self.comes(&who)?;
         Ok(who)
+    }
+
+    /// One more connect of this principal's tenant; whoever knocks is counted there.
+    ///
+    /// # Errors
+    /// [`Denied::TooOften`].
+    pub fn comes(&self, who: &Principal) -> Result<(), Denied> {
+        let Some(tenant) = who.tenant() else { return Ok(()) };
+        self.pace.tenant(&tenant.id, tenant.config.connects_per_minute).map_err(Denied::TooOften)
     }
 
     /// Whose credential this is, if it is good at `unix`.

@@ -207,6 +207,11 @@ fn invite(shared: &Shared, account: &Account, call: &Incoming) -> Result<String,
         tracing::warn!(number = number.number, tenant = number.tenant, "the number's tenant is not there");
         return Err(Turned::Nobody);
     };
+    // A telephone call is a connect like any other, and its caller hears that the line is busy.
+    if let Err(denied) = shared.gate.comes(&who) {
+        tracing::warn!(account = account.name(), called, why = %denied, "a call is turned away");
+        return Err(Turned::Busy);
+    }
     let who = match &call.from {
         Some(from) => shared.gate.for_user(who, from.clone()),
         None => who,

@@ -1,9 +1,19 @@
 //! What one caller, one account or one tenant may take of a door, so that the others still come through.
 use tokio::{task::JoinSet, time::Instant};
-use voxrelay::provider::Provider;
+use voxrelay::{
+    config::{NumberConfig, TenantConfig},
+    provider::{Provider, ReachError},
+    wall::unix_now,
+};
 
-use super::bad::{WITHIN, asked, rig, start, stream};
-use crate::support::{Client, until};
+use super::{
+    bad::{WITHIN, asked, rig, start, stream},
+    kind, reach, setup,
+};
+use crate::{
+    canary::warned,
+    support::{Client, until},
+};
 
 /// Streams of one address that may be silent at once.
 const OF_ADDRESS: usize = 32;
@@ -72,4 +82,38 @@ async fn a_token_that_is_shown_with_the_request_is_looked_at_before_the_upgrade(
         client.json(&text).await;
     }
     until("the session is up", || rig.sim.stats().sessions_opened == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_is_called_too_often_is_busy_and_others_are_not() {
+    const A_MINUTE: u64 = 3;
+    let rig = rig(|config| {
+        for (name, connects_per_minute) in [("seldom", 3), ("often", 0)] {
+            let tenant = TenantConfig { connects_per_minute, ..TenantConfig::default() };
+            config.tenants.insert(name.to_owned(), tenant);
+        }
+        let number = |number: &str, tenant: &str| NumberConfig {
+            number: number.to_owned(),
+            agent: "default".to_owned(),
+            account: None,
+            tenant: Some(tenant.to_owned()),
+        };
+        config.phone.numbers = vec![number("+13125550001", "seldom"), number("+13125550002", "often")];
+    })
+    .await;
+    let call = async |provider: Provider, to: &str, seed: u64| {
+        let mut setup = setup(provider, seed);
+        setup.to = to.to_owned();
+        reach(&rig, provider, kind(provider).name()).reach(&mut setup, unix_now()).await.map(drop)
+    };
+    for n in 0..A_MINUTE {
+        call(Provider::Twilio, "+13125550001", n).await.unwrap();
+    }
+    let others = Provider::ALL.into_iter().filter(|provider| *provider != Provider::AudioSocket);
+    for (n, provider) in others.enumerate() {
+        let error = call(provider, "+13125550001", 100 + n as u64).await.unwrap_err();
+        assert!(matches!(error, ReachError::Markup(_)), "{}: no stream is named, politely: {error}", provider.name());
+        call(provider, "+13125550002", 200 + n as u64).await.unwrap();
+    }
+    assert!(warned(&["a call is turned away", "too many requests; come back in", "13125550001"]) > 0);
 }
