@@ -6,7 +6,7 @@
 //! [`Account::open`] reads a file, the key of a Vonage application.
 //!
 //! # How a call comes in
-//! 1. `POST /phone/NAME/voice` → [`Account::verify`] (never past a failure of it) → [`Replays::first`].
+//! 1. `POST /phone/NAME/voice` → [`Account::verify`] (never past a failure of it) → [`Replays::answer`].
 //! 2. [`Account::incoming`] says who calls whom; [`numbers::Numbers::find`] which agent that is.
 //! 3. A token is made, [`account::TokenForm`] says of which form, and [`Account::connect`] gives the answer's text; where there
 //!    is no agent, [`Account::refuse`]. The token belongs to this account and this call: a stream that names another call is refused.

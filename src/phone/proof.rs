@@ -3,7 +3,7 @@
 //! Secrets and signatures are compared in constant time. To the outside all failures look the same; [`Forged::reason`] is for
 //! the log.
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Mutex, PoisonError},
 };
 
@@ -19,6 +19,8 @@ pub const WINDOW_S: u64 = 300;
 const UNTIMED_S: u64 = 14_400;
 /// Requests that are remembered.
 const REMEMBERED: usize = 1 << 17;
+/// Of these, the newest have their answers kept; none is longer than a webhook's answer.
+const ANSWERS: usize = 4_096;
 
 /// A request that nobody needs to believe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -65,13 +67,8 @@ pub enum StreamProof {
 impl Verified {
     /// Of a request with such a signature; `at`: its signed time.
     pub(super) fn of(scheme: &str, parts: &[&[u8]], at: Option<u64>, now: u64) -> Self {
-        let mut context = digest::Context::new(&digest::SHA256);
-        for part in [scheme.as_bytes()].iter().chain(parts) {
-            context.update(&(part.len() as u64).to_be_bytes());
-            context.update(part);
-        }
         let until = at.map_or(now + UNTIMED_S, |at| at + WINDOW_S + 1);
-        let digest = context.finish().as_ref().try_into().unwrap_or([0; 32]);
+        let digest = digest_of([scheme.as_bytes()].iter().chain(parts));
         Self { once: Some(Once { digest, until }) }
     }
 
@@ -80,30 +77,79 @@ impl Verified {
     }
 }
 
-/// Requests that were shown before. One for all accounts.
-#[derive(Debug, Default)]
-pub struct Replays {
-    seen: Mutex<HashMap<[u8; 32], u64>>,
+/// Requests that were shown before, and what was answered: a provider that has not got its answer asks again with the same signature,
+/// and whoever has overheard that can do no more than hear the answer again. One for all accounts. `T`: where an answer is kept.
+#[derive(Debug)]
+pub struct Replays<T> {
+    seen: Mutex<Seen<T>>,
 }
 
-impl Replays {
-    /// Whether this is the first showing, Unix seconds `now`. Where there are too many to be remembered, all are forgotten.
-    pub fn first(&self, verified: &Verified, now: u64) -> bool {
-        let Some(once) = verified.once else { return true };
+#[derive(Debug)]
+struct Seen<T> {
+    requests: HashMap<[u8; 32], Shown<T>>,
+    /// Those whose answers are kept, oldest first.
+    answered: VecDeque<[u8; 32]>,
+}
+
+/// A request, as it was shown first.
+#[derive(Debug)]
+struct Shown<T> {
+    until: u64,
+    /// All of it ([`Asked::digest`]).
+    whole: [u8; 32],
+    answer: Option<T>,
+}
+
+impl<T> Default for Replays<T> {
+    fn default() -> Self {
+        Self { seen: Mutex::new(Seen { requests: HashMap::new(), answered: VecDeque::new() }) }
+    }
+}
+
+impl<T: Default + Clone> Replays<T> {
+    /// Where the answer to this request is kept, Unix seconds `now`: an empty place for one that is new, the same place for one that is
+    /// shown again. `whole`: its [`Asked::digest`]. Where there are too many to be remembered, all are forgotten.
+    ///
+    /// # Errors
+    /// When its signature was shown with another request, or its answer is kept no more.
+    pub fn answer(&self, verified: &Verified, whole: [u8; 32], now: u64) -> Result<T, Forged> {
+        let Some(once) = verified.once else { return Ok(T::default()) };
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() >= REMEMBERED {
-            seen.retain(|_, until| now < *until);
+        let Seen { requests, answered } = &mut *seen;
+        if requests.len() >= REMEMBERED {
+            requests.retain(|_, shown| now < shown.until);
         }
-        if seen.get(&once.digest).is_some_and(|until| now < *until) {
-            return false;
+        if let Some(shown) = requests.get(&once.digest).filter(|shown| now < shown.until) {
+            if shown.whole != whole {
+                return Err(Forged::new("its signature was shown before, with another request"));
+            }
+            return shown.answer.clone().ok_or(Forged::new("it was shown before, and its answer is kept no more"));
         }
         // A request that is shown again brings no more than the call that it is of; turning every call away would be worse.
-        if seen.len() >= REMEMBERED {
-            seen.clear();
+        if requests.len() >= REMEMBERED {
+            requests.clear();
+            answered.clear();
         }
-        seen.insert(once.digest, once.until);
-        true
+        let answer = T::default();
+        requests.insert(once.digest, Shown { until: once.until, whole, answer: Some(answer.clone()) });
+        answered.push_back(once.digest);
+        if answered.len() > ANSWERS
+            && let Some(oldest) = answered.pop_front().and_then(|oldest| requests.get_mut(&oldest))
+        {
+            oldest.answer = None;
+        }
+        Ok(answer)
     }
+}
+
+/// One digest of several parts, none of which can pass for a piece of another.
+pub(super) fn digest_of<'p>(parts: impl IntoIterator<Item = &'p &'p [u8]>) -> [u8; 32] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in parts {
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part);
+    }
+    context.finish().as_ref().try_into().unwrap_or([0; 32])
 }
 
 /// Whether a signed time is near ours.

@@ -2,6 +2,8 @@
 use axum::http::{HeaderMap, Method};
 use serde_json::Value;
 
+use super::proof::digest_of;
+
 /// Query parameter of the webhook's URL that refers to a call which we began ourselves. Not every provider signs it, so that it
 /// must be unguessable.
 pub const DIAL_QUERY: &str = "dial";
@@ -62,6 +64,12 @@ impl<'a> Asked<'a> {
         let mut all = self.headers.get_all(name).iter();
         let first = all.next()?.to_str().ok()?;
         all.next().is_none().then_some(first.trim())
+    }
+
+    /// Tells this request from every other one that would be understood otherwise.
+    pub fn digest(&self) -> [u8; 32] {
+        let kind = self.header("content-type").unwrap_or_default();
+        digest_of(&[self.method.as_str().as_bytes(), self.target.as_bytes(), kind.as_bytes(), self.body])
     }
 
     pub(super) fn path(&self) -> &'a str {

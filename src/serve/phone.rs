@@ -9,7 +9,11 @@ mod sender;
 mod stream;
 mod tickets;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -51,7 +55,8 @@ const WEBHOOK_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) struct Phones {
     accounts: BTreeMap<String, Arc<Account>>,
     numbers: Numbers,
-    replays: Replays,
+    /// What webhooks were answered.
+    replays: Replays<Arc<OnceLock<Result<Told, Refusal>>>>,
     tickets: Tickets,
     /// Streams that have not said whose they are.
     unknown: Places,
@@ -135,12 +140,36 @@ impl Genuine {
         asked(&self.head, &self.body)
     }
 
-    /// It was not shown before.
-    fn once(&self, shared: &Shared) -> Result<(), Refusal> {
-        if shared.phones.replays.first(&self.verified, unix_now()) {
-            return Ok(());
+    /// Does what it asks for; or, where it was shown before and its provider has not got the answer, says that once more.
+    fn once(&self, shared: &Shared, work: impl FnOnce() -> Result<Told, Refusal>) -> Result<Response<Body>, Refusal> {
+        let answer = shared.phones.replays.answer(&self.verified, self.asked().digest(), unix_now());
+        let answer = answer.map_err(|error| forged(&self.account, error.reason()))?;
+        if answer.get().is_some() {
+            tracing::info!(
+                account = self.account.name(),
+                page = self.head.uri.path(),
+                "a webhook that came before is answered as it was"
+            );
         }
-        Err(forged(&self.account, "it was shown before"))
+        answer.get_or_init(work).clone().map(Told::into_response)
+    }
+}
+
+/// What a webhook is answered.
+#[derive(Debug, Clone)]
+enum Told {
+    /// That it was heard.
+    Heard,
+    /// In words.
+    Words { content_type: &'static str, body: Bytes },
+}
+
+impl Told {
+    fn into_response(self) -> Response<Body> {
+        match self {
+            Self::Heard => StatusCode::NO_CONTENT.into_response(),
+            Self::Words { content_type, body } => ([(header::CONTENT_TYPE, content_type)], body).into_response(),
+        }
     }
 }
 
@@ -153,11 +182,11 @@ fn unclear(error: &impl ToString) -> Refusal {
     Refusal::new(StatusCode::BAD_REQUEST, "invalid_message", error.to_string())
 }
 
-/// Sends the answer, and does what it cannot say.
-fn answer(shared: &Arc<Shared>, account: &Arc<Account>, written: Written) -> Response<Body> {
+/// The answer; what it cannot say is done.
+fn answer(shared: &Arc<Shared>, account: &Arc<Account>, written: Written) -> Told {
     let Written { content_type, body, then } = written;
     then.into_iter().for_each(|ask| insist(shared, account, ask));
-    ([(header::CONTENT_TYPE, content_type)], body).into_response()
+    Told::Words { content_type, body: body.into() }
 }
 
 fn insist(shared: &Arc<Shared>, account: &Arc<Account>, ask: Ask) {
@@ -169,31 +198,34 @@ fn insist(shared: &Arc<Shared>, account: &Arc<Account>, ask: Ask) {
 async fn voice(State(shared): State<Arc<Shared>>, Path(name): Path<String>, request: Request) -> Response<Body> {
     let done = async {
         let genuine = Genuine::of(&shared, &name, request).await?;
-        genuine.once(&shared)?;
-        let account = &genuine.account;
-        let call = match account.incoming(&genuine.asked()).map_err(|error| unclear(&error))? {
-            Said::Call(call) => call,
-            Said::Status(status) => {
-                tracing::debug!(account = name, ?status, "news of a call");
-                dial::hear(&shared, account, &status);
-                return Ok(StatusCode::NO_CONTENT.into_response());
-            }
-        };
-        // A call that we began is never one of phone.numbers, even if we know it no more.
-        let invited = match call.dial {
-            Some(_) => dial::invite(&shared, account, &call),
-            None => invite(&shared, account, &call).map(|token| (call.clone(), token)),
-        };
-        let written = match invited {
-            Ok((call, token)) => account.connect(&call, &token),
-            Err(why) => account.refuse(&call, why),
-        };
-        written.map(|written| answer(&shared, account, written)).map_err(|error| {
-            tracing::error!(account = name, %error, "a call cannot be answered");
-            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the call cannot be answered".to_owned())
-        })
+        genuine.once(&shared, || called(&shared, &genuine))
     };
     done.await.unwrap_or_else(|refusal: Refusal| refusal.into())
+}
+
+fn called(shared: &Arc<Shared>, genuine: &Genuine) -> Result<Told, Refusal> {
+    let account = &genuine.account;
+    let call = match account.incoming(&genuine.asked()).map_err(|error| unclear(&error))? {
+        Said::Call(call) => call,
+        Said::Status(status) => {
+            tracing::debug!(account = account.name(), ?status, "news of a call");
+            dial::hear(shared, account, &status);
+            return Ok(Told::Heard);
+        }
+    };
+    // A call that we began is never one of phone.numbers, even if we know it no more.
+    let invited = match call.dial {
+        Some(_) => dial::invite(shared, account, &call),
+        None => invite(shared, account, &call).map(|token| (call.clone(), token)),
+    };
+    let written = match invited {
+        Ok((call, token)) => account.connect(&call, &token),
+        Err(why) => account.refuse(&call, why),
+    };
+    written.map(|written| answer(shared, account, written)).map_err(|error| {
+        tracing::error!(account = account.name(), %error, "a call cannot be answered");
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the call cannot be answered".to_owned())
+    })
 }
 
 /// A token for the call's stream; or what its caller shall hear instead.
@@ -247,10 +279,12 @@ fn invite(shared: &Shared, account: &Account, call: &Incoming) -> Result<String,
 async fn status(State(shared): State<Arc<Shared>>, Path(name): Path<String>, request: Request) -> Response<Body> {
     let done = async {
         let genuine = Genuine::of(&shared, &name, request).await?;
-        let status = genuine.account.status(&genuine.asked()).map_err(|error| unclear(&error))?;
-        tracing::info!(account = name, call = status.call, progress = ?status.progress, duration_s = status.duration_s, "news of a call");
-        dial::hear(&shared, &genuine.account, &status);
-        Ok(StatusCode::NO_CONTENT.into_response())
+        genuine.once(&shared, || {
+            let status = genuine.account.status(&genuine.asked()).map_err(|error| unclear(&error))?;
+            tracing::info!(account = name, call = status.call, progress = ?status.progress, duration_s = status.duration_s, "news of a call");
+            dial::hear(&shared, &genuine.account, &status);
+            Ok(Told::Heard)
+        })
     };
     done.await.unwrap_or_else(|refusal: Refusal| refusal.into())
 }
@@ -260,7 +294,7 @@ async fn transfer(State(shared): State<Arc<Shared>>, Path(name): Path<String>, r
     let done = async {
         let genuine = Genuine::of(&shared, &name, request).await?;
         let written = genuine.account.transfer_page(&genuine.asked()).map_err(|error| unclear(&error))?;
-        Ok(answer(&shared, &genuine.account, written))
+        Ok(answer(&shared, &genuine.account, written).into_response())
     };
     done.await.unwrap_or_else(|refusal: Refusal| refusal.into())
 }

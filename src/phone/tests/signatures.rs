@@ -1,4 +1,6 @@
 //! Vectors of the providers' own libraries, and everything that must be refused.
+use std::sync::{Arc, OnceLock};
+
 use proptest::prelude::*;
 
 use super::*;
@@ -320,17 +322,39 @@ fn times_have_a_window_of_five_minutes() {
 }
 
 #[test]
-fn a_request_counts_once() {
-    let replays = Replays::default();
+fn a_request_that_comes_again_has_its_first_answer_and_another_one_has_none() {
+    let replays: Replays<Arc<OnceLock<u32>>> = Replays::default();
+    let mut answers = 0;
     for kind in PhoneKind::ALL {
         let (account, request) = (account(kind), call(kind));
-        let first = account.verify(&request.asked(), NOW).unwrap();
-        assert!(replays.first(&first, NOW), "{kind:?}");
-        let again = account.verify(&request.asked(), NOW + 10).unwrap();
+        let whole = request.asked().digest();
+        let mut ask = |now| {
+            let verified = account.verify(&request.asked(), now).unwrap();
+            *replays.answer(&verified, whole, now).unwrap().get_or_init(|| {
+                answers += 1;
+                answers
+            })
+        };
+        let first = ask(NOW);
         let by_password = matches!(kind, Asterisk | Freeswitch);
-        assert_eq!(replays.first(&again, NOW + 10), by_password, "{kind:?}");
-        assert_eq!(replays.first(&again, NOW + 300), by_password, "{kind:?}: as long as it would be taken");
+        assert_eq!(ask(NOW + 10) == first, !by_password, "{kind:?}");
+        assert_eq!(ask(NOW + 300) == first, !by_password, "{kind:?}: as long as it would be taken");
+        let again = account.verify(&request.asked(), NOW).unwrap();
+        let other = Asked { target: "/phone/other/voice", ..request.asked() }.digest();
+        assert_eq!(replays.answer(&again, other, NOW + 20).is_ok(), by_password, "{kind:?}: with another request");
     }
+}
+
+#[test]
+fn not_all_answers_are_kept_and_a_request_without_one_is_refused() {
+    let replays: Replays<Arc<OnceLock<u32>>> = Replays::default();
+    let verified = |n: usize| Verified::of("test", &[&n.to_be_bytes()], None, NOW);
+    for n in 0..5_000 {
+        replays.answer(&verified(n), [0; 32], NOW).unwrap().set(1).unwrap();
+    }
+    assert_eq!(replays.answer(&verified(4_999), [0; 32], NOW).unwrap().get(), Some(&1));
+    let forgotten = replays.answer(&verified(0), [0; 32], NOW).unwrap_err();
+    assert!(forgotten.reason().contains("kept no more"), "{}", forgotten.reason());
 }
 
 #[test]
