@@ -267,7 +267,7 @@ impl Shared {
 
     /// Whether there would be a line now.
     fn has_line(&self) -> bool {
-        !self.is_draining() && self.slots.available_permits() > 0
+        (!self.is_draining() || self.heir.is_there()) && self.slots.available_permits() > 0
     }
 
     /// Whether what a new call uses can be written down.
@@ -551,6 +551,7 @@ impl Server {
             drain: self.drain.clone(),
             leaving: self.leaving.clone(),
             returns: self.shared.returns.clone(),
+            tickets: self.shared.phones.tickets.clone(),
         };
         self.tasks.spawn(offer.keep(listener));
         Ok(())

@@ -1,6 +1,8 @@
 //! What providers say of a call, in one form for all of them.
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::webhook::Fields;
 
 /// Parameters of a call that are kept, and their longest value, bytes.
@@ -8,7 +10,7 @@ const MAX_CUSTOM: usize = 50;
 const LONGEST_CUSTOM: usize = 1_024;
 
 /// Who began a call.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Direction {
     /// The telephone.
     #[default]
@@ -18,7 +20,7 @@ pub enum Direction {
 }
 
 /// Who or what has answered, or what is said of it later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Machine {
     /// A human being.
     Human,
@@ -46,7 +48,7 @@ impl Machine {
 }
 
 /// A call that wants an answer.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Incoming {
     /// The provider's id of the call.
     pub call: String,

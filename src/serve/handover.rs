@@ -2,8 +2,9 @@
 //!
 //! Over a Unix socket of the running relay. The next one says `voxrelay handover N`, N being the form in which calls are written
 //! down; gets the listening socket with the answer; says `serving` once it does, is told `yours`, and from then on gets calls, each
-//! of which it takes (`+`) or not (`-`). It asks for a call (`?` and a token's hash) whose client has come to it already. Whoever
-//! says something else is left alone, and changes nothing.
+//! of which it takes (`+`) or not (`-`), and hears of telephone calls whose streams are on their way. It asks for a call (`?` and a
+//! token's hash) whose client has come to it already, and says which stream has come to it (`!` and its token's digest). Whoever says
+//! something else is left alone, and changes nothing.
 use std::{
     collections::VecDeque,
     io,
@@ -27,7 +28,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::Shared;
+use super::{
+    Shared,
+    phone::{News, Slot, Tickets},
+};
 use crate::{
     audio::lane::upstream_input,
     call::{
@@ -47,10 +51,15 @@ use crate::{
 };
 
 /// The form of what is said here, calls above all: another number wherever a build cannot read what the one before wrote.
-const FORM: u32 = 4;
+const FORM: u32 = 5;
 const HELLO: &str = "voxrelay handover";
 const SERVING: &str = "serving";
 const YOURS: &str = "yours";
+/// What a message begins with: a call follows, or news of streams that are on their way.
+const CALL: u8 = b'c';
+const TICKETS: u8 = b't';
+/// News in a message.
+const NEWS: usize = 64;
 /// A process that connects says what it wants within this.
 const ASKS_WITHIN: Duration = Duration::from_secs(2);
 /// The relay that runs answers within this.
@@ -140,11 +149,19 @@ impl Predecessor {
     /// Takes its calls over, until it has none any more.
     pub(super) async fn take_over(self, shared: Arc<Shared>, wishes: Wishes) {
         let (mut reader, writer) = self.stream.into_split();
-        let Wishes { mut words, come } = wishes;
+        let Wishes { mut words, come, told } = wishes;
         let (answers, mut answer) = mpsc::channel::<Vec<u8>>(64);
         let reading = async {
-            while let Ok(bytes) = inherit::message(&mut reader, LARGEST).await {
-                let taken = match Written::read(&bytes).and_then(|written| restore(&shared, written)) {
+            while let Ok(bytes) = inherit::message(&mut reader, LARGEST + 1).await {
+                let call = match bytes.split_first() {
+                    Some((&CALL, call)) => call,
+                    Some((&TICKETS, news)) => {
+                        hear(&shared, news, &told);
+                        continue;
+                    }
+                    _ => return,
+                };
+                let taken = match Written::read(call).and_then(|written| restore(&shared, written)) {
                     Ok(()) => b'+',
                     Err(why) => {
                         tracing::warn!(why, "a call of the process before could not be taken over");
@@ -183,6 +200,8 @@ impl Predecessor {
 pub(super) struct Wishes {
     words: mpsc::Receiver<Vec<u8>>,
     come: watch::Sender<usize>,
+    /// It has told of all streams that were on their way.
+    told: watch::Sender<bool>,
 }
 
 /// Where clients wait whose calls the process before still has.
@@ -190,12 +209,29 @@ pub(super) struct Wishes {
 pub(super) struct WaitingRoom {
     words: mpsc::Sender<Vec<u8>>,
     come: watch::Receiver<usize>,
+    told: watch::Receiver<bool>,
 }
 
 impl WaitingRoom {
     pub(super) fn new() -> (Self, Wishes) {
         let ((words, wished), (come, coming)) = (mpsc::channel(64), watch::channel(0));
-        (Self { words, come: coming }, Wishes { words: wished, come })
+        let (told, tells) = watch::channel(false);
+        (Self { words, come: coming, told: tells }, Wishes { words: wished, come, told })
+    }
+
+    /// Waits until the process before has told of all streams that were on their way then.
+    pub(super) async fn tickets(&self) {
+        let mut told = self.told.clone();
+        // One that is gone tells no more.
+        let _ = time::timeout(COMES_WITHIN, told.wait_for(|told| *told)).await;
+    }
+
+    /// A stream has come here: its token is good there no more.
+    pub(super) fn used(&self, slot: &Slot) {
+        let mut word = vec![b'!'];
+        word.extend(slot.0);
+        // Where so much is said at once, it is good there for as long as there is somebody there to show it to.
+        let _ = self.words.try_send(word);
     }
 
     /// Hands somebody to their call as soon as it has come.
@@ -226,6 +262,26 @@ impl WaitingRoom {
                 Err(_) => return Err(arrival),
             }
         }
+    }
+}
+
+/// Hears of streams that are on their way.
+fn hear(shared: &Shared, bytes: &[u8], told: &watch::Sender<bool>) {
+    let news: Vec<News> = match ciborium::from_reader(bytes) {
+        Ok(news) => news,
+        Err(error) => return tracing::warn!(%error, "the process before says of telephone calls what cannot be read"),
+    };
+    for news in news {
+        if news == News::Told {
+            told.send_replace(true);
+        }
+        shared.phones.tickets.hear(news, |tenant, user| {
+            let who = shared.gate.by_phone(tenant)?;
+            Some(match user {
+                Some(user) => shared.gate.for_user(who, user),
+                None => who,
+            })
+        });
     }
 }
 
@@ -375,6 +431,8 @@ pub(super) struct Offer {
     pub(super) leaving: CancellationToken,
     /// Calls that it may ask for.
     pub(super) returns: Returns,
+    /// Telephone calls whose streams may go there.
+    pub(super) tickets: Arc<Tickets>,
 }
 
 impl Offer {
@@ -389,7 +447,7 @@ impl Offer {
             tracing::info!("another process serves from now on: this one leaves");
             let (reader, writer) = stream.into_split();
             let mut waiting = VecDeque::new();
-            let Err(error) = give(reader, writer, &mut calls, &mut waiting, &self.returns).await else { return };
+            let Err(error) = self.give(reader, writer, &mut calls, &mut waiting).await else { return };
             listener = match self.is_alone().await {
                 Ok(Some(listener)) => listener,
                 Ok(None) => return tracing::warn!(%error, "calls cannot be given away any more: they end here"),
@@ -405,6 +463,42 @@ impl Offer {
         }
     }
 
+    async fn give(
+        &self,
+        mut reader: OwnedReadHalf,
+        mut writer: OwnedWriteHalf,
+        calls: &mut mpsc::Receiver<Handing>,
+        waiting: &mut VecDeque<oneshot::Sender<bool>>,
+    ) -> io::Result<()> {
+        let mut news = self.tickets.follow();
+        let mut said = Vec::new();
+        loop {
+            tokio::select! {
+                handing = calls.recv() => {
+                    let Some(Handing { call, taken }) = handing else { return Ok(()) };
+                    waiting.push_back(taken);
+                    say(&mut writer, CALL, &call).await?;
+                }
+                1.. = news.recv_many(&mut said, NEWS) => {
+                    let mut bytes = Vec::new();
+                    ciborium::into_writer(&said, &mut bytes).map_err(io::Error::other)?;
+                    said.clear();
+                    say(&mut writer, TICKETS, &bytes).await?;
+                }
+                word = reader.read_u8() => match word? {
+                    word @ (b'+' | b'-') => {
+                        let Some(taken) = waiting.pop_front() else { return Err(nonsense()) };
+                        // Whoever gave it may have lost patience.
+                        let _: Result<(), bool> = taken.send(word == b'+');
+                    }
+                    b'?' => self.returns.recall(&KeyHash(digest(&mut reader).await?)),
+                    b'!' => self.tickets.withdraw(&Slot(digest(&mut reader).await?)),
+                    _ => return Err(nonsense()),
+                }
+            }
+        }
+    }
+
     /// Where the next process may ask, if the one that followed is dead and this one can go on in its place.
     async fn is_alone(&self) -> io::Result<Option<UnixListener>> {
         // One that lives listens there: it serves, and this one must leave.
@@ -415,37 +509,18 @@ impl Offer {
     }
 }
 
-async fn give(
-    mut reader: OwnedReadHalf,
-    mut writer: OwnedWriteHalf,
-    calls: &mut mpsc::Receiver<Handing>,
-    waiting: &mut VecDeque<oneshot::Sender<bool>>,
-    returns: &Returns,
-) -> io::Result<()> {
-    loop {
-        tokio::select! {
-            handing = calls.recv() => {
-                let Some(Handing { call, taken }) = handing else { return Ok(()) };
-                let length = u32::try_from(call.len()).map_err(io::Error::other)?;
-                waiting.push_back(taken);
-                writer.write_all(&length.to_be_bytes()).await?;
-                writer.write_all(&call).await?;
-            }
-            word = reader.read_u8() => match word? {
-                word @ (b'+' | b'-') => {
-                    let Some(taken) = waiting.pop_front() else { return Err(nonsense()) };
-                    // Whoever gave it may have lost patience.
-                    let _: Result<(), bool> = taken.send(word == b'+');
-                }
-                b'?' => {
-                    let mut token = KeyHash([0; 32]);
-                    time::timeout(ASKS_WITHIN, reader.read_exact(&mut token.0)).await??;
-                    returns.recall(&token);
-                }
-                _ => return Err(nonsense()),
-            }
-        }
-    }
+/// One message.
+async fn say(writer: &mut OwnedWriteHalf, what: u8, bytes: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(bytes.len() + 1).map_err(io::Error::other)?;
+    writer.write_all(&length.to_be_bytes()).await?;
+    writer.write_u8(what).await?;
+    writer.write_all(bytes).await
+}
+
+async fn digest(reader: &mut OwnedReadHalf) -> io::Result<[u8; 32]> {
+    let mut digest = [0; 32];
+    time::timeout(ASKS_WITHIN, reader.read_exact(&mut digest)).await??;
+    Ok(digest)
 }
 
 fn nonsense() -> io::Error {

@@ -26,12 +26,10 @@ use axum::{
 use bytes::Bytes;
 use tokio::{sync::OwnedSemaphorePermit, time};
 
-pub(super) use self::stream::{bind, listen};
-use self::{
-    dial::Dialling,
-    places::Places,
-    sender::Sender,
-    tickets::{Ticket, Tickets},
+use self::{dial::Dialling, places::Places, sender::Sender, tickets::Ticket};
+pub(super) use self::{
+    stream::{bind, listen},
+    tickets::{News, Slot, Tickets},
 };
 use super::{Refusal, Shared, owner};
 use crate::{
@@ -57,7 +55,7 @@ pub(crate) struct Phones {
     numbers: Numbers,
     /// What webhooks were answered.
     replays: Replays<Arc<OnceLock<Result<Told, Refusal>>>>,
-    tickets: Tickets,
+    pub(super) tickets: Arc<Tickets>,
     /// Streams that have not said whose they are.
     unknown: Places,
     sender: Sender,
@@ -80,7 +78,7 @@ impl Phones {
             accounts: accounts.into_iter().map(|(name, account)| (name, Arc::new(account))).collect(),
             numbers: Numbers::new(config),
             replays: Replays::default(),
-            tickets: Tickets::new(Duration::from_secs(config.token_ttl_s)),
+            tickets: Arc::new(Tickets::new(Duration::from_secs(config.token_ttl_s))),
             unknown: Places::default(),
             sender: Sender::new()?,
             dialling: Dialling::new(&config.dial),

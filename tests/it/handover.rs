@@ -23,10 +23,13 @@ use tokio::{
 use tokio_tungstenite::tungstenite::Message;
 use voxrelay::{
     config::{KeyConfig, Scope},
+    provider::{self, Provider, Reach, Setup},
     sim::{Faults, Sim, SimConfig},
+    wall::unix_now,
 };
 
 use crate::{
+    canary,
     commands::{Listening, run, voxrelay},
     resume::{Line, assert_same, numbered},
     support::{Client, Got, http, new_key, until},
@@ -458,7 +461,7 @@ async fn whoever_asks_for_a_handover_wrongly_changes_nothing() {
         assert_eq!(ask(&site, b"\xff\xfe\n"), "");
         // One that asks well, gets the socket, and dies before it serves.
         let mut dies = UnixStream::connect(site.socket()).unwrap();
-        dies.write_all(b"voxrelay handover 4\n").unwrap();
+        dies.write_all(b"voxrelay handover 5\n").unwrap();
         dies.read_exact(&mut [0; 10]).unwrap();
     });
     line.say(&json!({"type": "ping", "t": 1})).await;
@@ -503,7 +506,7 @@ fn follow_and_die(site: &Site, when: Dies) -> Option<usize> {
     if when == Dies::Connected {
         return None;
     }
-    say(b"voxrelay handover 4\n", b"voxrelay handover 4\n");
+    say(b"voxrelay handover 5\n", b"voxrelay handover 5\n");
     if when == Dies::WithTheListener {
         return None;
     }
@@ -513,11 +516,16 @@ fn follow_and_die(site: &Site, when: Dies) -> Option<usize> {
         while is_ready(site.addr) {}
         return None;
     }
-    let mut length = [0; 4];
-    peer.read_exact(&mut length).unwrap();
-    let mut call = vec![0; u32::from_be_bytes(length) as usize];
-    peer.read_exact(&mut call).unwrap();
-    Some(call.len())
+    loop {
+        let mut length = [0; 4];
+        peer.read_exact(&mut length).unwrap();
+        let mut message = vec![0; u32::from_be_bytes(length) as usize];
+        peer.read_exact(&mut message).unwrap();
+        // Others tell of telephone calls whose streams are on their way.
+        if message.first() == Some(&b'c') {
+            return Some(message.len());
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -686,10 +694,65 @@ async fn a_call_whose_key_the_next_process_does_not_know_ends_and_is_booked_once
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_telephone_call_that_was_answered_here_has_its_stream_in_the_next_process() {
+    const TOKEN: &str = "phone-key-of-a-handover-0123456789";
+    const PUBLIC: &str = "https://relay.example.com";
+    let phones = format!(
+        "[phone]\npublic_url = \"{PUBLIC}\"\n[phone.accounts.plivo]\nauth_token = \"{TOKEN}\"\n\
+         account = \"MA00000000000000000000\"\n[[phone.numbers]]\nnumber = \"*\"\nagent = \"default\"\n"
+    );
+    canary::plant(TOKEN);
+    let mut site = Site::prepared(SimConfig::instant(), 5, &phones).await;
+    let first = site.start();
+    site.addr = first.addr;
+    let asked = async |seed: u64| {
+        let mut setup = Setup::new(Provider::Plivo, seed);
+        let reach = Reach {
+            voice_url: Some(format!("http://{}/phone/plivo/voice", site.addr)),
+            public_url: Some(PUBLIC.to_owned()),
+            auth_token: Some(TOKEN.into()),
+            ..Reach::default()
+        };
+        reach.reach(&mut setup, unix_now()).await.unwrap();
+        setup
+    };
+    let open = async |setup: &Setup| {
+        let mut client = Client::dial(site.addr, "/phone/plivo/stream", &[]).await.unwrap();
+        let mut line = provider::Line::new(setup.clone());
+        line.open(Duration::ZERO);
+        while let Some(message) = line.poll(Duration::ZERO) {
+            let provider::Message::Text(text) = message else { panic!("text") };
+            client.json(&text).await;
+        }
+        client
+    };
+    let (used, at_once, later) = (asked(1).await, asked(2).await, asked(3).await);
+    let stays = open(&used).await;
+    let opened = |n: u64| site.sim.stats().sessions_opened == n;
+    until("the first call's session is up", || opened(1)).await;
+    let second = site.start();
+    let quick = open(&at_once).await;
+    until("the second call's session is up", || opened(2)).await;
+    stays.close_with(1000).await;
+    left(first);
+    let slow = open(&later).await;
+    until("the third call's session is up", || opened(3)).await;
+    for setup in [&used, &at_once, &later] {
+        assert_eq!(open(setup).await.end().await.1, 1008, "each token is good once");
+    }
+    assert!(opened(3));
+    for client in [quick, slow] {
+        client.close_with(1000).await;
+    }
+    second.signal("-TERM");
+    left(second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_is_refused_the_handover_says_so_and_leaves() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("relay.sock");
-    for answer in ["refused: found `voxrelay handover 4`; allowed: `voxrelay handover 999`\n", "voxrelay handover 4\n"]
+    for answer in ["refused: found `voxrelay handover 5`; allowed: `voxrelay handover 999`\n", "voxrelay handover 5\n"]
     {
         let listener = UnixListener::bind(&path).unwrap();
         let other = std::thread::spawn(move || {

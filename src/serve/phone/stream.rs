@@ -18,7 +18,7 @@ use super::{
     dialled::Joined,
     forged,
     places::{self, NoPlace, Place},
-    tickets::{self, NoTicket, Ticket},
+    tickets::{self, NoTicket, Slot, Ticket},
 };
 use crate::{
     admit::{License, Principal},
@@ -150,10 +150,10 @@ pub(super) async fn stream(
     Path(name): Path<String>,
     request: Request,
 ) -> Response<Body> {
-    open(&shared, &name, request).unwrap_or_else(|refusal| refusal.into())
+    open(&shared, &name, request).await.unwrap_or_else(|refusal| refusal.into())
 }
 
-fn open(shared: &Arc<Shared>, name: &str, request: Request) -> Result<Response<Body>, Refusal> {
+async fn open(shared: &Arc<Shared>, name: &str, request: Request) -> Result<Response<Body>, Refusal> {
     let account = shared.phones.account(name)?.clone();
     let (head, body) = request.into_parts();
     let proof = account.verify_stream(&asked(&head, &[])).map_err(|error| forged(&account, error.reason()))?;
@@ -166,13 +166,10 @@ fn open(shared: &Arc<Shared>, name: &str, request: Request) -> Result<Response<B
     })?;
     // A token that is shown already is taken before anything is held for whoever shows it; the call is told its name later, if at all.
     let shown = match token.as_deref() {
-        Some(token) => Some(
-            shared
-                .phones
-                .tickets
-                .take(Some(token), Some(account.name()), None)
-                .map_err(|error| no_token(&account, &error))?,
-        ),
+        Some(token) => {
+            let ticket = take(shared, Some(token), Some(account.name()), None).await;
+            Some(ticket.map_err(|error| no_token(&account, &error))?)
+        }
         None => None,
     };
     // Strangers shall not stand in the way of those that have shown something.
@@ -196,6 +193,24 @@ fn open(shared: &Arc<Shared>, name: &str, request: Request) -> Result<Response<B
     };
     shared.calls.spawn(Box::pin(work));
     Ok(response)
+}
+
+/// Takes a ticket, be it that the process before has given out its token. For the arguments see [`tickets::Tickets::take`].
+async fn take(
+    shared: &Shared,
+    token: Option<&str>,
+    account: Option<&str>,
+    call: Option<&str>,
+) -> Result<Ticket, NoTicket> {
+    let before = shared.before.get();
+    if let Some(before) = before {
+        before.tickets().await;
+    }
+    let ticket = shared.phones.tickets.take(token, account, call);
+    if let (Some(before), Some(token), Ok(_)) = (before, token, &ticket) {
+        before.used(&Slot::of(token));
+    }
+    ticket
 }
 
 fn no_token(account: &Account, error: &NoTicket) -> Refusal {
@@ -261,7 +276,7 @@ impl Stream {
     async fn run(mut self, shared: Arc<Shared>, shown: Option<Ticket>, unknown: Option<Place>) {
         let provider = self.dialect.habits().name;
         let begun = match time::timeout(STARTS_WITHIN, self.start()).await {
-            Ok(Ok(start)) => self.known(&shared, &start, shown).map(|ticket| (start, ticket)),
+            Ok(Ok(start)) => self.known(&shared, &start, shown).await.map(|ticket| (start, ticket)),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(NoCall::Silent),
         };
@@ -299,14 +314,14 @@ impl Stream {
         Err(NoCall::Talkative)
     }
 
-    fn known(&self, shared: &Shared, start: &Start, shown: Option<Ticket>) -> Result<Ticket, NoCall> {
+    async fn known(&self, shared: &Shared, start: &Start, shown: Option<Ticket>) -> Result<Ticket, NoCall> {
         if let Some(ticket) = shown {
             return Ok(ticket);
         }
         let token = start.params.get("token");
         let account = self.account.as_deref();
         let call = start.call.as_deref().filter(|_| account.is_some_and(|account| same_name(account.kind())));
-        Ok(shared.phones.tickets.take(token.map(String::as_str), account.map(Account::name), call)?)
+        Ok(take(shared, token.map(String::as_str), account.map(Account::name), call).await?)
     }
 
     async fn turn_away(mut self, error: &NoCall) {

@@ -2,15 +2,19 @@
 //!
 //! A stream brings nothing else that says whose call it is, so a token is what stands between the network and the service: it cannot be
 //! guessed, works once, through its account, and for its call where both sides call that by the same name. Only digests are kept.
+//!
+//! A process that follows is told of them ([`News`]): the webhook may have been answered here, and the stream go there. Calls that we
+//! began stay: they end with the process that knows them.
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rand::Rng as _;
-use tokio::time::Instant;
+use serde::{Deserialize, Serialize};
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     admit::Principal,
@@ -39,8 +43,8 @@ pub(super) struct Ticket {
 }
 
 /// Where something secret is kept: its digest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Slot([u8; 32]);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(in crate::serve) struct Slot(pub(in crate::serve) [u8; 32]);
 
 impl Slot {
     pub(super) fn of(secret: &str) -> Self {
@@ -62,11 +66,66 @@ pub(super) enum NoTicket {
     OtherCall,
 }
 
+/// What the process that follows is told of tickets, in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::serve) enum News {
+    /// One waits.
+    Waits(Box<WrittenTicket>),
+    /// All that waited were told.
+    Told,
+    /// One was used.
+    Used(Slot),
+}
+
+/// A ticket, for another process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::serve) struct WrittenTicket {
+    slot: Slot,
+    /// It is good for so long.
+    left: Duration,
+    account: String,
+    call: Incoming,
+    agent: String,
+    /// None: nobody was asked.
+    tenant: Option<String>,
+    user: Option<String>,
+}
+
+impl WrittenTicket {
+    fn of(slot: Slot, left: Duration, ticket: &Ticket) -> Self {
+        let Ticket { account, call, agent, who, dial: _ } = ticket;
+        Self {
+            slot,
+            left,
+            account: account.clone(),
+            call: call.clone(),
+            agent: agent.clone(),
+            tenant: who.tenant().map(|tenant| tenant.id.clone()),
+            user: who.user().map(str::to_owned),
+        }
+    }
+}
+
 /// All of them.
 #[derive(Debug)]
-pub(super) struct Tickets {
+pub(in crate::serve) struct Tickets {
     life: Duration,
-    waiting: Mutex<HashMap<Slot, (Instant, Ticket)>>,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    all: HashMap<Slot, (Instant, Ticket)>,
+    /// The process that follows.
+    heir: Option<mpsc::UnboundedSender<News>>,
+}
+
+impl Waiting {
+    fn tell(&mut self, news: News) {
+        if self.heir.as_ref().is_some_and(|heir| heir.send(news).is_err()) {
+            self.heir = None;
+        }
+    }
 }
 
 /// A token that nobody can guess: 122 bits of chance at least.
@@ -95,6 +154,10 @@ impl Tickets {
         Self { life, waiting: Mutex::default() }
     }
 
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Keeps a ticket for whoever shows the token; `false`: there are too many.
     pub(super) fn put(&self, token: &str, ticket: Ticket) -> bool {
         self.put_for(self.life, token, ticket)
@@ -102,26 +165,75 @@ impl Tickets {
 
     /// The same for so long.
     pub(super) fn put_for(&self, life: Duration, token: &str, ticket: Ticket) -> bool {
+        self.keep(life, Slot::of(token), ticket)
+    }
+
+    fn keep(&self, life: Duration, slot: Slot, ticket: Ticket) -> bool {
         let now = Instant::now();
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting();
+        let all = &mut waiting.all;
         // Who never came shall not be remembered, and looking for them shall cost little.
-        if waiting.len() >= MOST || waiting.len().is_multiple_of(TIDY) {
-            waiting.retain(|_, (until, _)| now < *until);
+        if all.len() >= MOST || all.len().is_multiple_of(TIDY) {
+            all.retain(|_, (until, _)| now < *until);
         }
-        waiting.len() < MOST && waiting.insert(Slot::of(token), (now + life, ticket)).is_none()
+        if all.len() >= MOST || all.contains_key(&slot) {
+            return false;
+        }
+        let news = ticket.dial.is_none().then(|| News::Waits(Box::new(WrittenTicket::of(slot, life, &ticket))));
+        all.insert(slot, (now + life, ticket));
+        news.into_iter().for_each(|news| waiting.tell(news));
+        true
+    }
+
+    /// Everything that the process that follows must know, from now on.
+    pub(in crate::serve) fn follow(&self) -> mpsc::UnboundedReceiver<News> {
+        let (heir, news) = mpsc::unbounded_channel();
+        let now = Instant::now();
+        let mut waiting = self.waiting();
+        waiting.heir = Some(heir);
+        let inbound = waiting.all.iter().filter(|(_, (until, ticket))| now < *until && ticket.dial.is_none());
+        let written = inbound.map(|(slot, (until, ticket))| WrittenTicket::of(*slot, *until - now, ticket));
+        let written: Vec<_> = written.collect();
+        written.into_iter().for_each(|ticket| waiting.tell(News::Waits(Box::new(ticket))));
+        waiting.tell(News::Told);
+        news
+    }
+
+    /// What the process before says, other than [`News::Told`]. `who`: somebody of this tenant, and for this user; none: not here.
+    pub(in crate::serve) fn hear(
+        &self,
+        news: News,
+        who: impl FnOnce(Option<&str>, Option<String>) -> Option<Principal>,
+    ) {
+        match news {
+            News::Waits(written) => {
+                let WrittenTicket { slot, left, account, call, agent, tenant, user } = *written;
+                let Some(who) = who(tenant.as_deref(), user) else {
+                    return tracing::warn!(
+                        account,
+                        tenant,
+                        "a telephone call of the process before has no tenant here"
+                    );
+                };
+                if !self.keep(left, slot, Ticket { account, call, agent, who, dial: None }) {
+                    tracing::warn!("there are too many telephone calls whose streams are on their way");
+                }
+            }
+            News::Used(slot) => self.withdraw(&slot),
+            News::Told => {}
+        }
     }
 
     /// Its call has this name from now on: the stream must know it, too.
     pub(super) fn name(&self, slot: &Slot, call: &str) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, ticket)) = waiting.get_mut(slot) {
+        if let Some((_, ticket)) = self.waiting().all.get_mut(slot) {
             call.clone_into(&mut ticket.call.call);
         }
     }
 
     /// The token is good no longer.
-    pub(super) fn withdraw(&self, slot: &Slot) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(slot);
+    pub(in crate::serve) fn withdraw(&self, slot: &Slot) {
+        self.waiting().all.remove(slot);
     }
 
     /// Takes the ticket that a token stands for. `call`: what the stream calls its call, where that is the webhook's name for it; one
@@ -137,8 +249,13 @@ impl Tickets {
         call: Option<&str>,
     ) -> Result<Ticket, NoTicket> {
         let token = token.ok_or(NoTicket::Absent)?;
-        let found = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&Slot::of(token));
-        let (until, ticket) = found.ok_or(NoTicket::Unknown)?;
+        let slot = Slot::of(token);
+        let mut waiting = self.waiting();
+        let (until, ticket) = waiting.all.remove(&slot).ok_or(NoTicket::Unknown)?;
+        if ticket.dial.is_none() {
+            waiting.tell(News::Used(slot));
+        }
+        drop(waiting);
         if Instant::now() >= until || account.is_some_and(|account| account != ticket.account) {
             return Err(NoTicket::Unknown);
         }
@@ -203,6 +320,46 @@ mod tests {
         }
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(tickets.take(Some(&d), None, None).unwrap_err(), NoTicket::Unknown);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_process_that_follows_takes_each_token_once() {
+        let (old, new) = (Tickets::new(Duration::from_secs(60)), Tickets::new(Duration::from_secs(60)));
+        let put = |call: &str| {
+            let token = token(TokenForm::Alphanumeric);
+            assert!(old.put(&token, ticket(call)));
+            token
+        };
+        let (early, late, used) = (put("CA1"), put("CA2"), put("CA3"));
+        let dialled = Ticket { dial: Some("dial_1".to_owned()), ..ticket("CA4") };
+        assert!(old.put("0123456789abcdef", dialled));
+        tokio::time::advance(Duration::from_secs(20)).await;
+        let mut news = old.follow();
+        let after = put("CA5");
+        assert!(old.take(Some(&used), Some("twilio"), Some("CA3")).is_ok(), "here, meanwhile");
+        let mut told = Vec::new();
+        while let Ok(said) = news.try_recv() {
+            told.push(matches!(said, News::Told));
+            let mut bytes = Vec::new();
+            ciborium::into_writer(&said, &mut bytes).unwrap();
+            let read: News = ciborium::from_reader(&bytes[..]).unwrap();
+            assert_eq!(read, said);
+            new.hear(read, |tenant, user| (tenant.is_none() && user.is_none()).then(Principal::operator));
+        }
+        assert_eq!(told, [false, false, false, true, false, false], "three, all, one more, one used");
+        assert_eq!(new.take(Some(&early), Some("twilio"), Some("CA1")).unwrap().call.call, "CA1");
+        assert!(new.take(Some(&after), Some("twilio"), Some("CA5")).is_ok());
+        assert_eq!(new.take(Some(&used), Some("twilio"), Some("CA3")).unwrap_err(), NoTicket::Unknown);
+        assert_eq!(new.take(Some("0123456789abcdef"), None, None).unwrap_err(), NoTicket::Unknown);
+        tokio::time::advance(Duration::from_secs(40)).await;
+        assert_eq!(
+            new.take(Some(&late), Some("twilio"), Some("CA2")).unwrap_err(),
+            NoTicket::Unknown,
+            "no longer than here"
+        );
+        drop(news);
+        put("CA6");
+        assert!(old.waiting().heir.is_none(), "nobody is told who is gone");
     }
 
     #[test]
