@@ -158,6 +158,11 @@ pub enum Client {
 
 /// Runs a call to its end, and says goodbye to both sides.
 pub fn run(call: Call) -> impl Future<Output = End> + Send {
+    run_telling(call, |_| ())
+}
+
+/// The same; `over` is told of the end before the goodbyes, which may take a while.
+pub fn run_telling(call: Call, over: impl FnOnce(&End) + Send) -> impl Future<Output = End> + Send {
     Fact::CallStarted { door: call.door.name().into() }.record();
     let ran = if let Client::Away { ran, .. } = &call.client { *ran } else { Duration::ZERO };
     // The clock of a machine that has just started does not reach back so far; no call does there, either.
@@ -179,6 +184,7 @@ pub fn run(call: Call) -> impl Future<Output = End> + Send {
                 Passed::Stays => {}
             }
         };
+        over(&end);
         // A goodbye is large and short: an idle call shall not carry it.
         Box::pin(driver.goodbye(&end)).await;
         end

@@ -1,6 +1,8 @@
 //! Telephones: every provider's side, played against a relay on real sockets, and whoever pretends to be one.
 #[path = "phone/bad.rs"]
 mod bad;
+#[path = "phone/hang_up.rs"]
+mod hang_up;
 #[path = "phone/retries.rs"]
 mod retries;
 #[path = "phone/shares.rs"]

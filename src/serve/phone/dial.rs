@@ -459,15 +459,20 @@ pub(super) fn invite(shared: &Shared, account: &Account, call: &Incoming) -> Res
     Ok((found.call, token))
 }
 
-/// A call's stream is over; the provider's id of the call.
-pub(super) fn left(shared: &Shared, id: &str, end: &End) -> Option<String> {
+/// The provider's id of a call.
+pub(super) fn provider(shared: &Shared, id: &str) -> Option<String> {
+    shared.phones.dialling.book().provider(id).map(str::to_owned)
+}
+
+/// A call's stream is over.
+pub(super) fn left(shared: &Shared, id: &str, end: &End) {
     let ended = match end {
         // Some streams only close when the telephone is put down.
         End::HungUp | End::Asked | End::ClientLost => Ended::new("completed", By::Callee),
         End::EndedByTenant => Ended::new("completed", By::Tenant),
         other => Ended::new("completed", By::Relay).saying(other.to_string()),
     };
-    shared.phones.dialling.book().left(id, ended, Instant::now())
+    shared.phones.dialling.book().left(id, ended, Instant::now());
 }
 
 /// A call's stream was turned away.

@@ -355,6 +355,11 @@ impl<R> Book<R> {
         self.all.get(id).map(|one| one.order.account.as_str())
     }
 
+    /// The provider's id of a call, as far as it is known.
+    pub(super) fn provider(&self, id: &str) -> Option<&str> {
+        self.all.get(id)?.provider.as_deref()
+    }
+
     /// Until when a stream is waited for, and what tells of news; `None`: it is not waited for any more.
     pub(super) fn waits(&self, id: &str) -> Option<(Instant, Arc<Notify>)> {
         let one = self.all.get(id).filter(|one| one.stage < Stage::Streaming)?;

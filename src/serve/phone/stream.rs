@@ -16,7 +16,7 @@ use tracing::Instrument as _;
 use super::{
     Reserved, asked, codec_of, dial,
     dialled::Joined,
-    forged,
+    forged, insist,
     places::{self, NoPlace, Place},
     tickets::{self, NoTicket, Slot, Ticket},
 };
@@ -351,8 +351,8 @@ impl Stream {
                     dial::failed_here(&shared, &account, &dial, refusal.message.clone());
                 }
                 let error = NoCall::Refused(format!("{}: {}", refusal.code, refusal.message));
-                self.turn_away(&error).await;
-                return leave(&shared, &account, &call.call).await;
+                leave(&shared, &account, &call.call);
+                return self.turn_away(&error).await;
             }
         };
         let Ready { found, way, license, slot } = ready;
@@ -369,12 +369,19 @@ impl Stream {
         let (auto_turns, comes_back) = (true, false);
         let agent_of = told(&found, &call);
         let owner = Owner { who, license, id, name: agent, agent: agent_of, way, audio, auto_turns, lead, comes_back };
-        let end = driver::run(owner.call(&shared, socket, door)).await;
+        let (task, begun) = (shared.clone(), dial.clone());
+        // What was to be heard was heard by then: the line shall not wait for two goodbyes.
+        let over = move |end: &End| {
+            if !matches!(end, End::HungUp | End::Transferred) {
+                let known = begun.and_then(|dial| dial::provider(&task, &dial));
+                leave(&task, &account, &known.unwrap_or(call.call));
+            }
+        };
+        let end = driver::run_telling(owner.call(&shared, socket, door), over).await;
         tracing::info!(%end, by = end.who(), "the telephone call is over");
         drop(slot);
-        let known = dial.and_then(|dial| dial::left(&shared, &dial, &end));
-        if !matches!(end, End::HungUp | End::Transferred) {
-            leave(&shared, &account, &known.unwrap_or(call.call)).await;
+        if let Some(dial) = dial {
+            dial::left(&shared, &dial, &end);
         }
     }
 
@@ -444,7 +451,7 @@ fn told(agent: &Arc<AgentConfig>, call: &Incoming) -> Arc<AgentConfig> {
 }
 
 /// Where closing a stream does not end its call, the provider is told to.
-async fn leave(shared: &Arc<Shared>, account: &str, call: &str) {
+fn leave(shared: &Arc<Shared>, account: &str, call: &str) {
     let Some(account) = shared.phones.accounts.get(account) else { return };
     let lasts =
         matches!(account.kind(), PhoneKind::Telnyx | PhoneKind::Plivo | PhoneKind::Vonage | PhoneKind::Freeswitch);
@@ -453,7 +460,7 @@ async fn leave(shared: &Arc<Shared>, account: &str, call: &str) {
     }
     let nonce = tickets::token(TokenForm::Alphanumeric);
     match account.rest(Stamp { now: unix_now(), nonce: &nonce }).hang_up(call) {
-        Ok(ask) => shared.phones.sender.insist(account, ask).await,
+        Ok(ask) => insist(shared, account, ask),
         Err(error) => tracing::debug!(%error, "the provider is not told to hang up"),
     }
 }
