@@ -28,10 +28,10 @@
 //! | [`net`] | one accept loop and one WebSocket for every door and both legs; Asterisk's frames in its place |
 //! | [`client`] | them → us: the thin door, its wire types and its public page; OpenAI's own protocol |
 //! | [`audio`] | samples, pure: codecs, resampling, lanes, chunks in, paced frames out, recordings |
-//! | [`batch`] | recordings to text, many files at once, as a client of a relay |
 //! | [`call`] | decisions: the core, its parts, and the driver |
 //! | [`upstream`] | us → model: one file per dialect, the opening of sessions, client secrets, limits |
 //! | [`text`] | requests for text, responses and transcriptions: one request's way, and its answer's way back |
+//! | [`batch`] | whole files: recordings to texts, texts to facts, thousands of them; a client of a relay |
 //! | [`webhook`] | tools that the relay runs itself: a signed request to where the agent says, and its answer |
 //! | [`beta`] | the protocol's former shape and its present one, each said in the other; used at both edges |
 //! | [`http`] | what is asked for over plain HTTP: the page, tokens, client secrets and SDP, the end of calls, usage |

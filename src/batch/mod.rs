@@ -1,5 +1,27 @@
-//! Recordings to text, many files at once: the client side, which asks a relay as any other client does.
+//! WHOLE FILES: recordings to texts, and texts to facts, thousands of them. A client of a relay, which alone knows quotas, routes and prices.
 //!
-//! [`cut`] makes of a file what can be uploaded; [`join`] makes of the pieces' transcripts the file's.
+//! [`source`] finds what is to be done and [`store`] keeps it, with everything that was paid for, in one file that outlives the process.
+//! [`work`] takes items out of it: [`cut`] makes of a recording what can be uploaded, [`gate`] says how many requests may be under way,
+//! [`relay`] sends them, [`join`] makes of the pieces' transcripts the file's, [`extract`] asks for facts. [`table`] writes what people take
+//! away, and [`show`] says how far it is.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`source`] | files, folders, patterns, manifests, lists, URLs |
+//! | [`store`] | the job's file |
+//! | [`work`] | the run |
+//! | [`cut`], [`join`] | long recordings: pieces, and one text again |
+//! | [`gate`], [`width`] | how many at once: found, not set |
+//! | [`relay`] | one request, and what a refusal means |
+//! | [`extract`] | facts from texts, in the shape of a schema |
+//! | [`table`] | csv, jsonl, parquet, folders of texts and subtitles |
+//! | [`show`] | progress and summary |
 pub mod cut;
+pub mod gate;
 pub mod join;
+pub mod relay;
+pub mod show;
+pub mod source;
+pub mod store;
+pub mod table;
+pub mod width;
