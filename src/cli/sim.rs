@@ -55,11 +55,23 @@ pub struct SimArgs {
 
 /// What it has done, in one line.
 fn counted(stats: &SimStats) -> String {
-    let SimStats { usage, sessions_opened, responses, limited, .. } = stats;
+    let SimStats { usage, sessions_opened, responses, limited, text, .. } = stats;
     let (input, output) = (usage.text + usage.audio, usage.output_text + usage.output_audio);
     let refused: u64 = limited.values().sum();
+    let answered = |address: &str| text.answered.get(address).copied().unwrap_or_default();
+    let rest = match (answered("transcriptions"), answered("responses"), answered("batch_lines")) {
+        (0, 0, 0) => String::new(),
+        (recordings, texts, lines) => format!(
+            "; {recordings} transcriptions of {:.1} s, {texts} texts (in {}, out {}), {lines} lines of batches (in {}, out {})",
+            text.heard_ms as f64 / 1_000.0,
+            text.input_tokens,
+            text.output_tokens,
+            text.batch_input_tokens,
+            text.batch_output_tokens,
+        ),
+    };
     format!(
-        "counted: {sessions_opened} sessions, {responses} replies, {} tokens (in {input}, out {output}); refused for limits: {refused}",
+        "counted: {sessions_opened} sessions, {responses} replies, {} tokens (in {input}, out {output}){rest}; refused for limits: {refused}",
         input + output,
     )
 }

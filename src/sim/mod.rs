@@ -17,14 +17,17 @@
 //! | client secrets | `POST /v1/realtime/client_secrets`; a secret opens any number of sessions until it expires |
 //! | WebRTC and SIP calls | `POST /v1/realtime/calls`, a canned answer that browsers take; `/accept`, `/reject`, `/refer`, `/hangup`; sideband by `?call_id=` |
 //! | text, greetings | are answered with the bundled voice |
+//! | recordings | `POST /v1/audio/transcriptions`: words that follow from the sound, in every format, streamed or not |
+//! | text and extraction | `POST /v1/responses`: sentences, JSON that fits a schema, `call NAME {...}`, `previous_response_id`, streamed or not |
+//! | what is not urgent | `/v1/files`, `/v1/batches` |
 //! | refused connects | keys `sk-bad...`, `sk-no-credit`; models `gpt-4o-realtime-preview`, `gpt-5`; no model; no key |
-//! | rate limits | `[[limits]]`: tokens and replies a minute and a day, sessions a minute and at once, for each account |
+//! | rate limits | `[[limits]]`: tokens and replies a minute and a day, sessions a minute and at once, for each account; transcriptions and text count as replies do |
 //! | the session cap, delays | [`SimConfig`], as a TOML file |
 //! | telephones that are called | [`carrier`]: Twilio's, SignalWire's, Telnyx', Plivo's, Vonage's, jambonz' and Asterisk's REST, and somebody who answers |
 //! | everything that goes wrong | [`faults`], as a TOML file |
 //!
 //! Inside, [`session`] is a machine without sockets or clock that can be driven in virtual time; `server` gives it a
-//! socket, `rest` stands beside it. Not here yet: transcriptions and responses over REST, GPT-Live.
+//! socket, `rest` and [`text`] stand beside it. Not here yet: GPT-Live, background responses.
 mod admit;
 mod beta;
 pub mod carrier;

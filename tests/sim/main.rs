@@ -11,3 +11,5 @@ mod rest;
 mod robust;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod text;

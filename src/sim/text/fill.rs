@@ -280,10 +280,15 @@ mod tests {
                 "tree": {"$ref": "#/$defs/tree"},
             },
             "$defs": {
-                "person": {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": ["integer", "null"]}}},
+                "person": {
+                    "type": "object",
+                    "properties": {"name": {"type": "string"}, "age": {"type": ["integer", "null"]}},
+                    "required": ["name", "age"],
+                },
                 "tree": {
                     "type": "object",
                     "properties": {"leaf": {"type": "string"}, "twigs": {"type": "array", "items": {"$ref": "#/$defs/tree"}}},
+                    "required": ["leaf", "twigs"],
                 },
             },
         })

@@ -4,11 +4,12 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
+    super::{faults::SERVER_ERROR, response::with},
     ask::Asked,
     say::{End, Piece, Spoken},
     sse::Event,
 };
-use crate::{scripted::Dice, sim::faults::SERVER_ERROR};
+use crate::scripted::Dice;
 
 /// Characters in one piece of a function call's arguments.
 const ARGUMENT_PIECE: usize = 12;
@@ -19,7 +20,16 @@ pub(super) struct Rendered {
     pub(super) id: String,
     /// As it is when it has ended.
     pub(super) response: Value,
-    items: Vec<Value>,
+    items: Vec<Item>,
+}
+
+/// One item of the output, with what is streamed of it.
+#[derive(Debug)]
+struct Item {
+    id: String,
+    json: Value,
+    /// None: a reasoning item, which is not shown.
+    piece: Option<Piece>,
 }
 
 /// What was paid.
@@ -47,72 +57,69 @@ impl Rendered {
     /// `now`: Unix seconds.
     pub(super) fn new(asked: &Asked<'_>, said: &Spoken, usage: Usage, dice: &mut Dice, now: u64) -> Self {
         let id = dice.id("resp");
-        let mut items = Vec::new();
-        if said.reasoning_tokens > 0 {
-            items.push(json!({"id": dice.id("rs"), "type": "reasoning", "summary": []}));
-        }
         let status = match said.end {
             End::Completed => "completed",
             End::Incomplete => "incomplete",
             End::Failed => "failed",
         };
-        items.extend(said.pieces.iter().map(|piece| match piece {
-            Piece::Text(_) | Piece::Refusal(_) => json!({
-                "id": dice.id("msg"),
-                "type": "message",
-                "status": status,
-                "role": "assistant",
-                "content": [part(piece, piece.text())],
-            }),
-            Piece::Call { name, arguments } => json!({
-                "id": dice.id("fc"),
-                "type": "function_call",
-                "status": status,
-                "arguments": arguments,
-                "call_id": dice.id("call"),
-                "name": name,
-            }),
-        }));
-        let mut response = opening(asked, &id, now);
-        response["status"] = json!(status);
-        response["output"] = json!(items);
-        match said.end {
-            End::Completed => response["completed_at"] = json!(now),
-            End::Incomplete => response["incomplete_details"] = json!({"reason": "max_output_tokens"}),
-            End::Failed => response["error"] = json!({"code": "server_error", "message": SERVER_ERROR}),
+        let reasons = (said.reasoning_tokens > 0).then(|| {
+            let id = dice.id("rs");
+            Item { json: json!({"id": id, "type": "reasoning", "summary": []}), id, piece: None }
+        });
+        let mut items: Vec<Item> = reasons.into_iter().collect();
+        for piece in &said.pieces {
+            let (id, json) = match piece {
+                Piece::Text(_) | Piece::Refusal(_) => {
+                    let id = dice.id("msg");
+                    let content = [part(piece, piece.text())];
+                    let kind = json!({"id": id, "type": "message", "status": status});
+                    (id, with(kind, json!({"role": "assistant", "content": content})))
+                }
+                Piece::Call { name, arguments } => {
+                    let id = dice.id("fc");
+                    let kind = json!({"id": id, "type": "function_call", "status": status});
+                    (id, with(kind, json!({"arguments": arguments, "call_id": dice.id("call"), "name": name})))
+                }
+            };
+            items.push(Item { id, json, piece: Some(piece.clone()) });
         }
-        if said.end != End::Failed {
-            response["usage"] = usage.json();
-        }
+        let opening = opening(asked, &id, now);
+        let how = match said.end {
+            End::Completed => json!({"completed_at": now, "usage": usage.json()}),
+            End::Incomplete => {
+                json!({"incomplete_details": {"reason": "max_output_tokens"}, "usage": usage.json()})
+            }
+            End::Failed => json!({"error": {"code": "server_error", "message": SERVER_ERROR}}),
+        };
+        let output: Vec<&Value> = items.iter().map(|item| &item.json).collect();
+        let response = with(with(opening, json!({"status": status, "output": output})), how);
         Self { id, response, items }
     }
 
     /// The whole stream: `first` until its first words, `word` between them.
     pub(super) fn events(&self, first: Duration, word: Duration) -> Vec<Event> {
         let mut stream = Stream { events: Vec::new() };
-        let mut opening = self.response.clone();
-        for (field, value) in [
-            ("status", json!("in_progress")),
-            ("output", json!([])),
-            ("usage", Value::Null),
-            ("error", Value::Null),
-            ("incomplete_details", Value::Null),
-            ("completed_at", Value::Null),
-        ] {
-            opening[field] = value;
-        }
+        let begun = json!({
+            "status": "in_progress",
+            "output": [],
+            "usage": null,
+            "error": null,
+            "incomplete_details": null,
+            "completed_at": null,
+        });
+        let opening = with(self.response.clone(), begun);
         stream.push("response.created", json!({"response": opening}), Duration::ZERO);
         stream.push("response.in_progress", json!({"response": opening}), Duration::ZERO);
-        let mut pause = first;
+        let mut wait = first;
         for (index, item) in self.items.iter().enumerate() {
-            stream.item(index, item, &mut pause, word);
+            stream.item(index, item, std::mem::take(&mut wait), word);
         }
         let last = match self.response.get("status").and_then(Value::as_str) {
             Some("completed") => "response.completed",
             Some("incomplete") => "response.incomplete",
             _ => "response.failed",
         };
-        stream.push(last, json!({"response": self.response}), pause);
+        stream.push(last, json!({"response": self.response}), wait);
         stream.events
     }
 }
@@ -183,71 +190,50 @@ struct Stream {
 
 impl Stream {
     fn push(&mut self, kind: &'static str, fields: Value, after: Duration) {
-        let mut data = json!({"type": kind, "sequence_number": self.events.len()});
-        if let (Value::Object(data), Value::Object(fields)) = (&mut data, fields) {
-            data.extend(fields);
-        }
+        let data = with(json!({"type": kind, "sequence_number": self.events.len()}), fields);
         self.events.push(Event::new(kind, data).after(after));
     }
 
-    /// One item, from its announcement to its end. `pause` is what the next event waits for.
-    fn item(&mut self, index: usize, item: &Value, pause: &mut Duration, word: Duration) {
-        let (id, kind) = (&item["id"], item["type"].as_str().unwrap_or_default());
-        let mut wait = |stream: &mut Self, kind, fields| {
-            stream.push(kind, fields, std::mem::take(pause));
+    /// One item, from its announcement to its end; the announcement is waited for.
+    fn item(&mut self, index: usize, item: &Item, wait: Duration, word: Duration) {
+        let added = |begun: Value| json!({"output_index": index, "item": with(item.json.clone(), begun)});
+        let begun = match &item.piece {
+            Some(Piece::Call { .. }) => json!({"status": "in_progress", "arguments": ""}),
+            Some(_) => json!({"status": "in_progress", "content": []}),
+            None => json!({}),
         };
-        let mut begun = item.clone();
-        match kind {
-            "message" => (begun["status"], begun["content"]) = (json!("in_progress"), json!([])),
-            "function_call" => (begun["status"], begun["arguments"]) = (json!("in_progress"), json!("")),
-            _ => {}
-        }
-        wait(self, "response.output_item.added", json!({"output_index": index, "item": begun}));
-        match kind {
-            "message" => self.message(index, id, &item["content"][0], word),
-            "function_call" => {
-                let arguments = item["arguments"].as_str().unwrap_or_default();
+        self.push("response.output_item.added", added(begun), wait);
+        match &item.piece {
+            Some(Piece::Call { name, arguments }) => {
+                let at = json!({"item_id": item.id, "output_index": index});
                 let letters: Vec<char> = arguments.chars().collect();
                 for piece in letters.chunks(ARGUMENT_PIECE) {
-                    let delta = String::from_iter(piece);
-                    let fields = json!({"item_id": id, "output_index": index, "delta": delta});
+                    let fields = with(at.clone(), json!({"delta": String::from_iter(piece)}));
                     self.push("response.function_call_arguments.delta", fields, word);
                 }
-                let fields =
-                    json!({"item_id": id, "output_index": index, "name": item["name"], "arguments": arguments});
+                let fields = with(at, json!({"name": name, "arguments": arguments}));
                 self.push("response.function_call_arguments.done", fields, Duration::ZERO);
             }
-            _ => {}
+            Some(piece) => {
+                let at = json!({"item_id": item.id, "output_index": index, "content_index": 0});
+                self.message(&at, piece, word);
+            }
+            None => {}
         }
-        self.push("response.output_item.done", json!({"output_index": index, "item": item}), Duration::ZERO);
+        self.push("response.output_item.done", added(json!({})), Duration::ZERO);
     }
 
-    fn message(&mut self, index: usize, id: &Value, part: &Value, word: Duration) {
-        let refuses = part["type"] == "refusal";
-        let (field, delta, done) = match refuses {
-            true => ("refusal", "response.refusal.delta", "response.refusal.done"),
-            false => ("text", "response.output_text.delta", "response.output_text.done"),
+    fn message(&mut self, at: &Value, piece: &Piece, word: Duration) {
+        let (field, delta, done, more) = match piece {
+            Piece::Refusal(_) => ("refusal", "response.refusal.delta", "response.refusal.done", json!({})),
+            _ => ("text", "response.output_text.delta", "response.output_text.done", json!({"logprobs": []})),
         };
-        let at = |mut more: Value| {
-            (more["item_id"], more["output_index"], more["content_index"]) = (id.clone(), json!(index), json!(0));
-            more
-        };
-        let mut empty = part.clone();
-        empty[field] = json!("");
-        self.push("response.content_part.added", at(json!({"part": empty})), Duration::ZERO);
-        let text = part[field].as_str().unwrap_or_default();
-        for piece in text.split_inclusive(' ') {
-            let mut fields = json!({"delta": piece});
-            if !refuses {
-                fields["logprobs"] = json!([]);
-            }
-            self.push(delta, at(fields), word);
+        let fields = |fields: Value| with(at.clone(), fields);
+        self.push("response.content_part.added", fields(json!({"part": part(piece, "")})), Duration::ZERO);
+        for text in piece.text().split_inclusive(' ') {
+            self.push(delta, fields(with(json!({"delta": text}), more.clone())), word);
         }
-        let mut fields = json!({field: text});
-        if !refuses {
-            fields["logprobs"] = json!([]);
-        }
-        self.push(done, at(fields), Duration::ZERO);
-        self.push("response.content_part.done", at(json!({"part": part})), Duration::ZERO);
+        self.push(done, fields(with(json!({field: piece.text()}), more)), Duration::ZERO);
+        self.push("response.content_part.done", fields(json!({"part": part(piece, piece.text())})), Duration::ZERO);
     }
 }

@@ -150,7 +150,7 @@ fn cut_short(text: String, really: bool) -> String {
     text.chars().take(half.max(1)).collect()
 }
 
-/// Two to five sentences with words of what was asked.
+/// Three to six sentences with words of what was asked.
 fn sentences(asked: &Asked<'_>) -> String {
     if !asked.input.returned.is_empty() {
         return format!("The tool said: {}", asked.input.returned.join(" "));
@@ -165,7 +165,7 @@ fn sentences(asked: &Asked<'_>) -> String {
         if some.is_empty() { "nothing".to_owned() } else { some }
     };
     let mut said = vec![format!("You have written {} words.", words.len()), format!("It is about \"{}\".", about(0))];
-    for n in 0..seed % 4 {
+    for n in 0..1 + seed % 4 {
         said.push(match (seed + n) % 3 {
             0 => format!("Of \"{}\" more could be said.", about(n + 1)),
             1 => format!("There is also \"{}\" to be thought of.", about(n + 1)),

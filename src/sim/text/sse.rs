@@ -5,7 +5,7 @@ use axum::{
     body::{Body, Bytes},
     http::{HeaderValue, Response, StatusCode, header},
 };
-use futures_util::{StreamExt as _, stream};
+use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::time;
 
@@ -13,6 +13,9 @@ use super::super::{
     faults::{FaultKind, How},
     rest::json_answer,
 };
+
+/// So long before a connection is cut, for what was said before to be on its way.
+const FLUSH: Duration = Duration::from_millis(20);
 
 /// One event, and how long it is waited for.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,7 +43,7 @@ impl Event {
 
 /// Events as they go out, with what is scripted for them.
 pub(super) fn stream(events: Vec<Event>, fault: Option<&FaultKind>) -> Response<Body> {
-    let mut pieces: VecDeque<(Duration, io::Result<Bytes>)> = VecDeque::new();
+    let mut pieces = Pieces::new();
     let (pause, end) = match fault {
         Some(FaultKind::SlowStream { pause_ms }) => (Duration::from_millis(*pause_ms), None),
         Some(FaultKind::BreakStream { after_events, clean }) => (Duration::ZERO, Some((*after_events, *clean))),
@@ -59,16 +62,9 @@ pub(super) fn stream(events: Vec<Event>, fault: Option<&FaultKind>) -> Response<
         }
     }
     if let Some((_, false)) = end {
-        pieces.push_back((Duration::ZERO, Err(cut())));
+        pieces.push_back(cut());
     }
-    let body = stream::unfold(pieces, |mut pieces| async {
-        let (after, piece) = pieces.pop_front()?;
-        if !after.is_zero() {
-            time::sleep(after).await;
-        }
-        Some((piece, pieces))
-    });
-    let mut response = Response::new(Body::from_stream(body));
+    let mut response = Response::new(paced(pieces));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
@@ -85,26 +81,35 @@ pub(super) fn plain(mut response: Response<Body>, body: String, fault: Option<&F
         Some(FaultKind::BreakStream { clean, .. }) => {
             let half = Bytes::from(body.into_bytes());
             let half = half.slice(..half.len() / 2);
-            let cut = stream::iter((!clean).then(|| Err(cut())));
-            *response.body_mut() = Body::from_stream(stream::iter([Ok(half)]).chain(cut));
+            let end = (!clean).then(cut);
+            *response.body_mut() = paced([(Duration::ZERO, Ok(half))].into_iter().chain(end).collect());
         }
         Some(FaultKind::Answer { how: How::Garbage, .. }) => {
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html"));
             *response.body_mut() = Body::from("<html><body>Bad gateway</body></html>");
         }
         Some(FaultKind::SlowStream { pause_ms }) => {
-            let pause = Duration::from_millis(*pause_ms);
-            let late = stream::once(async move {
-                time::sleep(pause).await;
-                Ok::<_, io::Error>(Bytes::from(body))
-            });
-            *response.body_mut() = Body::from_stream(late);
+            *response.body_mut() = paced([(Duration::from_millis(*pause_ms), Ok(Bytes::from(body)))].into());
         }
         _ => {}
     }
     response
 }
 
-fn cut() -> io::Error {
-    io::Error::other("cut by a fault")
+/// Pieces of a body, each with how long it is waited for.
+type Pieces = VecDeque<(Duration, io::Result<Bytes>)>;
+
+fn paced(pieces: Pieces) -> Body {
+    Body::from_stream(stream::unfold(pieces, |mut pieces| async {
+        let (after, piece) = pieces.pop_front()?;
+        if !after.is_zero() {
+            time::sleep(after).await;
+        }
+        Some((piece, pieces))
+    }))
+}
+
+/// The end of a connection. What comes with it at once would not be sent any more.
+fn cut() -> (Duration, io::Result<Bytes>) {
+    (FLUSH, Err(io::Error::other("cut by a fault")))
 }

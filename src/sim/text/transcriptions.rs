@@ -11,7 +11,8 @@ use tokio::time;
 
 use super::{
     super::{
-        faults::{How, Place},
+        faults::{FaultKind, How, Place},
+        response::with,
         rest::{Answer, No},
         tokens,
         transcribe::{by_time, logprob, usage},
@@ -134,8 +135,10 @@ fn add_hints(usage: &mut Value, hints: u64) {
     }
 }
 
-fn logprobs(transcript: &str) -> Vec<Value> {
-    transcript.split_inclusive(' ').map(logprob).collect()
+/// With the words' probabilities, if they are asked for.
+fn logged(fields: Value, form: &Form, text: &str) -> Value {
+    let words = || text.split_inclusive(' ').map(logprob).collect::<Vec<_>>();
+    if form.logprobs { with(fields, json!({"logprobs": words()})) } else { fields }
 }
 
 /// The whole transcript.
@@ -147,16 +150,12 @@ fn written(form: &Form, words: &[Word], ms: u64, usage: Value, visit: &Visit<'_>
         Format::Srt => return plain(subtitles::srt(words), "text/plain; charset=utf-8", fault),
         Format::Vtt => return plain(subtitles::vtt(words), "text/vtt; charset=utf-8", fault),
         Format::Json => {
-            let mut body = json!({"text": text});
-            if form.logprobs {
-                body["logprobs"] = json!(logprobs(&text));
-            }
+            let mut body = logged(json!({"text": text}), form, &text);
             if !tells_no_language(&form.model) {
                 let code = form.languages.first().map_or("en", String::as_str);
-                body["languages"] = json!([{"code": code}]);
+                body = with(body, json!({"languages": [{"code": code}]}));
             }
-            body["usage"] = usage;
-            body
+            with(body, json!({"usage": usage}))
         }
         Format::DiarizedJson => json!({
             "task": "transcribe",
@@ -174,13 +173,12 @@ fn written(form: &Form, words: &[Word], ms: u64, usage: Value, visit: &Visit<'_>
             });
             // Segments are what it has unless only words are asked for.
             if form.segments || !form.words {
-                body["segments"] = json!(subtitles::segments(words));
+                body = with(body, json!({"segments": subtitles::segments(words)}));
             }
             if form.words {
-                body["words"] = json!(subtitles::words(words));
+                body = with(body, json!({"words": subtitles::words(words)}));
             }
-            body["usage"] = usage;
-            body
+            with(body, json!({"usage": usage}))
         }
     };
     sse::json(&body, fault)
@@ -191,7 +189,7 @@ fn tells_no_language(model: &str) -> bool {
     model.contains("4o") || model.starts_with("whisper")
 }
 
-fn plain(body: String, kind: &'static str, fault: Option<&super::super::faults::FaultKind>) -> Response<Body> {
+fn plain(body: String, kind: &'static str, fault: Option<&FaultKind>) -> Response<Body> {
     let mut response = Response::new(Body::from(body.clone()));
     *response.status_mut() = StatusCode::OK;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -206,18 +204,12 @@ fn events(form: &Form, words: &[Word], transcript: &str, usage: &Value, pause: D
         events.extend(segments.map(|data| Event::new("transcript.text.segment", data).after(pause)));
     } else {
         for word in transcript.split_inclusive(' ') {
-            let mut data = json!({"type": "transcript.text.delta", "delta": word});
-            if form.logprobs {
-                data["logprobs"] = json!([logprob(word)]);
-            }
+            let data = logged(json!({"type": "transcript.text.delta", "delta": word}), form, word);
             events.push(Event::new("transcript.text.delta", data).after(pause));
         }
     }
-    let mut data = json!({"type": "transcript.text.done", "text": transcript});
-    if form.logprobs {
-        data["logprobs"] = json!(logprobs(transcript));
-    }
-    data["usage"] = usage.clone();
+    let data = logged(json!({"type": "transcript.text.done", "text": transcript}), form, transcript);
+    let data = with(data, json!({"usage": usage}));
     events.push(Event::new("transcript.text.done", data));
     events
 }
