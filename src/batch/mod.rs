@@ -20,7 +20,7 @@ pub mod cut;
 pub mod gate;
 pub mod join;
 pub mod relay;
-pub mod show;
+// pub mod show;
 pub mod source;
 pub mod store;
 pub mod table;

@@ -11,7 +11,7 @@ use rustls::pki_types::CertificateDer;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
-use crate::{admit::price::Usd, caller::socket::tls_config, upstream::rest::retry_after};
+use crate::{admit::price::Usd, caller::tls_config, upstream::rest::retry_after};
 
 /// Answers are not longer, bytes.
 const MAX_ANSWER: usize = 64 << 20;

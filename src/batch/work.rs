@@ -31,7 +31,7 @@ use super::{
     join::{self, join},
     relay::{Answer, Failure, Relay, Upload, Wish},
     source::{Opened, Source, Sources},
-    store::{Begun, Content, End, Item, Known, Part, Store, StoreError, Task, Usage},
+    store::{Begun, Content, End, Item, Known, Part, Segment, Store, StoreError, Task, Transcript, Usage},
 };
 use crate::{
     admit::price::Usd,
@@ -47,6 +47,8 @@ const TRIES: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(500);
 /// Requests that run when it ends in order may take so long.
 const LAST: Duration = Duration::from_secs(20);
+/// Texts are not longer, bytes.
+const MAX_TEXT: u64 = 64 << 20;
 
 /// Who writes recordings down.
 pub trait Engine: std::fmt::Debug + Send + Sync {
@@ -101,6 +103,7 @@ pub struct Run {
     extract: Option<Wanted>,
     /// Pieces are kept here until they are sent.
     folder: PathBuf,
+    texts: bool,
     stop: CancellationToken,
     stopped: Mutex<Option<Stopped>>,
     retried: AtomicU64,
@@ -128,6 +131,8 @@ pub struct Plans {
     pub extract: Option<Wanted>,
     /// Where pieces are kept.
     pub folder: PathBuf,
+    /// The items are texts already.
+    pub texts: bool,
 }
 
 /// What became of a request, or of an item.
@@ -148,7 +153,7 @@ struct Written {
 impl Run {
     /// A run that has not begun.
     pub fn new(plans: Plans) -> Arc<Self> {
-        let Plans { store, sources, engine, relay, gate, wish, limits, extract, folder } = plans;
+        let Plans { store, sources, engine, relay, gate, wish, limits, extract, folder, texts } = plans;
         let (stop, stopped) = (CancellationToken::new(), Mutex::new(None));
         let (retried, notes) = (AtomicU64::new(0), Mutex::new(Vec::new()));
         Arc::new(Self {
@@ -161,6 +166,7 @@ impl Run {
             limits,
             extract,
             folder,
+            texts,
             stop,
             stopped,
             retried,
@@ -259,17 +265,13 @@ impl Run {
     /// `Good(None)`: it waits for another one with the same content.
     async fn item_to_end(self: &Arc<Self>, item: &Item) -> Result<Ended<Option<End>>, StoreError> {
         let n = item.n;
-        // Texts have no recording to look at.
-        if !(item.has_transcript && self.extract.is_some() && item.source.is_empty()) {
-            match self.transcript(item).await? {
-                Ended::Good(Some(end)) => return Ok(Ended::Good(Some(end))),
-                Ended::Good(None) => {}
-                Ended::Bad { code, message } => return Ok(Ended::Bad { code, message }),
-                Ended::Later => return Ok(Ended::Later),
-            }
-            if self.on_disk(move |store| store.transcript(n)).await?.is_none() {
-                return Ok(Ended::Good(None));
-            }
+        let words = if self.texts { self.text(item).await? } else { self.transcript(item).await? };
+        match words {
+            Ended::Good(None) => {}
+            ended => return Ok(ended),
+        }
+        if self.on_disk(move |store| store.transcript(n)).await?.is_none() {
+            return Ok(Ended::Good(None)); // another item with the same content is just being worked on
         }
         let Some(wanted) = &self.extract else { return Ok(Ended::Good(Some(End::Done))) };
         wanted.of(self, item).await
@@ -313,9 +315,35 @@ impl Run {
         };
         let model = parts.first().map_or_else(|| self.wish.model.clone(), |(_, model)| model.clone());
         let parts: Vec<join::Part> = parts.into_iter().map(|(part, _)| part).collect();
-        let mut transcript = join(&parts);
-        transcript.language = transcript.language.or_else(|| self.wish.language.clone());
-        self.on_disk(move |store| store.put_transcript(n, &transcript, &model)).await?;
+        let transcript = kept(join(&parts), self.wish.language.as_ref(), model);
+        self.on_disk(move |store| store.put_transcript(n, &transcript)).await?;
+        Ok(Ended::Good(None))
+    }
+
+    /// A text that is there already, as [`Self::transcript`].
+    async fn text(self: &Arc<Self>, item: &Item) -> Result<Ended<Option<End>>, StoreError> {
+        let n = item.n;
+        let opened = match self.open(&item.source).await {
+            Ended::Good(opened) => opened,
+            Ended::Bad { code, message } => return Ok(Ended::Bad { code, message }),
+            Ended::Later => return Ok(Ended::Later),
+        };
+        let path = opened.path().to_owned();
+        let read = match spawn_blocking(move || read_text(&path)).await {
+            Ok(read) => read,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        };
+        let (text, content) = match read {
+            Ok(read) => read,
+            Err((code, message)) => return Ok(Ended::Bad { code: code.to_owned(), message }),
+        };
+        match self.on_disk(move |store| store.describe(n, &content)).await? {
+            Known::New => {}
+            Known::Held | Known::Transcribed { complete: false } => return Ok(Ended::Good(None)),
+            Known::Transcribed { complete: true } => return Ok(Ended::Good(Some(End::Done))),
+        }
+        let transcript = Transcript { text, ..Transcript::default() };
+        self.on_disk(move |store| store.put_transcript(n, &transcript)).await?;
         Ok(Ended::Good(None))
     }
 
@@ -597,6 +625,24 @@ impl<T> Ended<T> {
     }
 }
 
+/// A text as the job keeps it.
+fn kept(joined: join::Transcript, language: Option<&String>, model: String) -> Transcript {
+    let ms = |seconds: f64| u64::try_from(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
+    let segment = |segment: join::Segment| {
+        let text = match segment.speaker {
+            Some(speaker) => format!("{speaker}: {}", segment.text),
+            None => segment.text,
+        };
+        Segment { start_ms: ms(segment.start_s), end_ms: ms(segment.end_s), text }
+    };
+    Transcript {
+        text: joined.text,
+        language: joined.language.or_else(|| language.cloned()),
+        model,
+        segments: joined.segments.into_iter().map(segment).collect(),
+    }
+}
+
 /// What an answer says that it has used.
 fn usage(kind: Kind, answer: &Answer) -> Usage {
     let outcome = Outcome::read(kind, &answer.body);
@@ -623,6 +669,22 @@ fn look(path: &std::path::Path, limits: &cut::Limits) -> Result<(Plan, Content),
     };
     let duration_ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
     Ok((plan, Content { hash, bytes, duration_ms }))
+}
+
+/// A text file, whole.
+fn read_text(path: &std::path::Path) -> Result<(String, Content), (&'static str, String)> {
+    let unreadable = |error: &dyn std::fmt::Display| ("unreadable", format!("{}: cannot be read: {error}", path.display()));
+    let bytes = std::fs::metadata(path).map_err(|error| unreadable(&error))?.len();
+    if bytes > MAX_TEXT {
+        return Err(("too_large", format!("{}: {bytes} bytes; allowed: {MAX_TEXT}", path.display())));
+    }
+    let text = std::fs::read(path).map_err(|error| unreadable(&error))?;
+    let text = String::from_utf8(text).map_err(|_| ("not_text", format!("{}: it is not UTF-8 text", path.display())))?;
+    if text.trim().is_empty() {
+        return Err(("empty", format!("{}: there is no text in it", path.display())));
+    }
+    let hash = cut::fingerprint(path).map_err(|error| unreadable(&error))?;
+    Ok((text, Content { hash, bytes, duration_ms: 0 }))
 }
 
 /// For programs.
