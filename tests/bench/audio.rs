@@ -5,7 +5,7 @@
 use std::{fs, hint::black_box, io::Cursor, path::Path, time::Duration};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use opus_pure::{OggOpusWriter, OpusHead, OpusTags};
+use opus_pure::{OggOpusReader, OggOpusWriter};
 use voxrelay::{
     audio::{
         Codec, Format,
@@ -15,7 +15,7 @@ use voxrelay::{
         opus::{DEFAULT_BITRATE, Decoder, ENCODER_FRAME, Encoder},
         resample::Resampler,
     },
-    batch::cut::{Limits, Plan, plan},
+    batch::cut::{Limits, PIECE_RATE, Plan, plan},
 };
 
 /// Of the client protocol, and the odd ones of a telephone.
@@ -140,5 +140,75 @@ fn lanes(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, resampling, g711, opus, lanes);
+/// A recording of about `seconds` in each of the usual formats, made of a short one again and again.
+fn long_recordings(seconds: usize) -> [(&'static str, Vec<u8>); 5] {
+    let clip = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clips").join(name);
+        fs::read(path).expect("the clips are part of the repository")
+    };
+    let times = seconds * 10 / 54;
+    let wav = |name: &str| {
+        let mut file = clip(name);
+        let data = file.windows(4).position(|id| id == b"data").expect("a wav has data") + 8;
+        let sound = file.split_off(data).repeat(times);
+        let length = u32::try_from(sound.len()).expect("minutes are below 4 GiB");
+        file.splice(data - 4.., length.to_le_bytes());
+        let whole = u32::try_from(data - 8).unwrap_or_default() + length;
+        file.splice(4..8, whole.to_le_bytes());
+        file.extend(sound);
+        file
+    };
+    // Frames only: the encoder's own frame in front says how long the short one is.
+    let mp3 = clip("hello_question_24k.mp3");
+    let header = mp3.windows(2).position(|sync| sync == [0xFF, 0xF3]).expect("an mp3 has frames");
+    let sound = mp3.windows(2).skip(header + 1).position(|sync| sync == [0xFF, 0xF3]).expect("and a second one");
+    let mp3 = mp3.get(header + 1 + sound..).unwrap_or_default().repeat(times);
+    let aac = clip("hello_question_24k.aac").repeat(times);
+    let opus = clip("hello_question_opus.ogg");
+    let mut reader = OggOpusReader::new(opus.as_slice()).expect("it is Ogg Opus");
+    let mut ogg = OggOpusWriter::new(Vec::new(), reader.head().clone()).expect("a head that was read can be written");
+    let packets: Vec<_> = reader.packets().flatten().collect();
+    for packet in std::iter::repeat_n(&packets, times).flatten() {
+        ogg.write_packet(&packet.data).expect("a packet that was read can be written");
+    }
+    let ogg = ogg.finish().expect("memory takes all");
+    [
+        ("wav", wav("noisy_question_16k.wav")),
+        ("wav A-law", wav("hello_question_8k_alaw.wav")),
+        ("mp3", mp3),
+        ("aac", aac),
+        ("ogg opus", ogg),
+    ]
+}
+
+/// Elements are seconds of sound: what is written as elem/s is how many times faster than real time it is, on one core.
+fn cutting(c: &mut Criterion) {
+    const SECONDS: usize = 300;
+    let mut group = c.benchmark_group("decode and cut");
+    group.sample_size(10).throughput(Throughput::Elements(SECONDS as u64));
+    let folder = tempfile::tempdir().expect("there is room for a minute of sound");
+    let limits = Limits { bytes: 2_000_000, longest: Duration::from_secs(60), ..Limits::default() };
+    let cut = |path: &Path| {
+        let Plan::Pieces(mut pieces) = plan(path, &limits).expect("it can be read") else { return Duration::ZERO };
+        let (mut kept, mut end) = (Vec::new(), Duration::ZERO);
+        while let Ok(Some(piece)) = pieces.write_next(&mut Cursor::new(&mut kept)) {
+            end = piece.start + piece.length;
+            kept.clear();
+        }
+        end
+    };
+    // There is no long FLAC: its frames are numbered. What one costs is that of a short one, mostly of decoding it.
+    for (name, bytes) in long_recordings(SECONDS) {
+        let path = folder.path().join("long");
+        fs::write(&path, bytes).expect("there is room for it");
+        let length = cut(&path).as_secs_f64() / SECONDS as f64;
+        assert!((0.95..1.05).contains(&length), "{name}: {length} of what it should be");
+        group.bench_function(name, |b| b.iter(|| cut(black_box(&path))));
+    }
+    let flac = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clips/long_turn_pause_24k.flac");
+    group.throughput(Throughput::Elements(9));
+    group.bench_function("flac, 9 s, without cutting", |b| b.iter(|| decode_file(black_box(&flac), PIECE_RATE)));
+}
+
+criterion_group!(benches, resampling, g711, opus, lanes, cutting);
 criterion_main!(benches);
