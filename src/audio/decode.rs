@@ -175,6 +175,7 @@ impl From<OpusError> for Failure {
 
 fn codec_name(id: AudioCodecId) -> String {
     let name = match id {
+        codec::CODEC_ID_OPUS => "Opus",
         codec::CODEC_ID_ALAC => "Apple Lossless (ALAC)",
         codec::CODEC_ID_AC3 | codec::CODEC_ID_EAC3 | codec::CODEC_ID_AC4 => "Dolby Digital (AC-3)",
         codec::CODEC_ID_DCA => "DTS",

@@ -355,7 +355,7 @@ mod tests {
             ("hello_question_opus_live.webm", Container::Webm, "Opus", 1, None, false),
             ("hello_question_vorbis.ogg", Container::Ogg, "Vorbis", 1, Some((5.4, true)), false),
             ("hello_question_8k.flac", Container::Flac, "Free Lossless Audio Codec", 1, Some((5.4, true)), false),
-            ("hello_question_8k_alaw.wav", Container::Wav, "PCM A-law", 1, Some((5.4, true)), false),
+            ("hello_question_8k_alaw.wav", Container::Wav, "PCM", 1, Some((5.4, true)), false),
             ("hello_word_8k_stereo_float.wav", Container::Wav, "PCM", 2, Some((0.7, true)), false),
             ("film_with_sound.mp4", Container::Mp4, "Advanced Audio Coding", 1, Some((1.0, true)), true),
             ("hello_word_alac.m4a", Container::Mp4, "Apple Lossless (ALAC)", 1, Some((0.5, true)), false),

@@ -18,7 +18,7 @@ pub(super) enum Sound {
     /// Packets that symphonia finds.
     Track(Box<TrackSound>),
     /// Opus in Ogg, which has a reader of its own.
-    Ogg(OggReader<MediaSourceStream<'static>>),
+    Ogg(Box<OggReader<MediaSourceStream<'static>>>),
 }
 
 impl Sound {
@@ -35,7 +35,7 @@ impl Sound {
         } else if container == "ogg" {
             let mut file = format.into_inner();
             std::io::Seek::rewind(&mut file).map_err(|error| Failure::Damaged(error.to_string()))?;
-            return Ok(Self::Ogg(OggReader::new(file)?));
+            return Ok(Self::Ogg(Box::new(OggReader::new(file)?)));
         } else {
             let head = match Head::parse(parameters.extra_data.as_deref().unwrap_or_default()) {
                 Err(OpusError::Stream(_)) => {
