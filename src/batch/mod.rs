@@ -17,11 +17,13 @@
 //! | [`table`] | csv, jsonl, parquet, folders of texts and subtitles |
 //! | [`show`] | progress and summary |
 pub mod cut;
+pub mod extract;
 pub mod gate;
 pub mod join;
 pub mod relay;
-// pub mod show;
+pub mod show;
 pub mod source;
 pub mod store;
 pub mod table;
 pub mod width;
+pub mod work;
