@@ -11,7 +11,7 @@
 //! | [`strict`] | what strict mode allows of JSON Schema; what is outside of it, by name |
 //! | [`loose`] | a schema that was not written for strict mode, rewritten for it |
 //! | [`example`] | a schema from a commented example |
-//! | [`column`] | a schema's columns in a table |
+//! | [`mod@column`] | a schema's columns in a table |
 //! | [`mod@split`] | a text that is too long, in parts that lose nothing |
 //! | [`request`] | what is sent: for a part, for a merger, for a repair |
 //! | [`answer`] | what came: a value, or what is wrong with it |
