@@ -148,6 +148,9 @@ mod tests {
         assert_eq!((standing.width, standing.held, standing.running), (0, Some(Duration::from_secs(3)), 0));
         let _again = gate.enter().await;
         assert_eq!(began.elapsed(), Duration::from_secs(3));
-        assert_eq!(gate.standing(), Standing { running: 1, width: 1, held: None, reason: Some("too fast".into()), refusals: 1 });
+        assert_eq!(
+            gate.standing(),
+            Standing { running: 1, width: 1, held: None, reason: Some("too fast".into()), refusals: 1 }
+        );
     }
 }

@@ -13,11 +13,12 @@
 //! | [`cut`], [`join`] | long recordings: pieces, and one text again |
 //! | [`gate`], [`width`] | how many at once: found, not set |
 //! | [`relay`] | one request, and what a refusal means |
-//! | [`extract`] | facts from texts, in the shape of a schema |
+//! | [`extract`], [`facts`] | facts from texts, in the shape of a schema: what to ask, and asking it |
 //! | [`table`] | csv, jsonl, parquet, folders of texts and subtitles |
 //! | [`show`] | progress and summary |
 pub mod cut;
 pub mod extract;
+pub mod facts;
 pub mod gate;
 pub mod join;
 pub mod relay;

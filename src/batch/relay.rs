@@ -201,7 +201,10 @@ async fn answer(request: RequestBuilder) -> Result<Answer, Failure> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     Ok(Answer {
         cost: text("x-voxrelay-cost-usd").and_then(|cost| cost.parse().ok()),
-        waited: text("x-voxrelay-waited-ms").and_then(|ms| ms.parse().ok()).map(Duration::from_millis).unwrap_or_default(),
+        waited: text("x-voxrelay-waited-ms")
+            .and_then(|ms| ms.parse().ok())
+            .map(Duration::from_millis)
+            .unwrap_or_default(),
         route: text("x-voxrelay-route").map(str::to_owned),
         body,
     })
@@ -266,8 +269,10 @@ mod tests {
     fn refusals_are_told_apart() {
         let of = |status: u16, code: &str, wait: Option<&str>| {
             let body = format!(r#"{{"error":{{"message":"No.","code":"{code}"}}}}"#);
-            let headers = wait.map(|wait| (HeaderName::from_static("retry-after"), HeaderValue::from_str(wait).unwrap()));
-            let headers = headers.into_iter().chain([(HeaderName::from_static("x-request-id"), HeaderValue::from_static("r"))]);
+            let headers =
+                wait.map(|wait| (HeaderName::from_static("retry-after"), HeaderValue::from_str(wait).unwrap()));
+            let headers =
+                headers.into_iter().chain([(HeaderName::from_static("x-request-id"), HeaderValue::from_static("r"))]);
             failure(StatusCode::from_u16(status).unwrap(), &headers.collect(), body.as_bytes())
         };
         for (status, code, wait, want) in [
@@ -299,7 +304,8 @@ mod tests {
 
     #[test]
     fn bases_are_urls() {
-        let base = |text| Relay::new(text, None, Vec::new(), Duration::from_secs(1)).map(|relay| relay.base().to_owned());
+        let base =
+            |text| Relay::new(text, None, Vec::new(), Duration::from_secs(1)).map(|relay| relay.base().to_owned());
         assert_eq!(base("http://127.0.0.1:8080").unwrap(), "http://127.0.0.1:8080/v1");
         assert_eq!(base("https://api.openai.com/v1/").unwrap(), "https://api.openai.com/v1");
         for wrong in ["", "relay", "ws://127.0.0.1/v1", "http://h/v1?key=x"] {

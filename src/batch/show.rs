@@ -104,21 +104,39 @@ impl Summary<'_> {
         let Progress { now, took, standing, .. } = self.progress;
         let mut text = String::new();
         let (ended, all) = self.progress.files();
-        let _ = writeln!(text, "files      {} done, {} failed, {} skipped, {} left", grouped(now.done.items),
-            grouped(now.failed.items), grouped(now.skipped.items), grouped(all - ended));
+        let _ = writeln!(
+            text,
+            "files      {} done, {} failed, {} skipped, {} left",
+            grouped(now.done.items),
+            grouped(now.failed.items),
+            grouped(now.skipped.items),
+            grouped(all - ended)
+        );
         if now.reused > 0 {
-            let _ = writeln!(text, "the same   {} had the same content as others, and cost nothing", grouped(now.reused));
+            let _ =
+                writeln!(text, "the same   {} had the same content as others, and cost nothing", grouped(now.reused));
         }
         let audio = self.progress.audio();
-        let _ = writeln!(text, "audio      {} in {} ({:.0}x real time)", span(audio), span(took),
-            audio.as_secs_f64() / took.as_secs_f64().max(0.001));
+        let _ = writeln!(
+            text,
+            "audio      {} in {} ({:.0}x real time)",
+            span(audio),
+            span(took),
+            audio.as_secs_f64() / took.as_secs_f64().max(0.001)
+        );
         let usage = now.usage;
         if usage.input_tokens + usage.output_tokens > 0 {
-            let _ = writeln!(text, "tokens     {} in, {} out", grouped(usage.input_tokens), grouped(usage.output_tokens));
+            let _ =
+                writeln!(text, "tokens     {} in, {} out", grouped(usage.input_tokens), grouped(usage.output_tokens));
         }
         let _ = writeln!(text, "cost       {}", cost(now));
         if self.retried + standing.refusals > 0 {
-            let _ = writeln!(text, "repeated   {} requests, {} of them for limits", grouped(self.retried), grouped(standing.refusals));
+            let _ = writeln!(
+                text,
+                "repeated   {} requests, {} of them for limits",
+                grouped(self.retried),
+                grouped(standing.refusals)
+            );
         }
         if let Some(written) = self.written {
             let _ = writeln!(text, "results    {} ({} rows)", self.out, grouped(written.rows));
@@ -155,7 +173,12 @@ impl Summary<'_> {
                 let _ = writeln!(text, "\nstopped: {message} ({code})");
                 match again_at {
                     Some(at) => {
-                        let _ = writeln!(text, "what is done is kept. To go on, from {} on: {}", Moment(at / 1_000), self.resume);
+                        let _ = writeln!(
+                            text,
+                            "what is done is kept. To go on, from {} on: {}",
+                            Moment(at / 1_000),
+                            self.resume
+                        );
                     }
                     None => {
                         let _ = writeln!(text, "what is done is kept. To go on, when that is changed: {}", self.resume);
@@ -217,7 +240,10 @@ mod tests {
         let standing = Standing { running: 15, width: 16, ..Standing::default() };
         let progress = Progress { before: &before, now: &now, took: Duration::from_secs(60), standing: &standing };
         let line = progress.line();
-        assert_eq!(line, "302/1,000 files  5.0 h of audio  300x real time  1.25 USD  15 at once (of 16)  2 failed  2.3 min left");
+        assert_eq!(
+            line,
+            "302/1,000 files  5.0 h of audio  300x real time  1.25 USD  15 at once (of 16)  2 failed  2.3 min left"
+        );
         let held = Some(Duration::from_millis(2_100));
         let standing = Standing { held, reason: Some("tpm: need 1,830".to_owned()), ..standing };
         let line = Progress { standing: &standing, ..progress }.line();

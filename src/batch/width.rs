@@ -140,7 +140,10 @@ mod tests {
             let (took, widest) = run(many, Duration::from_millis(latency_ms), per_minute / 60.0, capacity);
             let ideal = f64::from(many) * 60.0 / per_minute + latency_ms as f64 / 1_000.0;
             // What it takes to find the number, for short jobs at high rates.
-            assert!(took.as_secs_f64() <= ideal * 1.08 + 6.0 * latency_ms as f64 / 1_000.0, "{per_minute}: {took:?} of {ideal} s");
+            assert!(
+                took.as_secs_f64() <= ideal * 1.08 + 6.0 * latency_ms as f64 / 1_000.0,
+                "{per_minute}: {took:?} of {ideal} s"
+            );
             assert!(widest <= most, "{per_minute}: {widest}");
         }
     }

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     cut::{self, Pieces, Plan, Whole},
-    extract::Wanted,
+    facts::Facts,
     gate::{Gate, Pass},
     join::{self, join},
     relay::{Answer, Failure, Relay, Upload, Wish},
@@ -100,7 +100,7 @@ pub struct Run {
     gate: Gate,
     wish: Wish,
     limits: cut::Limits,
-    extract: Option<Wanted>,
+    extract: Option<Facts>,
     /// Pieces are kept here until they are sent.
     folder: PathBuf,
     texts: bool,
@@ -128,7 +128,7 @@ pub struct Plans {
     /// What goes into one request.
     pub limits: cut::Limits,
     /// What is to be made of the texts; none: nothing.
-    pub extract: Option<Wanted>,
+    pub extract: Option<Facts>,
     /// Where pieces are kept.
     pub folder: PathBuf,
     /// The items are texts already.
@@ -136,9 +136,16 @@ pub struct Plans {
 }
 
 /// What became of a request, or of an item.
-enum Ended<T> {
+pub(super) enum Ended<T> {
+    /// It is there.
     Good(T),
-    Bad { code: String, message: String },
+    /// It is not, and will not be in this run.
+    Bad {
+        /// For programs.
+        code: String,
+        /// For people.
+        message: String,
+    },
     /// The run ends: another one goes on with it.
     Later,
 }
@@ -239,7 +246,7 @@ impl Run {
         let _ = time::timeout(LAST, last).await;
     }
 
-    async fn on_disk<T: Send + 'static>(
+    pub(super) async fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
@@ -273,8 +280,8 @@ impl Run {
         if self.on_disk(move |store| store.transcript(n)).await?.is_none() {
             return Ok(Ended::Good(None)); // another item with the same content is just being worked on
         }
-        let Some(wanted) = &self.extract else { return Ok(Ended::Good(Some(End::Done))) };
-        wanted.of(self, item).await
+        let Some(facts) = &self.extract else { return Ok(Ended::Good(Some(End::Done))) };
+        Ok(facts.of(self, item).await?.map(|()| Some(End::Done)))
     }
 
     /// Its words. `Good(Some)`: it has ended; `Good(None)`: they are in the job, or it waits for another item.
@@ -293,7 +300,8 @@ impl Run {
             Err(panicked) => return Ok(Ended::Bad { code: "undecodable".to_owned(), message: panicked.to_string() }),
         };
         if let Plan::TooShort { length } = plan {
-            let message = format!("{:.1} s long, shorter than {} s", length.as_secs_f64(), self.limits.shortest.as_secs_f64());
+            let message =
+                format!("{:.1} s long, shorter than {} s", length.as_secs_f64(), self.limits.shortest.as_secs_f64());
             return Ok(Ended::Good(Some(End::Skipped { code: "too_short".to_owned(), message })));
         }
         match self.on_disk(move |store| store.describe(n, &content)).await? {
@@ -409,7 +417,8 @@ impl Run {
         let mut more = true;
         loop {
             while let Some(ended) = if more { requests.try_join_next() } else { requests.join_next().await } {
-                let (index, ended) = ended.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?;
+                let (index, ended) =
+                    ended.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?;
                 match ended {
                     Ended::Good(part) => drop(done.insert(index, part)),
                     other => bad = bad.or(Some(other)),
@@ -445,7 +454,10 @@ impl Run {
                 Ok((Some(piece), file)) => (piece, file),
                 Ok((None, _)) => {
                     if pieces.truncated() {
-                        self.note(format!("{}: cut short, or part of it cannot be read; what is there was written down", item.id));
+                        self.note(format!(
+                            "{}: cut short, or part of it cannot be read; what is there was written down",
+                            item.id
+                        ));
                     }
                     more = false;
                     continue;
@@ -515,15 +527,15 @@ impl Run {
         n: i64,
         part: Part,
         body: &Value,
-    ) -> Result<Result<String, Option<(String, String)>>, StoreError> {
-        let Some(pass) = self.enter().await else { return Ok(Err(None)) };
+    ) -> Result<Ended<String>, StoreError> {
+        let Some(pass) = self.enter().await else { return Ok(Ended::Later) };
         let send = |key: String| async move { self.relay.respond(body, &key).await };
-        let read = |answer: &Answer| String::from_utf8(answer.body.to_vec()).map_err(|error| error.to_string());
-        Ok(match self.ask(n, part, Some(pass), Kind::Response, send, read).await? {
-            Ended::Good(answer) => Ok(answer),
-            Ended::Bad { code, message } => Err(Some((code, message))),
-            Ended::Later => Err(None),
-        })
+        let read = |answer: &Answer| {
+            serde_json::from_slice::<Value>(&answer.body)
+                .map_err(|error| format!("the answer is not JSON: {error}"))?;
+            String::from_utf8(answer.body.to_vec()).map_err(|error| error.to_string())
+        };
+        self.ask(n, part, Some(pass), Kind::Response, send, read).await
     }
 
     /// One request, as often as it takes. `read`: what of its answer is kept.
@@ -566,7 +578,8 @@ impl Run {
                         }
                         Err(problem) => {
                             let told = problem.clone();
-                            let billed = move |store: &Store| store.failed_try(n, &asked, &told, Some(&usage), unix_now_ms());
+                            let billed =
+                                move |store: &Store| store.failed_try(n, &asked, &told, Some(&usage), unix_now_ms());
                             self.on_disk(billed).await?;
                             tries += 3;
                             if tries >= TRIES {
@@ -627,7 +640,9 @@ impl<T> Ended<T> {
 
 /// A text as the job keeps it.
 fn kept(joined: join::Transcript, language: Option<&String>, model: String) -> Transcript {
-    let ms = |seconds: f64| u64::try_from(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
+    let ms = |seconds: f64| {
+        u64::try_from(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+    };
     let segment = |segment: join::Segment| {
         let text = match segment.speaker {
             Some(speaker) => format!("{speaker}: {}", segment.text),
@@ -651,7 +666,8 @@ fn usage(kind: Kind, answer: &Answer) -> Usage {
     Usage {
         input_tokens: tokens.input_tokens,
         output_tokens: tokens.output_tokens,
-        audio_ms: u64::try_from(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_millis()).unwrap_or(u64::MAX),
+        audio_ms: u64::try_from(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_millis())
+            .unwrap_or(u64::MAX),
         cost: answer.cost.unwrap_or(Usd::default()),
         unpriced: u64::from(answer.cost.is_none()),
     }
@@ -673,13 +689,15 @@ fn look(path: &std::path::Path, limits: &cut::Limits) -> Result<(Plan, Content),
 
 /// A text file, whole.
 fn read_text(path: &std::path::Path) -> Result<(String, Content), (&'static str, String)> {
-    let unreadable = |error: &dyn std::fmt::Display| ("unreadable", format!("{}: cannot be read: {error}", path.display()));
+    let unreadable =
+        |error: &dyn std::fmt::Display| ("unreadable", format!("{}: cannot be read: {error}", path.display()));
     let bytes = std::fs::metadata(path).map_err(|error| unreadable(&error))?.len();
     if bytes > MAX_TEXT {
         return Err(("too_large", format!("{}: {bytes} bytes; allowed: {MAX_TEXT}", path.display())));
     }
     let text = std::fs::read(path).map_err(|error| unreadable(&error))?;
-    let text = String::from_utf8(text).map_err(|_| ("not_text", format!("{}: it is not UTF-8 text", path.display())))?;
+    let text =
+        String::from_utf8(text).map_err(|_| ("not_text", format!("{}: it is not UTF-8 text", path.display())))?;
     if text.trim().is_empty() {
         return Err(("empty", format!("{}: there is no text in it", path.display())));
     }

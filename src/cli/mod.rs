@@ -11,6 +11,7 @@ pub mod serve;
 pub mod sim;
 pub mod talk;
 pub mod tenant;
+pub mod transcribe;
 pub mod usage;
 
 use std::{io, net::SocketAddr, process::ExitCode};
@@ -38,6 +39,10 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Play a telephone provider against a relay: a call without an account and without a telephone
     Phone(phone::PhoneArgs),
+    /// Write recordings down: folders of them, thousands, into one table
+    Transcribe(transcribe::TranscribeArgs),
+    /// Extract facts from texts, in the shape of a JSON Schema, into one table
+    Extract(transcribe::ExtractArgs),
     /// Run the simulated model service alone, to test voice clients against
     Sim(sim::SimArgs),
     /// Add, show, rotate and revoke tenants: who may call, and with which keys
@@ -79,6 +84,8 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Talk(args) => talk::run(args).await,
         Command::Serve(args) => serve::run(args).await,
         Command::Phone(args) => Box::pin(phone::run(args)).await,
+        Command::Transcribe(args) => Box::pin(transcribe::run(args)).await,
+        Command::Extract(args) => Box::pin(transcribe::run_extract(args)).await,
         Command::Sim(args) => sim::run(args).await,
         Command::Tenant(args) => tenant::run(args),
         Command::Usage(args) => usage::run(args),

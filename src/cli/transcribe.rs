@@ -24,7 +24,8 @@ use tokio::{
 use super::{Authorities, Usage, logs, relay, serve, tell};
 use crate::{
     batch::{
-        cut, extract,
+        cut,
+        facts::Facts,
         gate::Gate,
         relay::{Relay, Wish},
         show::{NAMED, Progress, Summary},
@@ -198,7 +199,7 @@ struct Job {
     wish: Wish,
     limits: cut::Limits,
     subtitles: Subtitles,
-    extract: Option<extract::Wanted>,
+    extract: Option<Facts>,
     texts: bool,
     args: JobArgs,
 }
@@ -208,7 +209,8 @@ struct Job {
 /// # Errors
 /// When it cannot begin.
 pub async fn run(args: TranscribeArgs) -> anyhow::Result<ExitCode> {
-    let TranscribeArgs { files, manifest, model, language, prompt, srt, vtt, min_seconds, piece_seconds, extract, job } = args;
+    let TranscribeArgs { files, manifest, model, language, prompt, srt, vtt, min_seconds, piece_seconds, extract, job } =
+        args;
     if !min_seconds.is_finite() || !(0.0..=3_600.0).contains(&min_seconds) {
         return Err(Usage(format!("--min-seconds: found {min_seconds}; allowed: 0 to 3600")).into());
     }
@@ -220,7 +222,9 @@ pub async fn run(args: TranscribeArgs) -> anyhow::Result<ExitCode> {
         ..cut::Limits::default()
     };
     let extract = extract.wanted()?;
-    Job { command: "transcribe", files, manifest, wish, limits, subtitles, extract, texts: false, args: job }.run().await
+    Job { command: "transcribe", files, manifest, wish, limits, subtitles, extract, texts: false, args: job }
+        .run()
+        .await
 }
 
 /// Runs `extract`.
@@ -229,15 +233,19 @@ pub async fn run(args: TranscribeArgs) -> anyhow::Result<ExitCode> {
 /// When it cannot begin.
 pub async fn run_extract(args: ExtractArgs) -> anyhow::Result<ExitCode> {
     let ExtractArgs { files, extract, job } = args;
-    let extract = extract.wanted()?.ok_or_else(|| Usage("--extract is missing: what is to be taken from the texts?".to_owned()))?;
+    let extract = extract
+        .wanted()?
+        .ok_or_else(|| Usage("--extract is missing: what is to be taken from the texts?".to_owned()))?;
     let wish = Wish { model: String::new(), language: None, prompt: None, times: false };
     let (limits, subtitles) = (cut::Limits::default(), Subtitles::default());
     let extract = Some(extract);
-    Job { command: "extract", files, manifest: None, wish, limits, subtitles, extract, texts: true, args: job }.run().await
+    Job { command: "extract", files, manifest: None, wish, limits, subtitles, extract, texts: true, args: job }
+        .run()
+        .await
 }
 
 impl ExtractWish {
-    fn wanted(self) -> Result<Option<extract::Wanted>, Usage> {
+    fn wanted(self) -> Result<Option<Facts>, Usage> {
         let Self { extract, instructions, extract_model, make_strict, context_tokens } = self;
         let Some(what) = extract else { return Ok(None) };
         let read = |file: PathBuf| {
@@ -245,7 +253,7 @@ impl ExtractWish {
             text.map_err(|error| Usage(format!("--instructions: cannot read `{}`: {error}", file.display())))
         };
         let instructions = instructions.map(read).transpose()?;
-        extract::Wanted::new(&what, instructions.as_deref(), &extract_model, make_strict, context_tokens)
+        Facts::new(&what, instructions.as_deref(), &extract_model, make_strict, context_tokens)
             .map(Some)
             .map_err(|error| Usage(format!("--extract: {error}")))
     }
@@ -294,9 +302,10 @@ impl Job {
             Store::create(&file, &params, &base)
         };
         opened.map_err(|error| match error {
-            StoreError::Exists { .. } | StoreError::Absent { .. } | StoreError::Differs { .. } | StoreError::Other { .. } => {
-                Usage(error.to_string()).into()
-            }
+            StoreError::Exists { .. }
+            | StoreError::Absent { .. }
+            | StoreError::Differs { .. }
+            | StoreError::Other { .. } => Usage(error.to_string()).into(),
             other => other.into(),
         })
     }
@@ -388,7 +397,7 @@ impl Job {
             out: self.args.out.clone(),
             format,
             subtitles: self.subtitles,
-            schema: self.extract.as_ref().map(extract::Wanted::schema),
+            schema: self.extract.as_ref().map(Facts::schema),
             order: if self.manifest.is_some() { Order::Listed } else { Order::Id },
         };
         let (table, kept) = (output.clone(), store.clone());
@@ -396,7 +405,10 @@ impl Job {
         self.tell(&run, &before, began.elapsed(), written.as_ref().ok(), unread)?;
         written?;
         let sums = store.sums();
-        let all = run.stopped().is_none() && unread.is_empty() && sums.failed.items == 0 && sums.done.items + sums.skipped.items == sums.items();
+        let all = run.stopped().is_none()
+            && unread.is_empty()
+            && sums.failed.items == 0
+            && sums.done.items + sums.skipped.items == sums.items();
         Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
@@ -409,8 +421,9 @@ impl Job {
         unread: &[Unread],
     ) -> anyhow::Result<()> {
         let store = run.store();
-        let (now, standing) = (store.sums(), run.gate().standing());
-        let mut errors: Vec<(String, String)> = unread.iter().map(|unread| (unread.place.clone(), unread.reason.clone())).collect();
+        let (now, standing, stopped) = (store.sums(), run.gate().standing(), run.stopped());
+        let mut errors: Vec<(String, String)> =
+            unread.iter().map(|unread| (unread.place.clone(), unread.reason.clone())).collect();
         for row in store.rows(&[State::Failed, State::Skipped], Order::Listed).take(NAMED) {
             let row = row?;
             let why = row.message.or(row.code).unwrap_or_default();
@@ -421,7 +434,7 @@ impl Job {
         let out = self.args.out.display().to_string();
         let summary = Summary {
             progress: Progress { before, now: &now, took, standing: &standing },
-            stopped: run.stopped().as_ref(),
+            stopped: stopped.as_ref(),
             retried: run.retried(),
             out: &out,
             written,

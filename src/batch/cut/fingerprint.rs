@@ -9,11 +9,11 @@ use aws_lc_rs::digest::{Context, SHA256};
 
 use crate::audio::decode::DecodeError;
 
-/// The SHA-256 of a file's content, in hexadecimal: 64 characters.
+/// The SHA-256 of a file's content.
 ///
 /// # Errors
 /// When there is no such file, or it cannot be read.
-pub fn fingerprint(path: impl AsRef<Path>) -> Result<String, DecodeError> {
+pub fn fingerprint(path: impl AsRef<Path>) -> Result<[u8; 32], DecodeError> {
     let path = path.as_ref();
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => DecodeError::NotFound { path: path.into() },
@@ -29,7 +29,9 @@ pub fn fingerprint(path: impl AsRef<Path>) -> Result<String, DecodeError> {
             Err(error) => return Err(unreadable(error)),
         }
     }
-    Ok(context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+    let mut hash = [0; 32];
+    hash.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
+    Ok(hash)
 }
 
 #[cfg(test)]
@@ -37,6 +39,10 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    fn hex(path: impl AsRef<Path>) -> String {
+        fingerprint(path).unwrap().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 
     #[test]
     fn content_is_what_counts() {
@@ -46,10 +52,10 @@ mod tests {
         fs::write(&other, b"abc").unwrap();
         // FIPS 180-2, appendix B.1.
         let want = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!((fingerprint(&one).unwrap().as_str(), fingerprint(&other).unwrap().as_str()), (want, want));
+        assert_eq!((hex(&one).as_str(), hex(&other).as_str()), (want, want));
         let long = vec![b'a'; 1_000_000];
         fs::write(&one, &long).unwrap();
-        assert_eq!(fingerprint(&one).unwrap(), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+        assert_eq!(hex(&one), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
         for (path, want) in [(folder.path().join("none"), "no such file"), (folder.path().into(), "cannot be read")] {
             assert!(fingerprint(path).unwrap_err().to_string().contains(want), "{want}");
         }
