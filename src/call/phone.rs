@@ -22,7 +22,8 @@ use crate::{
     client::{
         phone::{
             Bad, Dialect, Media, Packet, Said, Start,
-            line::{ByteOrder, Marks, Order, Pauses, swap},
+            line::{ByteOrder, Order, Pauses, swap},
+            marks::Marks,
         },
         wire::{ClientMsg, ServerMsg},
     },

@@ -2,7 +2,7 @@
 //!
 //! Three shapes carry all of them: JSON with audio in base64 ([`json`], a table per provider), binary audio with JSON beside it
 //! ([`vonage`], [`jambonz`], [`freeswitch`], [`asterisk`]), and frames over TCP ([`audiosocket`]). A dialect reads and writes
-//! messages and keeps nothing but what it needs for that; what lasts from message to message is [`mod@line`]'s. Nothing here knows a
+//! messages and keeps nothing but what it needs for that; what lasts from message to message is [`mod@line`]'s and [`marks`]'. Nothing here knows a
 //! socket, a clock, or what a call is.
 //!
 //! How each of them behaves, and who says so, stands in its [`Habits`].
@@ -12,6 +12,7 @@ pub mod freeswitch;
 pub mod jambonz;
 pub mod json;
 pub mod line;
+pub mod marks;
 pub mod plivo;
 pub mod signalwire;
 pub mod telnyx;
