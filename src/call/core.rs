@@ -223,6 +223,8 @@ pub enum Input<'a> {
     Ignored,
     /// The caller pressed a key of a telephone.
     Key(char),
+    /// A word to a telephone and its answer take so long by now: so late are its marks, and what cuts a reply.
+    RoundTrip(Duration),
     /// Pass-through: an event of the client.
     Said(Said),
     /// Pass-through: a binary message of the client.
@@ -628,6 +630,7 @@ impl Core {
             | Input::InvalidAudio(_)
             | Input::Message(_)
             | Input::Key(_)
+            | Input::RoundTrip(_)
             | Input::Invalid { .. }
             | Input::Ignored => self.hear_client(now, input),
             Input::Sounds { length, loud } => self.sounds(now, length, loud),

@@ -180,9 +180,9 @@ impl Door {
     }
 
     /// Says our own words as the client knows them, if it does; before audio that is queued where it is `urgent`. How many bytes.
-    pub fn tell(&mut self, message: &ServerMsg, urgent: bool, outbox: &mut Outbox) -> usize {
+    pub fn tell(&mut self, now: At, message: &ServerMsg, urgent: bool, outbox: &mut Outbox) -> usize {
         let text = match self {
-            Self::Phone(phone) => return phone.tell(message, outbox),
+            Self::Phone(phone) => return phone.tell(now, message, outbox),
             Self::Thin(_) | Self::OpenAi(_) => self.write(message),
         };
         let Some(text) = text else { return 0 };

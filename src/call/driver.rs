@@ -722,8 +722,8 @@ impl Driver {
         self.client.queued_bytes() < CLIENT_FULL && !self.door.is_full(self.now())
     }
 
-    fn tell(&mut self, message: &ServerMsg, now: bool) {
-        self.bytes_out += self.door.tell(message, now, self.client.outbox()) as u64;
+    fn tell(&mut self, message: &ServerMsg, urgent: bool) {
+        self.bytes_out += self.door.tell(self.now(), message, urgent, self.client.outbox()) as u64;
     }
 
     fn relay(&mut self, text: Bytes) {

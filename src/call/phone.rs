@@ -23,7 +23,7 @@ use crate::{
         phone::{
             Bad, Dialect, Media, Packet, Said, Start,
             line::{ByteOrder, Order, Pauses, swap},
-            marks::Marks,
+            marks::{Marks, Returned},
         },
         wire::{ClientMsg, ServerMsg},
     },
@@ -140,8 +140,11 @@ impl Phone {
         match said {
             Said::Audio(media) => self.media(core, now, media),
             Said::Digit(key) => core.handle(now, Input::Key(key)),
-            Said::Played(mark) => match self.marks.played(&mark) {
-                Some((reply, ms)) => core.handle(now, Input::Message(ClientMsg::Played { reply, ms })),
+            Said::Played(mark) => match self.marks.returned(now, &mark) {
+                Some(Returned::Played(reply, ms)) => {
+                    core.handle(now, Input::Message(ClientMsg::Played { reply, ms }));
+                }
+                Some(Returned::Trip(trip)) => core.handle(now, Input::RoundTrip(trip)),
                 None => core.handle(now, Input::Ignored),
             },
             Said::Full(full) => {
@@ -192,10 +195,13 @@ impl Phone {
         self.due = due;
     }
 
-    /// Says what of our words a telephone understands: to drop what it has not played. How many bytes.
-    pub fn tell(&mut self, message: &ServerMsg, outbox: &mut Outbox) -> usize {
+    /// Says what of our words a telephone understands: to drop what it has not played; and marks where a reply begins. How many bytes.
+    pub fn tell(&mut self, now: At, message: &ServerMsg, outbox: &mut Outbox) -> usize {
         match message {
-            ServerMsg::ReplyStarted { reply } => self.marks.begin(reply),
+            ServerMsg::ReplyStarted { reply } => {
+                let mark = self.marks.begin(now, reply);
+                return self.set(mark, outbox);
+            }
             ServerMsg::Clear { .. } => {
                 self.marks.cleared();
                 self.full = None;

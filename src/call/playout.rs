@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     At,
-    reply::{Generated, Reply, Times},
+    reply::{Generated, Late, Reply, Times},
 };
 use crate::{
     audio::{Format, lane::FRAME, pace::Pacer},
@@ -116,13 +116,16 @@ pub struct Playout {
     max_backlog: Duration,
     /// When each reply that was cut off is given up.
     cut_until: Option<At>,
+    /// How late the client is, where that is known.
+    #[serde(default)]
+    late: Option<Late>,
 }
 
 impl Playout {
     /// `format` is what the service sends.
     pub fn new(format: Format, lead: Option<Duration>, batch: Duration, max_backlog: Duration) -> Self {
         let pacer = Pacer::new(format.rate, lead, batch);
-        Self { format, pacer, replies: VecDeque::new(), begun: 0, max_backlog, cut_until: None }
+        Self { format, pacer, replies: VecDeque::new(), begun: 0, max_backlog, cut_until: None, late: None }
     }
 
     /// The service began a reply; returns our id for it.
@@ -299,11 +302,21 @@ impl Playout {
         }
     }
 
+    /// A word to the client and its answer take so long.
+    pub fn takes(&mut self, trip: Duration) {
+        self.late.get_or_insert_default().trip = trip;
+    }
+
     /// The client says what it has played of a reply.
     pub fn report(&mut self, now: At, reply: &str, played_ms: u64) {
         let samples = played_ms.saturating_mul(u64::from(self.format.rate)) / 1_000;
         if let Some(reply) = self.replies.iter_mut().find(|r| r.id == reply && r.cut.is_none()) {
             reply.report(now, samples);
+            if let Some(late) = &mut self.late
+                && let Some(behind) = reply.behind(now, self.pacer.played(now), self.format.rate, *late)
+            {
+                late.note(behind);
+            }
         }
     }
 
@@ -320,7 +333,7 @@ impl Playout {
     /// How much was heard of the reply that sounds.
     pub fn heard(&self, now: At) -> Option<Duration> {
         let reply = self.replies.iter().find(|r| r.cut.is_none())?;
-        let heard = reply.heard(now, self.pacer.played(now), self.format.rate);
+        let heard = reply.heard(now, self.pacer.played(now), self.format.rate, self.late);
         Some(self.pacer.length(heard))
     }
 
@@ -337,10 +350,10 @@ impl Playout {
     /// The caller speaks, types or presses: everything that sounds or waits is cut at what was heard.
     pub fn barge_in(&mut self, now: At) -> BargeIn {
         let played = self.pacer.played(now);
-        let rate = self.format.rate;
+        let (rate, late) = (self.format.rate, self.late);
         let mut found = BargeIn::default();
         for reply in self.replies.iter_mut().filter(|r| r.cut.is_none()) {
-            let heard = reply.heard(now, played, rate);
+            let heard = reply.heard(now, played, rate, late);
             reply.cut(heard);
             found.cut.push(reply.response.clone());
             if reply.announced {
@@ -390,7 +403,7 @@ impl Playout {
             (None, Some(generated)) => (generated.status, generated.reason),
             (None, None) => (ReplyStatus::Failed, None),
         };
-        let heard = reply.heard(now, self.pacer.played(now), self.format.rate);
+        let heard = reply.heard(now, self.pacer.played(now), self.format.rate, self.late);
         Over { status, reason, audio_ms: ms(reply.received()), heard_ms: ms(heard), reply }
     }
 

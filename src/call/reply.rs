@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{At, ms, turn::Marks};
 use crate::{
-    audio::pace::Position,
+    audio::{lane::FRAME, pace::Position},
     client::wire::{Latency, ReplyStatus, Usage},
     upstream::Ended,
 };
@@ -95,6 +95,22 @@ pub struct Generated {
     pub status: ReplyStatus,
     /// Why.
     pub reason: Option<String>,
+}
+
+/// How late a client's loudspeaker is, and its word of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Late {
+    /// A word to the client and its answer take so long.
+    pub trip: Duration,
+    /// So many samples it plays behind the clock, beside the way there: what it holds back. Smoothed.
+    behind: Option<u64>,
+}
+
+impl Late {
+    /// It was found to be so many samples behind.
+    pub fn note(&mut self, behind: u64) {
+        self.behind = Some(self.behind.map_or(behind, |before| (3 * before + behind) / 4));
+    }
 }
 
 /// A reply that has not ended.
@@ -255,19 +271,34 @@ impl Reply {
     }
 
     /// Heard by now, samples: the client's word, taken forward, else the clock's `played` position.
-    pub fn heard(&self, now: At, played: Position, rate: u32) -> u64 {
+    ///
+    /// What was heard of a reply that is cut is what was played until the cut takes effect. The clock needs no correction for that: it
+    /// runs from the sending, so it is ahead of the client's loudspeaker by the way there, which is as long as the cut's. A word of the
+    /// client's is late by the way back, and the cut takes the way there, so the round trip is added where it is known, however unlike
+    /// the two ways are; and half of the frame that the cut finds begun. A word that is early by chance can make that too long only up
+    /// to the clock: no loudspeaker is ahead of that. Until the first word on a reply, the loudspeaker is as far behind as it was.
+    pub fn heard(&self, now: At, played: Position, rate: u32, late: Option<Late>) -> u64 {
         if let Some(cut) = self.cut {
             return cut;
         }
-        match (self.report, self.begins) {
-            (Some((samples, at)), _) => {
-                let since = now.saturating_sub(at).min(REPORT_HOLDS);
-                let more = u64::try_from(since.as_micros()).unwrap_or(0) * u64::from(rate) / 1_000_000;
-                (samples + more).min(self.sent)
-            }
-            (None, Some(begins)) => played.saturating_sub(begins).min(self.sent),
-            (None, None) => 0,
-        }
+        let Some(begins) = self.begins else { return 0 };
+        let clock = played.saturating_sub(begins);
+        let Some((samples, at)) = self.report else {
+            let behind = late.and_then(|late| late.behind).unwrap_or(0);
+            return clock.saturating_sub(behind).min(self.sent);
+        };
+        let on_its_way = late.map_or(Duration::ZERO, |late| late.trip + FRAME / 2);
+        let since = now.saturating_sub(at).min(REPORT_HOLDS) + on_its_way;
+        let more = u64::try_from(since.as_micros()).unwrap_or(0) * u64::from(rate) / 1_000_000;
+        let most = if late.is_some() { clock.max(samples) } else { u64::MAX };
+        (samples + more).min(most).min(self.sent)
+    }
+
+    /// How far behind the clock the client plays, by its word, samples; none: by then all that was sent has been played.
+    pub fn behind(&self, now: At, played: Position, rate: u32, late: Late) -> Option<u64> {
+        let clock = played.saturating_sub(self.begins?);
+        let heard = self.heard(now, played, rate, Some(late));
+        (heard < self.sent).then(|| clock.saturating_sub(heard))
     }
 
     /// Cuts it off: nothing more of it is sent.
@@ -308,17 +339,54 @@ mod tests {
     #[test]
     fn witnesses_are_bounded_by_what_was_sent() {
         let mut reply = reply();
-        assert_eq!(reply.heard(Duration::from_secs(9), 9_999, 24_000), 0, "nothing was sent");
+        assert_eq!(reply.heard(Duration::from_secs(9), 9_999, 24_000, None), 0, "nothing was sent");
         reply.send(1_000, 480);
-        assert_eq!(reply.heard(Duration::ZERO, 1_240, 24_000), 240);
-        assert_eq!(reply.heard(Duration::ZERO, 9_999, 24_000), 480);
+        assert_eq!(reply.heard(Duration::ZERO, 1_240, 24_000, None), 240);
+        assert_eq!(reply.heard(Duration::ZERO, 9_999, 24_000, None), 480);
         reply.report(Duration::ZERO, 100);
-        assert_eq!(reply.heard(Duration::ZERO, 9_999, 24_000), 100, "the client knows better than the clock");
-        assert_eq!(reply.heard(Duration::from_millis(10), 9_999, 24_000), 340);
+        assert_eq!(reply.heard(Duration::ZERO, 9_999, 24_000, None), 100, "the client knows better than the clock");
+        assert_eq!(reply.heard(Duration::from_millis(10), 9_999, 24_000, None), 340);
         reply.report(Duration::from_millis(10), 99_999);
-        assert_eq!(reply.heard(Duration::from_millis(10), 0, 24_000), 480);
+        assert_eq!(reply.heard(Duration::from_millis(10), 0, 24_000, None), 480);
         reply.cut(300);
-        assert_eq!(reply.heard(Duration::from_secs(5), 9_999, 24_000), 300);
+        assert_eq!(reply.heard(Duration::from_secs(5), 9_999, 24_000, None), 300);
         assert_eq!(reply.waiting_bytes(), 0);
+    }
+
+    #[test]
+    fn the_round_trip_is_added_to_a_word_that_comes_late_and_never_passes_the_clock() {
+        let ms = Duration::from_millis;
+        let late = |trip| Some(Late { trip: ms(trip), behind: None });
+        let mut reply = Reply::new("r1".into(), "resp".into(), Times::default());
+        reply.send(1_000, 24_000);
+        assert_eq!(reply.heard(ms(300), 1_000 + 7_200, 24_000, late(100)), 7_200, "the clock as it is");
+        reply.report(ms(300), 4_800);
+        let heard = |reply: &Reply, played: u64, trip| reply.heard(ms(310), 1_000 + played, 24_000, trip);
+        assert_eq!(heard(&reply, 7_440, None), 5_040, "a client that is not measured");
+        assert_eq!(heard(&reply, 9_000, late(100)), 7_680);
+        assert_eq!(heard(&reply, 7_000, late(100)), 7_000, "no loudspeaker is ahead of the clock");
+        assert_eq!(heard(&reply, 4_000, late(100)), 4_800, "but for its own word");
+        assert_eq!(heard(&reply, 99_000, late(60_000)), 24_000, "nor of what was sent");
+    }
+
+    #[test]
+    fn a_loudspeaker_that_was_behind_is_behind_until_its_first_word() {
+        let ms = Duration::from_millis;
+        let mut late = Late { trip: ms(90), behind: None };
+        let mut reply = Reply::new("r1".into(), "resp".into(), Times::default());
+        reply.send(0, 24_000);
+        reply.report(ms(400), 4_800);
+        late.note(reply.behind(ms(400), 9_600, 24_000, late).unwrap());
+        assert_eq!(late.behind, Some(2_400), "100 ms: 200 ms played and 100 under way, of 400");
+        late.note(0);
+        assert_eq!(late.behind, Some(1_800));
+        late.note(reply.behind(ms(400), 6_000, 24_000, late).unwrap());
+        assert_eq!(late.behind, Some(1_350), "never ahead");
+        reply.report(ms(1_000), 24_000);
+        assert_eq!(reply.behind(ms(1_000), 24_000, 24_000, late), None);
+        let mut next = Reply::new("r2".into(), "resp".into(), Times::default());
+        next.send(24_000, 24_000);
+        assert_eq!(next.heard(ms(2_000), 24_000 + 4_800, 24_000, Some(late)), 4_800 - 1_350);
+        assert_eq!(next.heard(ms(2_000), 24_000 + 480, 24_000, Some(late)), 0);
     }
 }

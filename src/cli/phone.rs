@@ -168,7 +168,7 @@ struct SimulateArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
 
-    /// A habit that is in no reference, to try a relay with; may be given more than once: pauses, duplicate=N, swap=N, no-stop, stop-twice, early-media=N, wrong-stream-ids, late-start=MS
+    /// A habit that is in no reference, to try a relay with; may be given more than once: pauses, duplicate=N, swap=N, no-stop, stop-twice, early-media=N, wrong-stream-ids, late-start=MS, holds=MS
     #[arg(long = "quirk", value_name = "QUIRK")]
     quirks: Vec<String>,
 

@@ -126,7 +126,7 @@ impl Line {
         Self {
             rules,
             dialect: dialect::dialect(&setup),
-            playout: Playout::new(setup.reply, rules.whole_frames, rules.marks_wait),
+            playout: Playout::new(setup.reply, rules.whole_frames, rules.marks_wait, setup.quirks.holds),
             ear: Ear::new(setup.reply),
             leftover: Vec::new(),
             buffering: false,

@@ -38,6 +38,8 @@ pub(super) struct Playout {
     whole_frames: bool,
     /// A tag waits for the next tick even where nothing is queued before it.
     tags_wait: bool,
+    /// How much later than it comes audio behind silence is played.
+    holds: Duration,
     queue: VecDeque<Unit>,
     samples: usize,
     units: usize,
@@ -50,11 +52,12 @@ pub(super) struct Playout {
 }
 
 impl Playout {
-    pub(super) fn new(media: Media, whole_frames: bool, tags_wait: bool) -> Self {
+    pub(super) fn new(media: Media, whole_frames: bool, tags_wait: bool, holds: Duration) -> Self {
         Self {
             media,
             whole_frames,
             tags_wait,
+            holds,
             queue: VecDeque::new(),
             samples: 0,
             units: 0,
@@ -95,7 +98,7 @@ impl Playout {
         self.samples += samples.len();
         self.units += 1;
         self.queue.push_back(Unit::Audio { samples, used: 0 });
-        self.wake(now);
+        self.wake(now + self.holds);
     }
 
     pub(super) fn tag(&mut self, now: Duration, tag: Tag) {

@@ -32,12 +32,14 @@ pub struct Quirks {
     pub wrong_stream_ids: bool,
     /// `start` comes so long after the socket is open.
     pub start_after: Duration,
+    /// What comes behind silence is played so much later, as from a jitter buffer that fills first.
+    pub holds: Duration,
 }
 
 impl Quirks {
     /// What can be asked for, in commands.
     pub const KNOWN: &'static str =
-        "pauses, duplicate=N, swap=N, no-stop, stop-twice, early-media=N, wrong-stream-ids, late-start=MS";
+        "pauses, duplicate=N, swap=N, no-stop, stop-twice, early-media=N, wrong-stream-ids, late-start=MS, holds=MS";
 
     /// Adds one, said in a word; see [`Self::KNOWN`].
     ///
@@ -56,6 +58,7 @@ impl Quirks {
             ("early-media", Some(frames)) => self.early_media = frames,
             ("wrong-stream-ids", None) => self.wrong_stream_ids = true,
             ("late-start", Some(ms)) => self.start_after = Duration::from_millis(ms),
+            ("holds", Some(ms)) => self.holds = Duration::from_millis(ms),
             _ => return Err(wrong()),
         }
         Ok(())
@@ -119,9 +122,8 @@ mod tests {
     #[test]
     fn every_quirk_can_be_said() {
         let mut quirks = Quirks::default();
-        for said in
-            ["pauses", "duplicate=10", "swap=7", "stop-twice", "early-media=2", "wrong-stream-ids", "late-start=100"]
-        {
+        let said = "pauses duplicate=10 swap=7 stop-twice early-media=2 wrong-stream-ids late-start=100 holds=60";
+        for said in said.split(' ') {
             quirks.add(said).unwrap();
         }
         let all = Quirks {
@@ -132,6 +134,7 @@ mod tests {
             early_media: 2,
             wrong_stream_ids: true,
             start_after: Duration::from_millis(100),
+            holds: Duration::from_millis(60),
         };
         assert_eq!(quirks, all);
         for said in ["", "pause", "swap", "swap=x", "pauses=1"] {

@@ -35,6 +35,7 @@ impl Core {
                 }
             }
             Input::Key(key) => self.key(now, key),
+            Input::RoundTrip(trip) => self.playout.takes(trip),
             Input::Message(message) => self.message(now, message),
             _ => {}
         }

@@ -92,11 +92,17 @@ fn doors() -> Vec<Setup> {
     .collect()
 }
 
-/// Every door once: what was heard does not depend on the codec.
-fn each_door() -> impl Iterator<Item = Setup> {
-    let all = doors().into_iter();
-    all.scan(None, |last, setup| Some((last.replace(setup.provider) != Some(setup.provider)).then_some(setup)))
-        .flatten()
+/// Every door once: what was heard does not depend on the codec. At 24 kHz where it has that, since nothing is converted then.
+fn each_door() -> Vec<Setup> {
+    let mut each: Vec<Setup> = Vec::new();
+    for setup in doors() {
+        match each.last_mut() {
+            Some(last) if last.provider == setup.provider && setup.reply.rate == 24_000 => *last = setup,
+            Some(last) if last.provider == setup.provider => {}
+            _ => each.push(setup),
+        }
+    }
+    each
 }
 
 fn named(setup: &Setup) -> String {
@@ -246,11 +252,11 @@ impl Sitting {
     fn act(&mut self, output: Output) {
         match output {
             Output::Send(message) => {
-                self.door.tell(&message, false, &mut self.outbox);
+                self.door.tell(self.now, &message, false, &mut self.outbox);
                 self.told.push(message);
             }
             Output::SendNow(message) => {
-                self.door.tell(&message, true, &mut self.outbox);
+                self.door.tell(self.now, &message, true, &mut self.outbox);
                 self.told.push(message);
             }
             Output::Audio { frame, first } => {
@@ -436,7 +442,8 @@ fn interrupted(setup: &Setup, moments: u32) -> (Vec<f64>, Vec<f64>) {
     let (mut errors, mut silences) = (Vec::new(), Vec::new());
     for at in (0..moments).map(|n| 37 + n * 2_700 / moments) {
         let name = format!("{} at {at} ms", named(setup));
-        let mut sitting = Sitting::new(setup.clone());
+        // Another network's mood each time.
+        let mut sitting = Sitting::new(Setup { seed: setup.seed + u64::from(at), ..setup.clone() });
         let said = speech(sitting.upstream.rate, 300 * MS, 4 * SECOND);
         sitting.pass(MS * (at % 20));
         sitting.reply("r", &said);
@@ -483,34 +490,85 @@ fn can_clear(provider: Provider) -> bool {
     provider != Provider::AudioSocket
 }
 
-#[test]
-fn heard_is_what_the_ear_has_heard() {
-    for setup in each_door() {
-        let (errors, silences) = interrupted(&setup, 13);
+/// Interrupts at every door, over this network; prints how far `heard` was from the truth, and holds it to `short` and `long` ms at
+/// those with marks. The others have 100 ms.
+fn over(name: &str, network: Network, holds: Duration, moments: u32, (short, long): (f64, f64)) {
+    for mut setup in each_door() {
+        (setup.network, setup.quirks.holds) = (network, holds);
+        let marks = has_marks(setup.provider);
+        if !(marks || holds.is_zero()) {
+            continue; // nothing tells of it
+        }
+        let (errors, silences) = interrupted(&setup, moments);
         let (worst, mean) = worst_and_mean(&errors);
         let (silent, _) = worst_and_mean(&silences);
-        println!("{:<32} heard: worst {worst:+.1} ms, mean {mean:+.1} ms; silent after {silent:.1} ms", named(&setup));
-        let bound = if has_marks(setup.provider) { 40.0 } else { 100.0 };
-        assert!(abs(worst) <= bound, "{}: {errors:?}", named(&setup));
-        assert!(silent <= 60.0, "{}: {silences:?}", named(&setup));
+        let door = named(&setup);
+        println!("{door:<30} {name:<34} heard: worst {worst:+.1} ms, mean {mean:+.1} ms; silent after {silent:.1} ms");
+        let (short, long) = if marks { (short, long) } else { (100.0, 40.0) };
+        assert!(errors.iter().all(|error| (-short..=long).contains(error)), "{door}, {name}: {errors:?}");
+        let there = (network.from_relay + network.jitter).as_secs_f64() * 1_000.0;
+        assert!(silent <= there + 60.0, "{door}, {name}: {silences:?}");
     }
 }
 
+fn network(to_relay: u32, from_relay: u32, jitter: u32) -> Network {
+    Network { to_relay: MS * to_relay, from_relay: MS * from_relay, jitter: MS * jitter }
+}
+
 #[test]
-fn a_slow_network_makes_heard_short_and_never_long() {
-    for mut setup in each_door() {
-        let network = Network { to_relay: 40 * MS, from_relay: 40 * MS, jitter: 20 * MS };
-        setup.network = network;
-        let (errors, silences) = interrupted(&setup, 5);
-        let (worst, mean) = worst_and_mean(&errors);
-        let (silent, _) = worst_and_mean(&silences);
-        println!(
-            "{:<32} 40-60 ms each way: heard: worst {worst:+.1} ms, mean {mean:+.1} ms; silent after {silent:.1} ms",
-            named(&setup)
-        );
-        // The way there and back is what nobody knows of.
-        assert!(errors.iter().all(|error| (-160.0..=40.0).contains(error)), "{}: {errors:?}", named(&setup));
-        assert!(silent <= 140.0, "{}: {silences:?}", named(&setup));
+fn heard_is_what_the_ear_has_heard() {
+    over("no network", Network::default(), Duration::ZERO, 13, (40.0, 40.0));
+}
+
+#[test]
+fn heard_is_right_over_a_network() {
+    over("40-60 ms each way", network(40, 40, 20), Duration::ZERO, 7, (40.0, 40.0));
+}
+
+#[test]
+fn heard_is_right_where_one_way_is_longer_than_the_other() {
+    over("10-20 ms there, 90-100 ms back", network(90, 10, 10), Duration::ZERO, 5, (40.0, 40.0));
+    over("90-100 ms there, 10-20 ms back", network(10, 90, 10), Duration::ZERO, 5, (40.0, 40.0));
+}
+
+#[test]
+fn heard_is_right_far_away() {
+    over("150-170 ms each way", network(150, 150, 20), Duration::ZERO, 5, (40.0, 40.0));
+}
+
+/// How late a clear comes is not known before: the figure is as wrong as the network is unsteady, and no more.
+#[test]
+fn heard_is_as_right_as_the_network_is_steady() {
+    over("20-100 ms each way", network(20, 20, 80), Duration::ZERO, 7, (120.0, 60.0));
+}
+
+/// What a provider holds back, only marks tell; before the first of them nothing does.
+#[test]
+fn heard_is_right_behind_a_jitter_buffer_of_the_providers() {
+    over("40-60 ms each way, 60 ms held", network(40, 40, 20), 60 * MS, 7, (40.0, 40.0));
+}
+
+#[test]
+fn what_one_reply_has_told_of_a_jitter_buffer_holds_for_the_next() {
+    for mut setup in each_door().into_iter().filter(|setup| has_marks(setup.provider)) {
+        (setup.network, setup.quirks.holds) = (network(40, 40, 20), 60 * MS);
+        for at in [45, 120, 190, 260] {
+            let mut sitting = Sitting::new(Setup { seed: at, ..setup.clone() });
+            sitting.reply("hello", &speech(sitting.upstream.rate, 300 * MS, 1_500 * MS));
+            sitting.done("hello", Ended::Completed);
+            sitting.pass(3 * SECOND);
+            let before = sitting.line.ear().heard(sitting.now);
+            sitting.reply("r", &speech(sitting.upstream.rate, 300 * MS, 2 * SECOND));
+            sitting.pass(Duration::from_millis(at));
+            sitting.event(Event::SpeechStarted { at_ms: 0 });
+            sitting.done("r", Ended::Cancelled);
+            sitting.pass(SECOND);
+            let truth = (sitting.line.ear().heard(sitting.now) - before).as_secs_f64() * 1_000.0;
+            let (_, _, heard_ms) = sitting.ended().unwrap();
+            let error = heard_ms as f64 - truth;
+            println!("{:<30} cut after {at} ms: {error:+.1} ms", named(&setup));
+            assert!((-40.0..=40.0).contains(&error), "{} at {at} ms: {heard_ms} of {truth} ms", named(&setup));
+        }
     }
 }
 

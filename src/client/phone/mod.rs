@@ -2,8 +2,8 @@
 //!
 //! Three shapes carry all of them: JSON with audio in base64 ([`json`], a table per provider), binary audio with JSON beside it
 //! ([`vonage`], [`jambonz`], [`freeswitch`], [`asterisk`]), and frames over TCP ([`audiosocket`]). A dialect reads and writes
-//! messages and keeps nothing but what it needs for that; what lasts from message to message is [`mod@line`]'s and [`marks`]'. Nothing here knows a
-//! socket, a clock, or what a call is.
+//! messages and keeps nothing but what it needs for that; what lasts from message to message is [`mod@line`]'s and that of [`marks`].
+//! Nothing here knows a socket, a clock, or what a call is.
 //!
 //! How each of them behaves, and who says so, stands in its [`Habits`].
 pub mod asterisk;

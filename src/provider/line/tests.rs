@@ -348,6 +348,7 @@ fn quirks_happen_and_are_counted() {
         early_media: 2,
         wrong_stream_ids: true,
         start_after: at(100),
+        holds: Duration::ZERO,
     };
     let mut line = line(Provider::Telnyx, |setup| setup.quirks = quirks);
     for n in 1..=50 {
