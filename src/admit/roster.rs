@@ -6,7 +6,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 
@@ -30,6 +30,9 @@ pub enum NoSeat {
     Taken,
 }
 
+/// News that wait for a call to hear them; more are dropped.
+const NEWS: usize = 8;
+
 /// All calls of this process.
 #[derive(Debug, Clone, Default)]
 pub struct Roster(Arc<Mutex<Calls>>);
@@ -47,15 +50,18 @@ struct Running {
     since: Instant,
     cut: watch::Sender<Option<Cut>>,
     rotate: Arc<Notify>,
+    news: mpsc::Sender<String>,
 }
 
 /// What somebody else wants of a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked {
     /// Its end.
     Cut(Cut),
     /// Another session, at the next good moment.
     Rotate,
+    /// That its model is told this of the line.
+    Tell(String),
 }
 
 /// A running call, as the tenant sees it.
@@ -93,10 +99,11 @@ impl Roster {
         }
         let (cut, cuts) = watch::channel(None);
         let rotate = Arc::new(Notify::new());
-        let running = Running { who: who.clone(), door, since: Instant::now(), cut, rotate: rotate.clone() };
+        let (news, heard) = mpsc::channel(NEWS);
+        let running = Running { who: who.clone(), door, since: Instant::now(), cut, rotate: rotate.clone(), news };
         calls.running.insert(id.to_owned(), running);
         calls.by_tenant.insert(tenant.clone(), count + 1);
-        Ok(Seat { roster: self.clone(), id: id.to_owned(), tenant, cuts, rotate })
+        Ok(Seat { roster: self.clone(), id: id.to_owned(), tenant, cuts, rotate, heard })
     }
 
     /// Calls of a tenant now.
@@ -147,6 +154,13 @@ impl Roster {
         call.map(|call| call.rotate.notify_one()).is_some()
     }
 
+    /// The model of a call of this tenant shall know this of the line; `false`: there is none of this id, or it does not listen.
+    pub fn tell(&self, id: &str, tenant: &str, news: String) -> bool {
+        let calls = self.calls();
+        let call = calls.running.get(id).filter(|call| call.who.tenant_id() == tenant);
+        call.is_some_and(|call| call.news.try_send(news).is_ok())
+    }
+
     /// Cuts every call whose principal is no longer good. How many.
     pub fn sweep(&self, good: impl Fn(&Principal) -> bool) -> usize {
         let calls = self.calls();
@@ -166,6 +180,7 @@ pub struct Seat {
     tenant: String,
     cuts: watch::Receiver<Option<Cut>>,
     rotate: Arc<Notify>,
+    heard: mpsc::Receiver<String>,
 }
 
 impl Seat {
@@ -183,20 +198,16 @@ impl Seat {
 
     /// Waits until somebody ends the call.
     pub async fn cut(&mut self) -> Cut {
-        let cut = self.cuts.wait_for(Option::is_some).await.ok().and_then(|cut| *cut);
-        match cut {
-            Some(cut) => cut,
-            // Whoever could cut it is gone.
-            None => std::future::pending().await,
-        }
+        cut_of(&mut self.cuts).await
     }
 
     /// Waits until somebody wants something of the call.
     pub async fn asked(&mut self) -> Asked {
-        let rotate = self.rotate.clone();
+        let Self { cuts, rotate, heard, .. } = self;
         tokio::select! {
             biased;
-            cut = self.cut() => Asked::Cut(cut),
+            cut = cut_of(cuts) => Asked::Cut(cut),
+            Some(news) = heard.recv() => Asked::Tell(news),
             () = rotate.notified() => Asked::Rotate,
         }
     }
@@ -204,6 +215,15 @@ impl Seat {
     /// The call goes on with another credential of its tenant.
     pub fn renew(&self, who: Principal) {
         self.roster.renew(&self.id, who);
+    }
+}
+
+async fn cut_of(cuts: &mut watch::Receiver<Option<Cut>>) -> Cut {
+    let cut = cuts.wait_for(Option::is_some).await.ok().and_then(|cut| *cut);
+    match cut {
+        Some(cut) => cut,
+        // Whoever could cut it is gone.
+        None => std::future::pending().await,
     }
 }
 
@@ -247,6 +267,10 @@ mod tests {
         let mut fourth = roster.enter("c5", &who, "thin", 0).unwrap();
         assert!(roster.rotate("c5", "local"));
         assert_eq!(fourth.asked().await, Asked::Rotate);
+        assert!(roster.tell("c5", "local", "a beep".to_owned()));
+        assert!(!roster.tell("c5", "acme", String::new()) && !roster.tell("c9", "local", String::new()));
+        assert_eq!(fourth.asked().await, Asked::Tell("a beep".to_owned()));
+        assert_eq!((0..99).filter(|_| roster.tell("c5", "local", String::new())).count(), NEWS, "it does not listen");
         drop((first, third, fourth));
         assert_eq!(roster.count("local"), 0);
     }

@@ -223,6 +223,8 @@ pub enum Input<'a> {
     Ignored,
     /// The caller pressed a key of a telephone.
     Key(char),
+    /// What the line says of itself, for the model: an answering machine has picked up, and such.
+    LineSays(&'a str),
     /// A word to a telephone and its answer take so long by now: so late are its marks, and what cuts a reply.
     RoundTrip(Duration),
     /// Pass-through: an event of the client.
@@ -633,6 +635,7 @@ impl Core {
             | Input::RoundTrip(_)
             | Input::Invalid { .. }
             | Input::Ignored => self.hear_client(now, input),
+            Input::LineSays(news) => self.line_says(now, news),
             Input::Sounds { length, loud } => self.sounds(now, length, loud),
             Input::Said(said) => self.said(now, said),
             Input::SaidAudio(audio) => self.said_audio(now, audio),
@@ -1010,7 +1013,7 @@ fn says_something(input: &Input<'_>) -> bool {
             ClientMsg::Commit | ClientMsg::Text { .. } | ClientMsg::ToolResult { .. } | ClientMsg::Interrupt { .. }
         ),
         Input::Said(said) => matches!(said.kind, openai::Kind::Commit | openai::Kind::CreateReply { .. }),
-        Input::ClientBack { .. } | Input::Key(_) | Input::ToolDone { .. } => true,
+        Input::ClientBack { .. } | Input::Key(_) | Input::LineSays(_) | Input::ToolDone { .. } => true,
         Input::Service(event) | Input::Heard(event, _) => matches!(
             event,
             Event::SpeechStarted { .. }

@@ -267,6 +267,8 @@ enum Wake {
     Stop,
     Cut(Cut),
     Rotate,
+    /// Of the line.
+    News(String),
 }
 
 impl Driver {
@@ -356,6 +358,7 @@ impl Driver {
                 Wake::Drain(until) => self.drain(until),
                 Wake::Stop => self.core.handle(self.now(), Input::ClientGone(End::Drained)),
                 Wake::Rotate => self.core.handle(self.now(), Input::Rotate),
+                Wake::News(news) => self.core.handle(self.now(), Input::LineSays(&news)),
                 Wake::Cut(cut) => {
                     self.cut = true;
                     let end = match cut {
@@ -406,6 +409,7 @@ impl Driver {
             asked = license.asked(), if !*cut => match asked {
                 Asked::Cut(why) => Wake::Cut(why),
                 Asked::Rotate => Wake::Rotate,
+                Asked::Tell(news) => Wake::News(news),
             },
             until = draining => Wake::Drain(until),
             () = recalled => Wake::Recalled,

@@ -139,6 +139,21 @@ impl World {
         id
     }
 
+    /// A provider posts a form.
+    async fn posts(&self, provider: Provider, target: &str, form: &[(&str, &str)], signed: bool) -> Answer {
+        let url = format!("http://{}{target}", self.rig.relay.addr());
+        let key = AUTH.into();
+        let setup = Setup::new(provider, 1);
+        let request = webhook::posted(&setup, &url, form, signed.then_some(&key), unix_now()).unwrap();
+        let webhook::Body::Posted(body) = request.body else { panic!("{provider:?} posts") };
+        let mut asked = self.rig.request("POST", target, "").body(body);
+        for (name, value) in &request.headers {
+            use secrecy::ExposeSecret as _;
+            asked = asked.header(*name, value.expose_secret());
+        }
+        answer(asked).await
+    }
+
     async fn shown(&self, id: &str) -> Value {
         let got = self.rig.ask("GET", &format!("/v1/dial/{id}"), &self.acme).await;
         assert_eq!(got.status, 200, "{}", got.text);
@@ -277,6 +292,34 @@ async fn an_answering_machine_is_told() {
         assert!(seen.heard_ms > 300, "{kind}: {seen:?}");
     });
     join_all(calls).await;
+}
+
+#[tokio::test]
+async fn a_machine_that_is_found_while_the_call_runs_is_told_to_the_model_once() {
+    let world = world(|sim| sim.record_audio = true, |_| {}).await;
+    let id = world.begin("twilio", "+15550005").await;
+    let shown = world.until(&id, "streaming").await;
+    let call = shown["call"].as_str().unwrap();
+    let finds = async |who: &str| {
+        let form = [("AccountSid", "account-1"), ("AnsweredBy", who), ("CallSid", call)];
+        let answer = world.posts(Provider::Twilio, "/phone/twilio/status", &form, true).await;
+        assert_eq!(answer.status, 204, "{}", answer.text);
+    };
+    let told = || {
+        let items = world.rig.sim.stats().items;
+        items.iter().filter(|(_, item)| item.to_string().contains("[The line says: ")).count()
+    };
+    finds("machine_start").await;
+    finds("machine_start").await;
+    until("the model is told of the machine", || told() == 1).await;
+    finds("machine_end_beep").await;
+    until("the model is told of the beep", || told() == 2).await;
+    assert_eq!(world.shown(&id).await["machine"], "beep");
+    let items = world.rig.sim.stats().items;
+    let says = |part: &str| items.iter().any(|(_, item)| item.to_string().contains(part));
+    assert!(says("an answering machine has picked up") && says("what is said now is recorded"), "{items:?}");
+    assert_eq!(world.rig.ask("DELETE", &format!("/v1/dial/{id}"), &world.acme).await.status, 200);
+    world.until(&id, "ended").await;
 }
 
 #[tokio::test]
@@ -475,20 +518,9 @@ async fn a_reference_that_nobody_gave_out_leads_to_nobody() {
         },
     )
     .await;
-    let key = AUTH.into();
     let ask = async |target: &str, call: &str, status: &str, signed: bool| {
-        let mut setup = Setup::new(Provider::Plivo, 1);
-        setup.ids.call = call.to_owned();
-        let url = format!("http://{}{target}", world.rig.relay.addr());
         let form = [("CallStatus", status), ("CallUUID", call), ("From", "15550199"), ("To", "15550100")];
-        let request = webhook::posted(&setup, &url, &form, signed.then_some(&key), unix_now()).unwrap();
-        let webhook::Body::Posted(body) = request.body else { panic!("Plivo posts") };
-        let mut asked = world.rig.request("POST", target, "").body(body);
-        for (name, value) in &request.headers {
-            use secrecy::ExposeSecret as _;
-            asked = asked.header(*name, value.expose_secret());
-        }
-        answer(asked).await
+        world.posts(Provider::Plivo, target, &form, signed).await
     };
     let here = ask("/phone/plivo/voice", "call-1", "in-progress", true).await;
     assert!(here.status == 200 && here.text.contains("<Stream"), "anybody may call: {}", here.text);

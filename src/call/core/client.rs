@@ -127,7 +127,7 @@ impl Core {
         }
     }
 
-    fn text(&mut self, now: At, text: String) {
+    pub(super) fn text(&mut self, now: At, text: String) {
         self.caller_spoke();
         self.mirror.typed(&text);
         if self.speaks() {

@@ -224,6 +224,13 @@ impl Core {
         self.errands.free_since.filter(|_| leaves).map(|at| at + self.plan.last_words)
     }
 
+    /// The line says something of itself: a turn for the model, as keys are. One who is about to leave has no use for it.
+    pub(super) fn line_says(&mut self, now: At, news: &str) {
+        if self.pass.is_none() && self.errands.gone_by.is_none() && !self.errands.all.iter().any(Errand::leaves) {
+            self.text(now, format!("[The line says: {news}]"));
+        }
+    }
+
     /// The caller speaks, or presses a key, before the line is left: it stays.
     pub(super) fn caller_objects(&mut self) {
         self.stay(|errand| errand.leaves());
@@ -444,6 +451,37 @@ mod tests {
         rig.event(Event::SpeechStarted { at_ms: 2_500 });
         rig.pass(100 * MS);
         assert_eq!(results(&rig), [r#"{"ok":false,"reason":"the caller interrupted it"}"#]);
+    }
+
+    #[test]
+    fn what_the_line_says_of_itself_is_a_turn_for_the_model() {
+        let typed = |rig: &Rig| {
+            let typed = |(at, output): &(At, Output)| match output {
+                Output::Service { command: Command::UserText { text }, .. } => Some((*at, text.clone())),
+                _ => None,
+            };
+            rig.log.iter().filter_map(typed).collect::<Vec<_>>()
+        };
+        let mut rig = rig();
+        rig.created("resp_1");
+        rig.reply_audio("resp_1", "item_1", SECOND);
+        rig.pass(300 * MS);
+        rig.input(Input::LineSays("a machine"));
+        assert_eq!(typed(&rig), [(300 * MS, "[The line says: a machine]".to_owned())]);
+        assert!(rig.said().iter().any(|said| said == "clear r1"), "nobody hears what was meant for somebody else");
+        rig.done("resp_1", Ended::Cancelled);
+        rig.pass(SECOND);
+        let asks = |(_, output): &&(At, Output)| {
+            matches!(output, Output::Service { command: Command::CreateReply { .. }, .. })
+        };
+        assert_eq!(rig.log.iter().filter(asks).count(), 1, "it is answered");
+        // A goodbye is said to its end.
+        let mut rig = super::tests::rig();
+        calls(&mut rig, "hang_up", "{}");
+        rig.pass(500 * MS);
+        rig.input(Input::LineSays("a beep"));
+        rig.pass(2 * SECOND);
+        assert_eq!((typed(&rig), end(&rig)), (vec![], Some((SECOND, End::AgentHungUp))));
     }
 
     #[test]

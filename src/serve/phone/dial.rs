@@ -32,7 +32,7 @@ use crate::{
     config::{DialConfig, E164, is_e164},
     http::idempotency::{Begin, Keys},
     phone::{
-        Account, Incoming, Refusal as Turned, Status,
+        Account, Incoming, Machine, Refusal as Turned, Status,
         event::Direction,
         numbers::{DialRefused, Dials},
         rest::{self, Ask, Stamp},
@@ -388,15 +388,31 @@ fn failed(id: &str, error: &SendError) -> Failed {
 
 /// Does what is left to be done.
 fn tie(shared: &Arc<Shared>, account: &Arc<Account>, loose: Loose) {
-    let Loose { withdraw, hang_up, ends } = loose;
+    let Loose { withdraw, hang_up, ends, found } = loose;
     withdraw.iter().for_each(|slot| shared.phones.tickets.withdraw(slot));
     if let Some((call, tenant)) = ends {
         shared.gate.roster().end(&call, &tenant);
+    }
+    if let Some((call, tenant, who)) = found
+        && let Some(news) = late(who)
+    {
+        let told = shared.gate.roster().tell(&call, &tenant, news.to_owned());
+        tracing::info!(call, found = who.name(), told, "who or what has answered is known while the call runs");
     }
     let Some(call) = hang_up else { return };
     match account.rest(Stamp { now: unix_now(), nonce: &nonce() }).hang_up(&call) {
         Ok(ask) => insist(shared, account, ask),
         Err(error) => tracing::debug!(%error, "the provider is not told to hang up"),
+    }
+}
+
+/// What a conversation is told of who or what has answered, when it has begun without knowing; none: it goes on as it is.
+fn late(found: Machine) -> Option<&'static str> {
+    match found {
+        Machine::Machine => Some("an answering machine has picked up; its greeting may still be going on."),
+        Machine::Beep => Some("this is an answering machine, and its greeting is over: what is said now is recorded."),
+        Machine::Fax => Some("a fax machine has picked up."),
+        Machine::Human | Machine::Unknown => None,
     }
 }
 

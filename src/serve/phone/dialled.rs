@@ -140,6 +140,8 @@ pub(super) struct Loose {
     pub(super) hang_up: Option<String>,
     /// The provider has no such call any more: this one of ours, and its tenant's, is to end.
     pub(super) ends: Option<(String, String)>,
+    /// This call of ours, and its tenant's, is to be told who or what has answered: it does not know yet.
+    pub(super) found: Option<(String, String, Machine)>,
 }
 
 /// What a stream finds of its call.
@@ -259,8 +261,12 @@ impl<R> Book<R> {
             Progress::Ringing => one.forward(Stage::Ringing),
             Progress::Answered => one.answer(now),
             Progress::Machine(who) => {
-                one.machine = Some(*who);
+                let is_new = one.machine.replace(*who) != Some(*who);
                 one.answer(now);
+                if is_new && one.stage == Stage::Streaming {
+                    let found = Some((one.order.call.clone(), one.order.who.tenant_id().to_owned(), *who));
+                    return Loose { found, ..Loose::default() };
+                }
             }
             Progress::Queued | Progress::StreamStarted | Progress::StreamEnded(_) | Progress::Other(_) => {}
         }

@@ -80,6 +80,22 @@ async fn a_call_goes_forward_and_ends_once() {
 }
 
 #[tokio::test]
+async fn what_has_answered_is_told_once_to_a_call_that_began_without_knowing() {
+    let (mut book, now) = placed();
+    book.hear("twilio", &news("CA1", Progress::Machine(Machine::Unknown)), now);
+    book.joins("dial_1", now).unwrap();
+    let mut found = |who| book.hear("twilio", &news("CA1", Progress::Machine(who)), now).found;
+    let told = |who| Some(("call_of_dial_1".to_owned(), tenant(), who));
+    assert_eq!(found(Machine::Unknown), None, "it was known");
+    assert_eq!(found(Machine::Machine), told(Machine::Machine));
+    assert_eq!(found(Machine::Machine), None, "once");
+    assert_eq!(found(Machine::Beep), told(Machine::Beep));
+    assert_eq!(found(Machine::Beep), None);
+    book.left("dial_1", Ended::new("completed", By::Callee), now);
+    assert_eq!(book.hear("twilio", &news("CA1", Progress::Machine(Machine::Fax)), now).found, None, "it is over");
+}
+
+#[tokio::test]
 async fn each_ending_has_its_reason_and_its_token_is_withdrawn() {
     for (ending, reason, by) in [
         (Ending::Busy, "busy", "callee"),
