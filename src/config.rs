@@ -29,8 +29,8 @@ pub use self::access::{
 pub use self::budget::{AllowanceConfig, BudgetConfig, CallAllowanceConfig, WhenSpent};
 pub use self::ledger::{LedgerConfig, PricesConfig};
 pub use self::phone::{
-    AudioSocketConfig, DialConfig, E164, NumberConfig, PhoneAccountConfig, PhoneCodec, PhoneConfig, PhoneKind,
-    TenantDialConfig, is_e164,
+    AudioSocketConfig, DialConfig, E164, NumberConfig, PhoneAccountConfig, PhoneByteOrder, PhoneCodec, PhoneConfig,
+    PhoneKind, TenantDialConfig, is_e164,
 };
 pub use self::routes::{CanaryConfig, IncidentsConfig, RouteConfig, RoutePolicy, TierConfig};
 pub use self::text::{TextConfig, TextRule, TextTier};

@@ -27,6 +27,7 @@ use crate::{
         },
         wire::{ClientMsg, ServerMsg},
     },
+    config::PhoneByteOrder,
     net::outbox::Outbox,
 };
 
@@ -99,6 +100,16 @@ impl Phone {
             first: start.first.clone(),
             remote: None,
         }
+    }
+
+    /// The order of the bytes of its linear audio, where the provider leaves that open.
+    pub fn with_byte_order(self, order: PhoneByteOrder) -> Self {
+        let bytes = self.bytes.map(|unknown| match order {
+            PhoneByteOrder::Auto => unknown,
+            PhoneByteOrder::Big => ByteOrder::known(true),
+            PhoneByteOrder::Little => ByteOrder::known(false),
+        });
+        Self { bytes, ..self }
     }
 
     /// With somebody who can be asked to transfer it.

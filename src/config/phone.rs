@@ -132,6 +132,30 @@ impl PhoneCodec {
     }
 }
 
+/// The order of the bytes of a stream's linear audio, where providers are not at one with their documents.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PhoneByteOrder {
+    /// Found out in each call, by its first sound.
+    #[default]
+    Auto,
+    /// The high byte first, as RFC 3551 has it.
+    Big,
+    /// The low byte first.
+    Little,
+}
+
+impl PhoneByteOrder {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Big => "big",
+            Self::Little => "little",
+        }
+    }
+}
+
 /// `[phone]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -224,6 +248,8 @@ pub struct PhoneAccountConfig {
     /// Samples a second, for `codec = "l16"`; none: its usual one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<u32>,
+    /// Telnyx and SignalWire: the order of the bytes of linear audio.
+    pub byte_order: PhoneByteOrder,
     /// The number that calls from here show, unless a call says another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<String>,
@@ -360,6 +386,11 @@ impl PhoneAccountConfig {
                 problem(&key("rate"), rate.to_string(), &format!("{allowed} with codec = \"{}\"", codec.name()));
             }
             Some(_) => {}
+        }
+        let has_choice = matches!(kind, PhoneKind::Telnyx | PhoneKind::Signalwire);
+        if self.byte_order != PhoneByteOrder::Auto && !has_choice {
+            let allowed = format!("auto with {}: only telnyx and signalwire leave it open", kind.name());
+            problem(&key("byte_order"), self.byte_order.name().to_owned(), &allowed);
         }
     }
 }
@@ -602,6 +633,11 @@ mod tests {
         assert_eq!(usual(PhoneKind::Twilio), (PhoneCodec::Pcmu, 8_000));
         assert_eq!(usual(PhoneKind::Asterisk), (PhoneCodec::L16, 24_000));
         assert_eq!(usual(PhoneKind::Vonage), (PhoneCodec::L16, 16_000));
+        let signalwire = "[phone.accounts.signalwire]\naccount = \"a\"\nauth_token = \"t\"\napi_url = \"https://a.signalwire.com\"\n";
+        for order in [PhoneByteOrder::Auto, PhoneByteOrder::Big, PhoneByteOrder::Little] {
+            let config = found(&format!("{URL}{signalwire}byte_order = \"{}\"\n", order.name())).unwrap();
+            assert_eq!(config.phone.accounts["signalwire"].byte_order, order);
+        }
     }
 
     #[test]
@@ -627,6 +663,11 @@ mod tests {
             (format!("{URL}[phone.accounts.\"a b\"]\nkind = \"jambonz\"\nsigning_key = \"s\"\n"), "it stands in URLs"),
             (format!("{URL}[phone.accounts.mine]\nkind = \"bell\"\n"), "unknown variant `bell`"),
             (format!("{URL}{jambonz}codec = \"pcmu\"\n"), "jambonz.codec: found pcmu; allowed: l16 with jambonz"),
+            (
+                format!("{URL}{jambonz}byte_order = \"big\"\n"),
+                "jambonz.byte_order: found big; allowed: auto with jambonz",
+            ),
+            (format!("{URL}{jambonz}byte_order = \"middle\"\n"), "unknown variant `middle`"),
             (format!("{URL}{jambonz}rate = 44100\n"), "jambonz.rate: found 44100; allowed: 24000, 8000, 16000, 48000"),
             (
                 format!("{URL}{jambonz}account = \"a\"\n"),

@@ -13,7 +13,7 @@ use super::{
     signalwire, telnyx, twilio, vonage,
     webhook::{Asked, Unclear},
 };
-use crate::config::{PhoneAccountConfig, PhoneCodec, PhoneConfig, PhoneKind, phone::ed25519};
+use crate::config::{PhoneAccountConfig, PhoneByteOrder, PhoneCodec, PhoneConfig, PhoneKind, phone::ed25519};
 
 /// What providers reach us as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -217,6 +217,11 @@ impl Account {
     /// What streams are asked to carry: codec, and rate in Hz. Some providers send another one all the same.
     pub fn audio(&self) -> (PhoneCodec, u32) {
         self.config.audio(self.kind)
+    }
+
+    /// The order of the bytes of linear audio.
+    pub fn byte_order(&self) -> PhoneByteOrder {
+        self.config.byte_order
     }
 
     /// The number that calls from here show, unless a call says another one.

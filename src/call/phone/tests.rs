@@ -29,7 +29,7 @@ use crate::{
         },
         wire::{AudioFormats, ReplyStatus},
     },
-    config::{AgentConfig, Govern},
+    config::{AgentConfig, Govern, PhoneByteOrder},
     net::outbox::Kind,
     provider::{Coding, Line, Media as Wire, Message, Network, Provider, Setup},
     upstream::{Command, Ended, Event, SessionSetup},
@@ -167,6 +167,10 @@ struct Sitting {
 
 impl Sitting {
     fn new(setup: Setup) -> Self {
+        Self::with(setup, PhoneByteOrder::Auto)
+    }
+
+    fn with(setup: Setup, order: PhoneByteOrder) -> Self {
         let provider = setup.provider;
         let mut line = Line::new(setup.clone());
         let mut dialect = dialect(&setup);
@@ -196,7 +200,8 @@ impl Sitting {
         };
         let audio = AudioFormats { input: start.input, output: start.output };
         let upstream = session.output;
-        let door = Door::phone(Phone::new(Lanes::new(session, audio, false), dialect, &start));
+        let phone = Phone::new(Lanes::new(session, audio, false), dialect, &start);
+        let door = Door::phone(phone.with_byte_order(order));
         Self {
             line,
             core,
@@ -426,6 +431,28 @@ fn what_is_said_arrives_whole_both_ways() {
         println!("{name:<32} heard {heard:?} of 2.013s, to the service after {clock_ms} ms");
         assert_eq!(sitting.ended().unwrap(), (ReplyStatus::Completed, 2_013, 2_013), "{name}");
         assert!(provider != Provider::AudioSocket || sitting.line.queued().is_zero());
+    }
+}
+
+#[test]
+fn an_order_of_bytes_that_is_configured_holds_before_anybody_has_spoken() {
+    let [big, little] = [Coding::L16Be, Coding::L16].map(|coding| Wire { coding, rate: 16_000 });
+    for (media, order, good) in [
+        (big, PhoneByteOrder::Big, true),
+        (little, PhoneByteOrder::Little, true),
+        (big, PhoneByteOrder::Little, false),
+        (big, PhoneByteOrder::Auto, false),
+    ] {
+        let mut setup = Setup::new(Provider::Telnyx, 7).with_media(media).unwrap();
+        setup.journal = false;
+        let mut sitting = Sitting::with(setup, order);
+        let said = speech(sitting.upstream.rate, Duration::ZERO, SECOND);
+        sitting.reply("r", &said);
+        sitting.done("r", Ended::Completed);
+        sitting.pass(2 * SECOND);
+        let original = speech(16_000, Duration::ZERO, SECOND);
+        let (alike, _) = correlation(&original, &sitting.line.ear().samples(sitting.now), 80);
+        assert_eq!(alike > 0.99, good, "{media} {order:?}: {alike}");
     }
 }
 

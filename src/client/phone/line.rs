@@ -99,6 +99,11 @@ pub struct ByteOrder {
 }
 
 impl ByteOrder {
+    /// Somebody knows it: big-endian, or not.
+    pub fn known(swapped: bool) -> Self {
+        Self { swapped: Some(swapped), ..Self::default() }
+    }
+
     /// Looks at audio of `rate` samples a second; whether it is known by now, and was not before: big-endian or not.
     pub fn look(&mut self, bytes: &[u8], rate: u32) -> Option<bool> {
         if self.swapped.is_some() {

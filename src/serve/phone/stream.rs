@@ -364,8 +364,11 @@ impl Stream {
         let audio = AudioFormats { input: start.input, output: start.output };
         let (lead, gather) = (Some(dialect.habits().lead), shared.config.audio.gather);
         let remote = remote(&shared, &account, &call.call);
-        let door =
-            |setup| Door::phone(Phone::new(Lanes::new(setup, audio, gather), dialect, &start).with_remote(remote));
+        let order = shared.phones.accounts.get(&account).map(|account| account.byte_order()).unwrap_or_default();
+        let door = |setup| {
+            let phone = Phone::new(Lanes::new(setup, audio, gather), dialect, &start);
+            Door::phone(phone.with_byte_order(order).with_remote(remote))
+        };
         let (auto_turns, comes_back) = (true, false);
         let agent_of = told(&found, &call);
         let owner = Owner { who, license, id, name: agent, agent: agent_of, way, audio, auto_turns, lead, comes_back };
