@@ -30,6 +30,7 @@ use crate::{
 };
 
 mod narrate;
+mod refused;
 
 use narrate::{injected, narrate, summary};
 
@@ -345,12 +346,14 @@ impl Call {
             roots: self.roots.clone(),
         };
         if let Some(voice) = &args.voice_url {
-            let key = args.auth_token.is_some() || args.stream_password.is_some();
-            screen.line(&format!("asking {voice} ({})", if key { "signed" } else { "unsigned" }))?;
+            screen.line(&format!("asking {voice} ({})", reach.shows(args.provider)))?;
         }
         let reached = reach.reach(&mut self.setup, wall::unix_now()).await.map_err(|error| match error {
             ReachError::Webhook(WebhookError::Key { .. }) => Usage(error.to_string()).into(),
-            error => anyhow::Error::new(error),
+            error => match refused::check(&error, args.provider, &args.number) {
+                Some(check) => anyhow::anyhow!("{error}\n{check}"),
+                None => anyhow::Error::new(error),
+            },
         })?;
         for note in &reached.notes {
             screen.line(&format!("note: {note}"))?;

@@ -38,9 +38,9 @@ pub enum MarkupError {
         why: String,
     },
     /// It connects nothing.
-    #[error("the answer connects no stream; it says: {found}")]
+    #[error("the voice webhook connects no stream; it answered: {found}")]
     NoStream {
-        /// Its verbs.
+        /// Its verbs, and why, where they say so.
         found: String,
     },
     /// It connects one that does not work.
@@ -106,7 +106,11 @@ fn json(answer: &str) -> Result<Value, MarkupError> {
 /// The verbs of a document, to be told.
 fn verbs(document: &Document<'_>) -> MarkupError {
     let verbs = document.root_element().descendants().skip(1).filter(Node::is_element);
-    let found: Vec<_> = verbs.map(|verb| format!("<{}>", verb.tag_name().name())).collect();
+    let found = verbs.map(|verb| match verb.attribute("reason") {
+        Some(reason) => format!("<{} reason={reason:?}>", verb.tag_name().name()),
+        None => format!("<{}>", verb.tag_name().name()),
+    });
+    let found: Vec<_> = found.collect();
     MarkupError::NoStream { found: if found.is_empty() { "nothing".to_owned() } else { found.join(" ") } }
 }
 
@@ -227,7 +231,13 @@ fn strings(object: &Value) -> Vec<(String, String)> {
 
 /// What an array of actions or verbs consists of, to be told.
 fn names(answer: &Value, key: &str) -> MarkupError {
-    let names: Vec<_> = answer.as_array().into_iter().flatten().filter_map(|one| one[key].as_str()).collect();
+    let name = |one: &Value| {
+        let name = one[key].as_str()?;
+        // jambonz declines with a SIP status and its phrase.
+        let why = one["status"].as_u64().zip(one["reason"].as_str());
+        Some(why.map_or(name.to_owned(), |(status, reason)| format!("{name} {status} {reason}")))
+    };
+    let names: Vec<_> = answer.as_array().into_iter().flatten().filter_map(name).collect();
     MarkupError::NoStream { found: if names.is_empty() { "nothing".to_owned() } else { names.join(", ") } }
 }
 
@@ -333,7 +343,12 @@ mod tests {
             (
                 Provider::Twilio,
                 "<Response><Say>no</Say><Hangup/></Response>",
-                "connects no stream; it says: <Say> <Hangup>",
+                "connects no stream; it answered: <Say> <Hangup>",
+            ),
+            (
+                Provider::Twilio,
+                r#"<Response><Reject reason="busy"/></Response>"#,
+                r#"answered: <Reject reason="busy">"#,
             ),
             (Provider::Twilio, "<Response><Start><Stream url='wss://r'/></Start></Response>", "connects no stream"),
             (
@@ -353,9 +368,14 @@ mod tests {
                 r#"<Response><Stream bidirectional="true" extraHeaders="token=a.b">wss://r</Stream></Response>"#,
                 "`extraHeaders`",
             ),
-            (Provider::Vonage, r#"[{"action":"talk","text":"no"}]"#, "it says: talk"),
+            (Provider::Vonage, r#"[{"action":"talk","text":"no"}]"#, "it answered: talk"),
+            (
+                Provider::Jambonz,
+                r#"[{"verb":"sip:decline","status":404,"reason":"Not Found"}]"#,
+                "answered: sip:decline 404 Not Found",
+            ),
             (Provider::Jambonz, listen, "`bidirectionalAudio.streaming` is null"),
-            (Provider::AudioSocket, "", "connects no stream; it says: nothing"),
+            (Provider::AudioSocket, "", "connects no stream; it answered: nothing"),
             (Provider::ChanWebSocket, "<html>no</html>", "`token` is `<html>no</html>`; allowed: a UUID"),
             (Provider::AudioFork, "a b", "allowed: letters, digits"),
         ] {

@@ -92,6 +92,16 @@ impl Reach {
         Ok(Reached { notes: stream.notes, ..reached })
     }
 
+    /// How the webhook is asked: what shows it who asks.
+    pub fn shows(&self, provider: Provider) -> &'static str {
+        match (shows_password(provider), self.stream_password.is_some(), self.auth_token.is_some()) {
+            (true, true, _) => "with its password",
+            (true, false, _) => "without a password",
+            (false, _, true) => "signed",
+            (false, _, false) => "unsigned",
+        }
+    }
+
     /// Where the stream goes: as the webhook says, or the dialplan.
     fn address(
         &self,
@@ -200,6 +210,25 @@ mod tests {
         assert_eq!(reached_at(stream, None, voice), stream);
         assert_eq!(beside(voice.unwrap()).as_deref(), Some("ws://127.0.0.1:8080/phone/main/stream"));
         assert_eq!(beside("https://h/elsewhere"), None);
+    }
+
+    #[test]
+    fn a_webhook_is_asked_with_what_its_provider_has() {
+        let reach = |auth_token: bool, stream_password: bool| Reach {
+            auth_token: auth_token.then(|| "t".into()),
+            stream_password: stream_password.then(|| "p".into()),
+            ..Reach::default()
+        };
+        for (provider, token, password, want) in [
+            (Provider::Twilio, true, false, "signed"),
+            (Provider::Jambonz, false, true, "unsigned"),
+            (Provider::SignalWire, true, true, "signed"),
+            (Provider::ChanWebSocket, false, true, "with its password"),
+            (Provider::AudioSocket, true, false, "without a password"),
+            (Provider::AudioFork, true, true, "with its password"),
+        ] {
+            assert_eq!(reach(token, password).shows(provider), want, "{provider:?} {token} {password}");
+        }
     }
 
     #[tokio::test]
