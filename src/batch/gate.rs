@@ -108,10 +108,10 @@ impl Gate {
 }
 
 impl Pass {
-    /// Its request was answered.
-    pub fn answered(&self, took: Duration, waited: Duration) {
+    /// Its request, of this class ([`super::width::class`]), was answered.
+    pub fn answered(&self, took: Duration, waited: Duration, class: usize) {
         let mut state = self.gate.state();
-        state.width.answered(Answered { took, waited, full: self.full });
+        state.width.answered(Answered { took, waited, full: self.full, class });
         drop(state);
         self.gate.0.changed.notify_waiters();
     }

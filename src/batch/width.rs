@@ -12,11 +12,17 @@ const ENOUGH: Duration = Duration::from_millis(500);
 /// Beyond this too many wait.
 const TOO_MUCH: Duration = Duration::from_secs(4);
 /// Answers that take so many times as long as the fastest do are a service at its end.
-const SLOW: u32 = 3;
+const SLOW: f64 = 3.0;
+/// Below this a difference is noise, seconds.
+const FAST: f64 = 0.05;
 /// After a refusal others that were sent before it say nothing new.
 const DEAF: Duration = Duration::from_secs(1);
+/// Two kinds, each in powers of two.
+const CLASSES: usize = 128;
 /// How fast what was the fastest is forgotten, with each answer.
-const FADE: f64 = 1.002;
+const FADE: f64 = 1.0002;
+/// What a slow answer takes away: a quarter, when all are.
+const AWAY: f64 = 0.25;
 
 /// The number.
 #[derive(Debug, Clone)]
@@ -25,9 +31,10 @@ pub struct Width {
     now: f64,
     /// Nothing has been in its way yet.
     doubles: bool,
-    /// What an answer takes at best, for its size, seconds.
-    best: Option<f64>,
-    recent: Option<f64>,
+    /// What an answer takes at best, seconds, by what was asked: a long recording takes longer than a short one.
+    best: [Option<f64>; CLASSES],
+    /// How many times as long the last ones took.
+    recent: f64,
     held: Option<Duration>,
     deaf: Option<Duration>,
 }
@@ -41,13 +48,21 @@ pub struct Answered {
     pub waited: Duration,
     /// As many as were allowed ran when it was asked for.
     pub full: bool,
+    /// What was asked, and how much of it: answers of one class take about the same time.
+    pub class: usize,
+}
+
+/// The class of so many bytes of one kind.
+pub fn class(kind: usize, bytes: u64) -> usize {
+    let magnitude = u64::BITS - bytes.leading_zeros();
+    (kind * CLASSES / 2 + magnitude as usize).min(CLASSES - 1)
 }
 
 impl Width {
     /// At most so many.
     pub fn new(most: usize) -> Self {
         let (most, now) = (most.max(1), FIRST.min(most.max(1) as f64));
-        Self { most, now, doubles: true, best: None, recent: None, held: None, deaf: None }
+        Self { most, now, doubles: true, best: [None; CLASSES], recent: 1.0, held: None, deaf: None }
     }
 
     /// Always so many, but for what the relay asks for.
@@ -72,15 +87,21 @@ impl Width {
 
     /// One was answered.
     pub fn answered(&mut self, answered: Answered) {
-        let Answered { took, waited, full } = answered;
-        let own = took.saturating_sub(waited).as_secs_f64();
-        self.best = Some(self.best.map_or(own, |best| (best * FADE).min(own)));
-        self.recent = Some(self.recent.map_or(own, |recent| recent + (own - recent) / 8.0));
-        let slow = self.best.zip(self.recent).is_some_and(|(best, recent)| recent > best.max(0.05) * f64::from(SLOW));
-        if waited > TOO_MUCH {
+        let Answered { took, waited, full, class } = answered;
+        let own = took.saturating_sub(waited).as_secs_f64().max(FAST);
+        if let Some(best) = self.best.get_mut(class) {
+            let fastest = best.map_or(own, |best| (best * FADE).min(own));
+            *best = Some(fastest);
+            self.recent += (own / fastest - self.recent) / 8.0;
+        }
+        let slow = self.recent > SLOW;
+        if slow {
+            self.doubles = false;
+            self.now = (self.now - AWAY).max(1.0);
+        } else if waited > TOO_MUCH {
             self.doubles = false;
             self.now = (self.now - 1.0 / self.now).max(1.0);
-        } else if waited > ENOUGH || slow {
+        } else if waited > ENOUGH {
             self.doubles = false;
         } else if full {
             self.now += if self.doubles { 1.0 } else { 1.0 / self.now };
@@ -105,9 +126,9 @@ mod tests {
 
     use super::*;
 
-    /// A relay that answers `latency` after it has let a request go, and lets `per_second` of them go. How long so many take, and the
-    /// widest that it was.
-    fn run(many: u32, latency: Duration, per_second: f64, capacity: usize) -> (Duration, usize) {
+    /// A relay that answers `latency` after it has let a request go, and lets `per_second` of them go. How long so many take, the
+    /// widest that it was, and the width at the end.
+    fn run(many: u32, latency: Duration, per_second: f64, capacity: usize) -> (Duration, usize, usize) {
         let mut width = Width::new(256);
         let (mut now, mut left, mut free, mut widest) = (Duration::ZERO, many, Duration::ZERO, 0);
         let mut running: BinaryHeap<std::cmp::Reverse<(Duration, Duration, Duration, bool)>> = BinaryHeap::new();
@@ -122,9 +143,11 @@ mod tests {
                 running.push(std::cmp::Reverse((go + latency, now, go - now, full)));
             }
             widest = widest.max(running.len());
-            let Some(std::cmp::Reverse((end, began, waited, full))) = running.pop() else { return (now, widest) };
+            let Some(std::cmp::Reverse((end, began, waited, full))) = running.pop() else {
+                return (now, widest, width.at(now));
+            };
             now = end;
-            width.answered(Answered { took: end - began, waited, full });
+            width.answered(Answered { took: end - began, waited, full, class: 0 });
         }
     }
 
@@ -135,9 +158,9 @@ mod tests {
             (1_000, 300, 500.0, 1_000, 24),
             (200, 2_000, 500.0, 1_000, 64),
             (60, 300, 30.0, 1_000, 8),
-            (2_000, 500, 60_000.0, 1_000, 256),
+            (2_000, 500, 12_000.0, 1_000, 256),
         ] {
-            let (took, widest) = run(many, Duration::from_millis(latency_ms), per_minute / 60.0, capacity);
+            let (took, widest, _) = run(many, Duration::from_millis(latency_ms), per_minute / 60.0, capacity);
             let ideal = f64::from(many) * 60.0 / per_minute + latency_ms as f64 / 1_000.0;
             // What it takes to find the number, for short jobs at high rates.
             assert!(
@@ -150,8 +173,20 @@ mod tests {
 
     #[test]
     fn a_service_at_its_end_is_given_no_more() {
-        let (_, widest) = run(3_000, Duration::from_millis(500), 1_000.0, 8);
-        assert!(widest <= 60, "{widest}");
+        let (_, widest, last) = run(3_000, Duration::from_millis(500), 1_000.0, 8);
+        assert!(widest <= 100 && last <= 48, "{widest} {last}");
+    }
+
+    #[test]
+    fn long_recordings_are_no_sign_of_a_slow_service() {
+        let mut width = Width::new(256);
+        for n in 0..200_u64 {
+            let (secs, bytes) = if n % 2 == 0 { (1, 100_000) } else { (20, 20_000_000) };
+            let took = Duration::from_secs(secs);
+            width.answered(Answered { took, waited: Duration::ZERO, full: true, class: class(0, bytes) });
+        }
+        assert_eq!(width.at(Duration::ZERO), 204);
+        assert!(class(0, u64::MAX) < class(1, 1) && class(1, u64::MAX) < CLASSES);
     }
 
     #[test]
@@ -170,7 +205,7 @@ mod tests {
     fn one_at_once_is_the_least() {
         let mut width = Width::new(1);
         (0..9).for_each(|n| width.refused(Duration::from_secs(n * 9), Duration::ZERO));
-        width.answered(Answered { took: Duration::from_secs(1), waited: Duration::from_secs(9), full: true });
+        width.answered(Answered { took: Duration::from_secs(1), waited: Duration::from_secs(9), full: true, class: 0 });
         assert_eq!(width.at(Duration::from_secs(100)), 1);
     }
 }

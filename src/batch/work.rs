@@ -32,6 +32,7 @@ use super::{
     relay::{Answer, Failure, Relay, Upload, Wish},
     source::{Opened, Source, Sources},
     store::{Begun, Content, End, Item, Known, Part, Segment, Store, StoreError, Task, Transcript, Usage},
+    width::class,
 };
 use crate::{
     admit::price::Usd,
@@ -507,7 +508,9 @@ impl Run {
             let model = model.unwrap_or(&self.wish.model).to_owned();
             serde_json::to_string(&Written { transcript, model }).map_err(|error| error.to_string())
         };
-        let answer = self.ask(n, part, pass, Kind::Transcription, send, read).await?;
+        let bytes = std::fs::metadata(&upload.path).map_or(0, |there| there.len());
+        let class = class(0, bytes);
+        let answer = self.ask(n, part, pass, (Kind::Transcription, class), send, read).await?;
         Ok(match answer {
             Ended::Good(answer) => match serde_json::from_str(&answer) {
                 Ok(written) => Ended::Good(written),
@@ -535,7 +538,7 @@ impl Run {
                 .map_err(|error| format!("the answer is not JSON: {error}"))?;
             String::from_utf8(answer.body.to_vec()).map_err(|error| error.to_string())
         };
-        self.ask(n, part, Some(pass), Kind::Response, send, read).await
+        self.ask(n, part, Some(pass), (Kind::Response, class(1, body.to_string().len() as u64)), send, read).await
     }
 
     /// One request, as often as it takes. `read`: what of its answer is kept.
@@ -544,7 +547,7 @@ impl Run {
         n: i64,
         part: Part,
         mut pass: Option<Pass>,
-        kind: Kind,
+        (kind, class): (Kind, usize),
         send: impl Fn(String) -> F,
         read: impl Fn(&Answer) -> Result<String, String>,
     ) -> Result<Ended<String>, StoreError> {
@@ -566,7 +569,7 @@ impl Run {
             let began = Instant::now();
             let failure = match send(key).await {
                 Ok(answer) => {
-                    own.answered(began.elapsed(), answer.waited);
+                    own.answered(began.elapsed(), answer.waited, class);
                     let usage = usage(kind, &answer);
                     let asked = part.clone();
                     let kept = read(&answer);

@@ -74,6 +74,13 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     describe_counter!("voxrelay_route_opened_total", "Runs of failures after which a tier's route was left alone");
     describe_gauge!("voxrelay_routes_open", "Tiers' routes that are left alone now, but for a try a second");
     describe_counter!("voxrelay_canaries_judged_total", "Candidates that were promoted or rolled back, by standing");
+    describe_counter!("voxrelay_texts_total", "Requests for text that are over, by door and status");
+    describe_histogram!(
+        "voxrelay_text_first_seconds",
+        Unit::Seconds,
+        "Sending a request for text to the first byte of its answer"
+    );
+    describe_histogram!("voxrelay_text_seconds", Unit::Seconds, "And to its end");
     describe_counter!("voxrelay_tools_total", "Tools that the relay ran itself, by name and outcome");
     describe_histogram!("voxrelay_tool_seconds", Unit::Seconds, "How long they took, all tries together");
     // What is still nothing is shown as such, so that a new relay's page is not an empty one.

@@ -9,7 +9,7 @@ pub fn quoted(text: &str) -> u64 {
     // Line ends, tabs, quotes and backslashes get a backslash; other controls six letters.
     let doubled = text.bytes().filter(|b| matches!(b, b'\n' | b'\r' | b'\t' | b'"' | b'\\')).count() as u64;
     let controls = text.bytes().filter(|b| *b < 0x20 && !matches!(b, b'\n' | b'\r' | b'\t')).count() as u64;
-    tokens(text).saturating_add(doubled.div_ceil(2)).saturating_add(controls.saturating_mul(3)).saturating_add(2)
+    tokens(text).saturating_add(doubled).saturating_add(controls.saturating_mul(3)).saturating_add(2)
 }
 
 /// The parts of `text`, each of at most `most` tokens as [`quoted`] counts (but at least one letter). A text that fits is one part, also an
