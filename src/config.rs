@@ -34,7 +34,7 @@ pub use self::phone::{
 };
 pub use self::routes::{CanaryConfig, IncidentsConfig, RouteConfig, RoutePolicy, TierConfig};
 pub use self::text::{TextConfig, TextRule, TextTier};
-pub use self::tools::{Builtin, ToolConfig, WebhookConfig};
+pub use self::tools::{Builtin, ExpertConfig, ToolConfig, WebhookConfig};
 pub use self::turns::{Govern, LimitsConfig, TurnsConfig};
 use crate::audio::Codec;
 
@@ -818,6 +818,12 @@ impl Config {
         }
         for (name, agent) in &self.agents {
             agent.check(name, self.call.tool_timeout_s, &mut problem);
+            if let Some(index) = agent.tools.iter().position(|tool| tool.expert().is_some())
+                && self.text.expert.is_none()
+            {
+                let found = "`ask_expert`, and no text.expert".to_owned();
+                problem(&format!("agents.{name}.tools[{index}].builtin"), found, "an expert that is configured");
+            }
         }
         self.phone.check(agents, !self.tenants.is_empty(), &mut problem);
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Values { problems }) }

@@ -30,9 +30,9 @@
 //! | [`audio`] | samples, pure: codecs, resampling, lanes, chunks in, paced frames out, recordings |
 //! | [`call`] | decisions: the core, its parts, and the driver |
 //! | [`upstream`] | us → model: one file per dialect, the opening of sessions, client secrets, limits |
-//! | [`text`] | requests for text, responses and transcriptions: one request's way, and its answer's way back |
+//! | [`text`] | requests for text, responses and transcriptions: one request's way, and its answer's way back; the expert whom an agent asks |
 //! | [`batch`] | whole files: recordings to texts, texts to facts, thousands of them; a client of a relay |
-//! | [`webhook`] | tools that the relay runs itself: a signed request to where the agent says, and its answer |
+//! | [`webhook`] | tools that the relay runs itself: whoever runs them, and a signed request to where the agent says, and its answer |
 //! | [`beta`] | the protocol's former shape and its present one, each said in the other; used at both edges |
 //! | [`http`] | what is asked for over plain HTTP: the page, tokens, client secrets and SDP, the end of calls, usage |
 //! | [`phone`] | what is said with telephone providers over plain HTTP, pure: webhooks and their signatures, markup, REST |

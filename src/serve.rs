@@ -82,7 +82,12 @@ use crate::{
         tls::{Files, Tls, TlsError},
         ws::{Socket, SocketLimits},
     },
-    text::{owned::Owned, run::Texts, share::Shares},
+    text::{
+        expert::{Asker, Expert},
+        owned::Owned,
+        run::Texts,
+        share::Shares,
+    },
     upstream::{accounts::Accounts, open::Upstream, status::StatusPage},
     wall::{unix_now, unix_now_ms},
     webhook::{Hooks, Webhooks, Whose},
@@ -289,10 +294,17 @@ impl Shared {
     }
 
     /// The tools of an agent that the relay runs itself, for one call.
-    fn hooks(&self, name: &str, agent: &AgentConfig, who: &Principal, call: &str) -> Hooks {
-        let (agent_name, tenant) = (name.to_owned(), who.tenant_id().to_owned());
-        let whose = Whose { call: call.to_owned(), agent: agent_name, tenant, user: who.user().map(str::to_owned) };
-        self.webhooks.of(agent, whose)
+    fn hooks(&self, name: &str, agent: &AgentConfig, who: &Principal, (call, door): (&str, &'static str)) -> Hooks {
+        let (call, name, tenant) = (call.to_owned(), name.to_owned(), who.tenant_id().to_owned());
+        let whose = Whose { call, agent: name, tenant, user: who.user().map(str::to_owned) };
+        let mut hooks = self.webhooks.of(agent, &whose);
+        let asks = agent.tools.iter().filter_map(|tool| Some((&tool.name, tool.expert()?)));
+        for (tool, config) in asks {
+            let (call, agent) = (whose.call.clone(), whose.agent.clone());
+            let asker = Asker { who: who.clone(), call, agent, door };
+            hooks.add(tool, Arc::new(Expert::new(self.desk.texts().clone(), config, asker)));
+        }
+        hooks
     }
 
     /// An agent, as it is now.

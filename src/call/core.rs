@@ -341,6 +341,11 @@ pub enum Output {
         /// JSON in a string, as the model wrote it.
         arguments: String,
     },
+    /// Nobody waits for what a tool gives any more.
+    DropTool {
+        /// The tool call.
+        call_id: String,
+    },
     /// Do something with the line.
     Line {
         /// The tool call.
@@ -715,6 +720,11 @@ impl Core {
             Step::Frame { audio: frame, first } => Output::Audio { frame, first },
             Step::Tail => Output::AudioTail,
         })
+    }
+
+    /// The last turns of the conversation in words, for whoever is asked about it.
+    pub fn dialogue(&self, turns: usize) -> String {
+        self.mirror.dialogue(turns)
     }
 
     /// A reply sounds or is on its way: an interruption must be noticed at once.

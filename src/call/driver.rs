@@ -607,7 +607,11 @@ impl Driver {
                     }
                 }
                 Output::Line { call_id, act } => self.line(call_id, act),
-                Output::RunTool { call_id, name, arguments } => self.hooks.run(call_id, &name, &arguments),
+                Output::RunTool { call_id, name, arguments } => {
+                    let Self { hooks, core, .. } = self;
+                    hooks.run(call_id, &name, arguments, |turns| core.dialogue(turns));
+                }
+                Output::DropTool { call_id } => self.hooks.give_up(&call_id),
                 Output::Service { number, command } => self.command(&command, number),
                 Output::Forward(text) => self.forward(text),
                 Output::Greet(text) => {

@@ -79,7 +79,7 @@ mod tests {
 
     fn tool(filler: &str, after: u32) -> OwnTool {
         let filler = (!filler.is_empty()).then(|| filler.to_owned());
-        OwnTool { timeout: 10_000 * MS, idempotent: false, filler, filler_after: after * MS }
+        OwnTool { timeout: 10_000 * MS, idempotent: false, filler, filler_after: after * MS, yields: false }
     }
 
     #[test]

@@ -21,6 +21,10 @@ const ITEM_TOKENS: usize = 8;
 const MS_PER_TOKEN: u64 = 100;
 /// Items at the beginning of a long conversation get this share of the budget, in percent: names and reasons stand there.
 const HEAD_PERCENT: usize = 20;
+/// What is told in words is no longer than this, bytes; the newest line is told in any case.
+const LONGEST_DIALOGUE: usize = 16 << 10;
+/// What stands for a turn that nobody has written down.
+const UNWRITTEN: &str = "[spoken; not written down]";
 /// The mirror itself forgets from the middle when it holds so many times what is told again.
 const SLACK: usize = 2;
 
@@ -403,6 +407,34 @@ impl Mirror {
         told
     }
 
+    /// The last turns in words, the oldest first, a line each: what the caller said, and what they heard of the answers.
+    pub fn dialogue(&self, turns: usize) -> String {
+        let pace = self.pace();
+        let (mut lines, mut left, mut bytes) = (VecDeque::new(), turns, 0);
+        for item in self.items.iter().rev() {
+            if left == 0 {
+                break;
+            }
+            let (who, words) = match &item.what {
+                What::Spoken { words: None, .. } => ("Caller", UNWRITTEN.to_owned()),
+                What::Spoken { words: Some(words), .. } | What::Typed { text: words } => ("Caller", words.clone()),
+                What::Said { .. } => ("Agent", item.words(pace).unwrap_or_default()),
+                What::Called { .. } | What::Result { .. } | What::Gap { .. } => continue,
+            };
+            let words = words.trim();
+            if words.is_empty() {
+                continue;
+            }
+            bytes += words.len();
+            if bytes > LONGEST_DIALOGUE && !lines.is_empty() {
+                break;
+            }
+            lines.push_front(format!("{who}: {words}\n"));
+            left -= usize::from(who == "Caller");
+        }
+        lines.into_iter().collect()
+    }
+
     /// The items in the middle that are over a budget; calls of tools and their results stay together.
     fn middle(&self, budget: usize) -> Option<std::ops::Range<usize>> {
         let sizes: Vec<usize> = self.items.iter().map(Item::tokens).collect();
@@ -615,6 +647,29 @@ mod tests {
         mirror.spoken(Some("u3"), (300, 400), 2, no_audio);
         assert_eq!(told(&mut mirror, 350).last().map(String::as_str), Some("lost 300..400"));
         assert!(!told(&mut mirror, 350).contains(&"lost 300..400".to_owned()), "said once");
+    }
+
+    #[test]
+    fn the_last_turns_are_told_in_words_as_they_were_heard() {
+        let mut mirror = mirror();
+        mirror.typed("first");
+        mirror.spoken(Some("u1"), (0, 100), 2, no_audio);
+        mirror.heard("u1", "hi ");
+        mirror.said_audio("r1", "a1", 1_000);
+        mirror.said_words("r1", "a1", "one two three four", true);
+        mirror.cut("a1", Some(500));
+        mirror.called("r1", "c1", "look", "{}");
+        mirror.result("c1", "42");
+        mirror.spoken(Some("u2"), (100, 200), 2, no_audio);
+        let last = "Caller: hi\nAgent: one two ... [interrupted about here]\nCaller: [spoken; not written down]\n";
+        assert_eq!(mirror.dialogue(2), last);
+        assert_eq!(mirror.dialogue(9), format!("Caller: first\n{last}"));
+        assert_eq!(mirror.dialogue(0), "");
+        let mut long = Mirror::new(1 << 20, true, 0);
+        (0..3).for_each(|n| long.typed(&format!("{n}{}", "x".repeat(LONGEST_DIALOGUE / 2))));
+        assert!(long.dialogue(9).starts_with("Caller: 2") && long.dialogue(9).len() > LONGEST_DIALOGUE / 2);
+        long.typed(&"y".repeat(LONGEST_DIALOGUE + 1));
+        assert!(long.dialogue(9).starts_with("Caller: y"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::At;
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, ExpertConfig, WebhookConfig};
 
 /// Calls remembered by their ids: the service announces one again within its reply, and a reply makes a handful.
 const SEEN: usize = 256;
@@ -27,19 +27,31 @@ pub struct OwnTool {
     pub filler: Option<String>,
     /// How long the caller hears nothing before that.
     pub filler_after: Duration,
+    /// It is given up when the caller goes on: what they say now is more than its result.
+    #[serde(default)]
+    pub yields: bool,
 }
 
 impl OwnTool {
     /// Those of an agent, by their names.
     pub fn of(agent: &AgentConfig) -> BTreeMap<String, Self> {
+        let http = |http: &WebhookConfig| Self {
+            timeout: Duration::from_secs(http.timeout_s),
+            idempotent: http.idempotent,
+            filler: http.filler.clone(),
+            filler_after: Duration::from_millis(http.filler_after_ms),
+            yields: false,
+        };
+        let expert = |expert: ExpertConfig| Self {
+            timeout: Duration::from_secs(expert.deadline_s),
+            // A question that is asked twice costs more, and changes nothing.
+            idempotent: true,
+            filler: Some(expert.filler).filter(|filler| !filler.trim().is_empty()),
+            filler_after: Duration::from_millis(expert.filler_after_ms),
+            yields: true,
+        };
         let own = agent.tools.iter().filter_map(|tool| {
-            let http = tool.http.as_ref()?;
-            let own = Self {
-                timeout: Duration::from_secs(http.timeout_s),
-                idempotent: http.idempotent,
-                filler: http.filler.clone(),
-                filler_after: Duration::from_millis(http.filler_after_ms),
-            };
+            let own = tool.http.as_ref().map(http).or_else(|| tool.expert().map(expert))?;
             Some((tool.name.clone(), own))
         });
         own.collect()

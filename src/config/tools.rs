@@ -35,6 +35,8 @@ pub enum Builtin {
     SendDtmf,
     /// Plays `hold_audio` to the caller.
     Hold,
+    /// Asks the model behind `text.expert`, which writes and does not speak.
+    AskExpert,
 }
 
 impl Builtin {
@@ -44,6 +46,7 @@ impl Builtin {
             Self::Transfer => "transfer",
             Self::SendDtmf => "send_dtmf",
             Self::Hold => "hold",
+            Self::AskExpert => "ask_expert",
         }
     }
 
@@ -55,6 +58,10 @@ impl Builtin {
             }
             Self::SendDtmf => "Presses keys on the telephone, such as for a menu of an automatic system.",
             Self::Hold => "Puts the caller on hold for some seconds, with music.",
+            Self::AskExpert => {
+                "Asks an expert who thinks longer and knows more. Only for a hard question: it takes some seconds. Tell the caller what the \
+                 expert says, in your own words."
+            }
         }
     }
 
@@ -71,6 +78,13 @@ impl Builtin {
                 of(json!({"keys": {"type": "string", "description": what}}), &["keys"])
             }
             Self::Hold => of(json!({"seconds": {"type": "integer", "minimum": 1, "maximum": 300}}), &[]),
+            Self::AskExpert => {
+                let what = "The question, complete in itself";
+                let more = "What the expert must know and was not said in the conversation, such as results of tools";
+                let properties = json!({"question": {"type": "string", "description": what},
+                    "context": {"type": "string", "description": more}});
+                of(properties, &["question"])
+            }
         }
     }
 }
@@ -91,6 +105,9 @@ pub struct ToolConfig {
     /// Where `builtin = "transfer"` may go: telephone numbers, or `sip:` addresses, by the names that the model uses.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub targets: BTreeMap<String, String>,
+    /// How `builtin = "ask_expert"` asks; none: as usual.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert: Option<ExpertConfig>,
     /// The relay runs it by calling this; none: the client runs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<WebhookConfig>,
@@ -106,12 +123,13 @@ struct Written {
     builtin: Option<Builtin>,
     #[serde(default)]
     targets: BTreeMap<String, String>,
+    expert: Option<ExpertConfig>,
     http: Option<WebhookConfig>,
 }
 
 impl From<Written> for ToolConfig {
     fn from(written: Written) -> Self {
-        let Written { name, description, parameters, builtin, targets, http } = written;
+        let Written { name, description, parameters, builtin, targets, expert, http } = written;
         let usual = |of: fn(Builtin) -> &'static str| builtin.map(of).unwrap_or_default().to_owned();
         Self {
             name: name.unwrap_or_else(|| usual(Builtin::name)),
@@ -122,7 +140,56 @@ impl From<Written> for ToolConfig {
             }),
             builtin,
             targets,
+            expert,
             http,
+        }
+    }
+}
+
+/// `[agents.NAME.tools.expert]`: how the expert is asked (docs/tools.md).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExpertConfig {
+    /// The model goes on after so long, with what the expert has said by then, seconds.
+    pub deadline_s: u64,
+    /// How the expert shall answer.
+    pub instructions: String,
+    /// Turns of the conversation that it is told.
+    pub turns: usize,
+    /// Said while it takes long; empty: nothing.
+    pub filler: String,
+    /// How long the caller hears nothing before that, ms.
+    pub filler_after_ms: u64,
+    /// Longest answer, bytes; a longer one is cut off.
+    pub max_bytes: usize,
+}
+
+impl Default for ExpertConfig {
+    fn default() -> Self {
+        Self {
+            deadline_s: 20,
+            instructions:
+                "Answer in a few spoken sentences, in the language of the conversation, without lists, links or markup."
+                    .to_owned(),
+            turns: 10,
+            filler: "One moment, I am asking an expert.".to_owned(),
+            filler_after_ms: WebhookConfig::usual_filler_after(),
+            max_bytes: WebhookConfig::usual_max_bytes(),
+        }
+    }
+}
+
+impl ExpertConfig {
+    fn check(&self, section: &str, longest: u64, problem: &mut impl FnMut(&str, String, &str)) {
+        for (field, found, least, most, unit) in [
+            ("deadline_s", self.deadline_s, 1, longest, "seconds, which is call.tool_timeout_s"),
+            ("turns", self.turns as u64, 0, 100, "turns"),
+            ("filler_after_ms", self.filler_after_ms, 0, 10_000, "ms"),
+            ("max_bytes", self.max_bytes as u64, 64, 1 << 20, "bytes"),
+        ] {
+            if !(least..=most).contains(&found) {
+                problem(&format!("{section}.{field}"), found.to_string(), &format!("{least} to {most} {unit}"));
+            }
         }
     }
 }
@@ -162,6 +229,11 @@ pub struct WebhookConfig {
 }
 
 impl ToolConfig {
+    /// How it asks the expert, if that is what it does.
+    pub fn expert(&self) -> Option<ExpertConfig> {
+        (self.builtin == Some(Builtin::AskExpert)).then(|| self.expert.clone().unwrap_or_default())
+    }
+
     /// `longest`: how long any tool may take, seconds.
     pub(super) fn check(&self, section: &str, longest: u64, problem: &mut impl FnMut(&str, String, &str)) {
         if self.name.is_empty()
@@ -175,6 +247,13 @@ impl ToolConfig {
         }
         if self.builtin.is_some() && self.http.is_some() {
             problem(&format!("{section}.http"), "another way to run it".to_owned(), "nothing, with `builtin`");
+        }
+        if self.expert.is_some() && self.builtin != Some(Builtin::AskExpert) {
+            let allowed = "nothing, without builtin = \"ask_expert\"";
+            problem(&format!("{section}.expert"), "how an expert is asked".to_owned(), allowed);
+        }
+        if let Some(expert) = self.expert() {
+            expert.check(&format!("{section}.expert"), longest, problem);
         }
         if (self.builtin == Some(Builtin::Transfer)) == self.targets.is_empty() {
             let found = if self.targets.is_empty() { "nothing" } else { "targets of something else" };
@@ -331,5 +410,36 @@ mod tests {
         )
         .unwrap();
         assert!(!format!("{tool:?}{}", toml::to_string(&tool).unwrap()).contains("hidden"));
+    }
+
+    #[test]
+    fn how_an_expert_is_asked_stands_where_one_is_asked() {
+        let found = |tool: &str| {
+            let tool: ToolConfig = toml::from_str(tool).unwrap();
+            let mut found = Vec::new();
+            tool.check("tools[0]", 30, &mut |key, what, allowed| found.push(format!("{key}: {what}; {allowed}")));
+            found
+        };
+        let asks = "builtin = \"ask_expert\"";
+        for fine in [asks, &format!("{asks}\nexpert = {{ deadline_s = 30, filler = \"\", turns = 0 }}")] {
+            assert_eq!(found(fine), [""; 0], "{fine}");
+        }
+        let hook = "http = { url = \"https://x.example\", secret = \"0123456789abcdef\" }";
+        for (tool, part) in [
+            (format!("{asks}\nexpert = {{ deadline_s = 31 }}"), "tools[0].expert.deadline_s: 31; 1 to 30 seconds"),
+            (format!("{asks}\nexpert = {{ turns = 101 }}"), "expert.turns: 101; 0 to 100 turns"),
+            (format!("{asks}\nexpert = {{ max_bytes = 1 }}"), "expert.max_bytes: 1; 64"),
+            (format!("{asks}\nexpert = {{ filler_after_ms = 20000 }}"), "expert.filler_after_ms: 20000; 0"),
+            (format!("{asks}\n{hook}"), "tools[0].http: another way to run it"),
+            (format!("{asks}\ntargets = {{ a = \"+15550123\" }}"), "tools[0].targets"),
+            ("builtin = \"hold\"\nexpert = {}".into(), "tools[0].expert: how an expert is asked; nothing, without"),
+            (format!("name = \"look_up\"\n{hook}\nexpert = {{}}"), "tools[0].expert"),
+        ] {
+            let found = found(&tool);
+            assert!(found.len() == 1 && found[0].contains(part), "{tool} gave {found:?}, without {part:?}");
+        }
+        assert!(toml::from_str::<ToolConfig>(&format!("{asks}\nexpert = {{ timeout_s = 5 }}")).is_err());
+        let usual: ToolConfig = toml::from_str(asks).unwrap();
+        assert_eq!((usual.name.as_str(), usual.expert().unwrap().deadline_s), ("ask_expert", 20));
     }
 }

@@ -203,7 +203,8 @@ async fn answer_to(
         }
     };
     let (stream, call) = (asked.stream, id.to_owned());
-    let order = Order { who, asked, call, agent: String::new(), door: kind.door(), class, key, beside: false };
+    let (agent, door) = (String::new(), kind.door());
+    let order = Order { who, asked, call, agent, door, class, key, beside: false, expert: false };
     let gone = CancellationToken::new();
     let leaves = gone.clone().drop_guard();
     let (tell, told) = oneshot::channel();

@@ -319,7 +319,7 @@ fn restore(shared: &Arc<Shared>, written: Written) -> Result<(), String> {
     }
     // An agent that is not configured here has no secret to sign with.
     let hooks = match persona.filter(|_| door.setup().is_some()) {
-        Some(persona) => shared.hooks(&agent, &persona, &who, &id),
+        Some(persona) => shared.hooks(&agent, &persona, &who, (&id, door.name())),
         None => Hooks::none(),
     };
     let hold = door.setup().and_then(|setup| shared.hold(&setup.agent));

@@ -106,12 +106,13 @@ impl Owner {
         let mut plan = self.plan(shared);
         let Self { who, license, id, agent, way, auto_turns, comes_back, .. } = self;
         let (writer, hold) = (agent.transcription.clone(), shared.hold(&agent));
-        let hooks = shared.hooks(&plan.agent, &agent, &who, &id);
+        let persona = agent.clone();
         let setup = SessionSetup { input: plan.upstream_input, output: plan.upstream_output, auto_turns, agent };
         let door = door(setup);
         if door.is_phone() {
             plan.last_words = BEHIND;
         }
+        let hooks = shared.hooks(&plan.agent, &persona, &who, (&id, door.name()));
         let (ticket, resume) = Some(()).filter(|()| comes_back).and_then(|()| shared.way_back(door.name())).unzip();
         let books = Books {
             ledger: shared.ledger.clone(),

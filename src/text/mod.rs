@@ -15,9 +15,11 @@
 //! | [`sse`] | the events in a stream, found while it passes |
 //! | [`outcome`] | what an answer says of itself |
 //! | [`share`] | a tenant's own limits, and places |
+//! | [`expert`] | a question of an agent's, from a call (`ask_expert`) |
 //! | [`owned`] | whose responses can be gone on from |
 pub mod answer;
 pub mod ask;
+pub mod expert;
 pub mod outcome;
 pub mod owned;
 pub mod run;

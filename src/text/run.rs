@@ -88,8 +88,18 @@ pub struct Order {
     pub class: Class,
     /// What tells it apart, should it come again.
     pub key: Option<String>,
-    /// The call runs, and keeps its own account at the budgets.
+    /// The call runs, and keeps its own account at the budgets; `key` names the request within it.
     pub beside: bool,
+    /// It may ask the expert, whatever its credential says: whoever configured it has allowed that.
+    pub expert: bool,
+}
+
+impl Order {
+    /// What its row goes by as long as the service has not named the answer.
+    fn id(&self) -> &str {
+        // A call has rows of other requests, and perhaps one of its own.
+        self.key.as_deref().filter(|_| self.beside).unwrap_or(&self.call)
+    }
 }
 
 /// Why there is no answer.
@@ -180,7 +190,7 @@ impl Texts {
         let Found { on, grant, held, answered, began, waited, reason } = hunt.answer().await?;
         let run = Run {
             texts: self.clone(),
-            id: order.call.clone(),
+            id: order.id().to_owned(),
             order,
             chosen,
             on,
@@ -217,7 +227,7 @@ impl Texts {
 
     fn choose(&self, order: &Order) -> Result<Chosen, No> {
         let Order { who, asked, .. } = order;
-        let caller = Caller { tenant: who.tenant_id(), expert: who.may(Scope::Expert) };
+        let caller = Caller { tenant: who.tenant_id(), expert: order.expert || who.may(Scope::Expert) };
         let chosen = tier::choose(&self.config, asked, caller, |name| self.is_short(who, name));
         let chosen = chosen.map_err(|why| match why {
             NotChosen::Unknown => No::Model(asked.model.clone()),
@@ -298,7 +308,10 @@ impl Hunt<'_> {
             };
             let grant = self.grant(&on).await?;
             let began = Instant::now();
-            let error = match self.send(&on).await {
+            let sent = Sent { texts: self.texts, order: self.order, on: &on, granted: Some((grant, held)) };
+            let answer = self.send(&on).await;
+            let Some((grant, held)) = sent.over() else { return Err(No::Gone) };
+            let error = match answer {
                 Ok(answered) => {
                     on.tell(|routes, taken| routes.connected(taken, began.elapsed()), self.texts);
                     let (waited, reason) = (self.waited, self.reason.take());
@@ -486,6 +499,34 @@ impl On {
     }
 }
 
+/// A request that was sent. Dropped before it has an answer, it is taken to have been read: it will be billed.
+struct Sent<'a> {
+    texts: &'a Texts,
+    order: &'a Order,
+    on: &'a On,
+    granted: Option<(Grant, Held)>,
+}
+
+impl Sent<'_> {
+    /// It has an answer, or will have none.
+    fn over(mut self) -> Option<(Grant, Held)> {
+        self.granted.take()
+    }
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        let Some((grant, held)) = self.granted.take() else { return };
+        let (texts, order) = (self.texts, self.order);
+        let ((usage, seconds), prices) = (guess(&order.asked, 0), texts.prices.load_full());
+        grant.settle(None);
+        held.settle(Amount::of(&prices, &self.on.route.model, &usage, seconds));
+        Fact::Tokens { usage }.record();
+        let booked = Booked { seconds, estimated: true, ..Booked::reply(order.id(), "cancelled", usage) };
+        book(texts, order, self.on, booked, &prices);
+    }
+}
+
 /// What a request comes to at most: the dearer of its tokens and its time, where it is not known which is billed.
 fn at_most(prices: &PriceList, model: &str, input: u64, output: u64, seconds: Option<f64>) -> Amount {
     let tokens = Amount::at_most(prices, model, input, output);
@@ -583,53 +624,62 @@ impl Run {
         Fact::TextEnded { door: self.order.door.into(), status: status.to_owned(), took: self.began.elapsed() }
             .record();
         Fact::Tokens { usage }.record();
-        let kind = match asked.kind {
-            Kind::Response => Row::Reply,
-            Kind::Transcription => Row::Transcription,
-        };
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let delay = self.reason.take().map(|reason| Delay { reason, waited_ms: ms(self.waited) });
         let booked = Booked {
-            kind,
             seconds,
             delay,
             first_audio_ms: self.first.map(ms),
             estimated: counted.is_none(),
-            writer: Some(model.clone()),
             ..Booked::reply(&self.id, status, usage)
         };
-        let books = Books {
-            ledger: self.texts.ledger.clone(),
-            prices: self.texts.prices.clone(),
-            call: self.order.call.clone(),
-            agent: self.order.agent.clone(),
-            account: self.on.account().to_owned(),
-            model,
-            writer: None,
-            door: self.order.door,
-        };
-        books.book(&self.order.who, "", booked, &prices);
+        book(&self.texts, &self.order, &self.on, booked, &prices);
         used.usd
     }
 
     /// What an answer that was never counted has used, as far as it came.
     fn guess(&self, status: &str) -> (Usage, Option<f64>) {
-        let asked = &self.order.asked;
-        if asked.kind == Kind::Transcription {
-            return (Usage::default(), asked.seconds);
-        }
-        let output = if status == "completed" { self.passed / 4 } else { self.passed / STREAMED };
-        let (input, output) = (asked.input_tokens, output.min(asked.output_tokens));
-        let usage = Usage {
-            total_tokens: input + output,
-            input_tokens: input,
-            input_text_tokens: input,
-            output_tokens: output,
-            output_text_tokens: output,
-            ..Usage::default()
-        };
-        (usage, None)
+        let written = if status == "completed" { self.passed / 4 } else { self.passed / STREAMED };
+        guess(&self.order.asked, written)
     }
+}
+
+/// What is taken to be used where nobody counted, with so many tokens written.
+fn guess(asked: &Asked, written: u64) -> (Usage, Option<f64>) {
+    if asked.kind == Kind::Transcription {
+        return (Usage::default(), asked.seconds);
+    }
+    let (input, output) = (asked.input_tokens, written.min(asked.output_tokens));
+    let usage = Usage {
+        total_tokens: input + output,
+        input_tokens: input,
+        input_text_tokens: input,
+        output_tokens: output,
+        output_text_tokens: output,
+        ..Usage::default()
+    };
+    (usage, None)
+}
+
+/// Writes a row.
+fn book(texts: &Texts, order: &Order, on: &On, booked: Booked, prices: &PriceList) {
+    let model = on.route.model.clone();
+    let kind = match order.asked.kind {
+        Kind::Response => Row::Reply,
+        Kind::Transcription => Row::Transcription,
+    };
+    let booked = Booked { kind, writer: Some(model.clone()), ..booked };
+    let books = Books {
+        ledger: texts.ledger.clone(),
+        prices: texts.prices.clone(),
+        call: order.call.clone(),
+        agent: order.agent.clone(),
+        account: on.account().to_owned(),
+        model,
+        writer: None,
+        door: order.door,
+    };
+    books.book(&order.who, "", booked, prices);
 }
 
 impl Drop for Run {

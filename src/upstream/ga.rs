@@ -827,6 +827,7 @@ mod tests {
         agent.tools = vec![crate::config::ToolConfig {
             builtin: None,
             targets: Default::default(),
+            expert: None,
             name: "f".into(),
             description: "d".into(),
             parameters: json!({"type": "object"}),

@@ -1,7 +1,6 @@
 //! What a webhook answered, as the model is told it.
 use reqwest::{Response, header};
 use serde::de::IgnoredAny;
-use serde_json::json;
 
 /// What an empty answer means to the model.
 const EMPTY: &str = r#"{"status":"ok"}"#;
@@ -44,11 +43,6 @@ pub(super) async fn read(mut response: Response, max_bytes: usize) -> Result<Str
         (text, false) if text.contains('\0') => Err(Useless::Garbled),
         (text, false) => Ok(text.to_owned()),
     }
-}
-
-/// What the model is told in place of a result.
-pub(super) fn failure(what: &str) -> String {
-    json!({"error": what}).to_string()
 }
 
 /// JSON without the white space between its parts; numbers stay as they were written.

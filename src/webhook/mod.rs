@@ -1,11 +1,12 @@
 //! Tools that the relay runs itself: a signed request to where the agent says, and its answer for the model.
 //!
 //! Stands beside a call: [`crate::call::driver`] hands a tool call over and gets its result, always exactly one, within the tool's
-//! time. Follows no redirect, uses no proxy, dials no private address unless that was allowed ([`guard`]), and tells the model
+//! time. What else can run a tool joins in as a [`Runner`] ([`Hooks::add`]): the expert ([`crate::text::expert`]). Follows no redirect, uses no proxy, dials no private address unless that was allowed ([`guard`]), and tells the model
 //! neither URLs nor secrets nor what a failed answer said. What a tool is and when it runs is decided in [`crate::call::core`].
 mod answer;
 pub mod guard;
 mod request;
+mod runner;
 mod sign;
 #[cfg(test)]
 mod tests;
@@ -14,14 +15,15 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{
     sync::Semaphore,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{self, Instant},
 };
 use tracing::Instrument as _;
 
+pub use self::runner::{Job, Ran, Runner};
 use self::{
-    answer::failure,
-    request::{Asked, Hook},
+    request::{Hook, Hooked},
+    runner::failure,
 };
 use crate::{config::AgentConfig, net::tls, observe::fact::Fact};
 
@@ -64,13 +66,14 @@ impl Webhooks {
     }
 
     /// Those of an agent, for one call.
-    pub fn of(&self, agent: &AgentConfig, whose: Whose) -> Hooks {
+    pub fn of(&self, agent: &AgentConfig, whose: &Whose) -> Hooks {
         let tools = agent.tools.iter().filter_map(|tool| {
             let http = tool.http.as_ref()?;
             let client = if http.allow_private { &self.any } else { &self.public };
-            Some((tool.name.clone(), Arc::new(Hook::new(&tool.name, http, client.clone())?)))
+            let hook = Hook::new(&tool.name, http, client.clone())?;
+            Some((tool.name.clone(), Arc::new(Hooked { hook, whose: whose.clone() }) as Arc<dyn Runner>))
         });
-        Hooks { tools: tools.collect(), whose: Some(Arc::new(whose)), ..Hooks::none() }
+        Hooks { tools: tools.collect(), ..Hooks::none() }
     }
 }
 
@@ -99,10 +102,11 @@ pub struct Done {
 /// One call's tools, and those of them that run. Dropped, it runs none any more.
 #[derive(Debug)]
 pub struct Hooks {
-    tools: BTreeMap<String, Arc<Hook>>,
-    whose: Option<Arc<Whose>>,
+    tools: BTreeMap<String, Arc<dyn Runner>>,
     line: Arc<Semaphore>,
     running: JoinSet<Done>,
+    /// How each of them is stopped.
+    stops: BTreeMap<String, AbortHandle>,
     /// Calls of tools that are not there, or not any more.
     unknown: Vec<Done>,
 }
@@ -112,38 +116,47 @@ impl Hooks {
     pub fn none() -> Self {
         Self {
             tools: BTreeMap::new(),
-            whose: None,
             line: Arc::new(Semaphore::new(AT_ONCE)),
             running: JoinSet::new(),
+            stops: BTreeMap::new(),
             unknown: Vec::new(),
         }
     }
 
-    /// Runs a tool.
-    pub fn run(&mut self, call_id: String, name: &str, arguments: &str) {
-        let (Some(hook), Some(whose)) = (self.tools.get(name).cloned(), self.whose.as_deref()) else {
+    /// Another tool, by its name.
+    pub fn add(&mut self, name: &str, runner: Arc<dyn Runner>) {
+        self.tools.insert(name.to_owned(), runner);
+    }
+
+    /// Runs a tool. `dialogue`: the last turns of the conversation, for one that is told them.
+    pub fn run(&mut self, call_id: String, name: &str, arguments: String, dialogue: impl FnOnce(usize) -> String) {
+        let Some(runner) = self.tools.get(name).cloned() else {
             let output = failure(&format!("{name} is not available any more"));
             return self.unknown.push(Done { call_id, output });
         };
-        let asked = Asked::new(whose, name, &call_id, arguments);
-        let line = self.line.clone();
+        let job = Job { call_id: call_id.clone(), arguments, dialogue: dialogue(runner.turns()) };
+        let (name, line, id) = (name.to_owned(), self.line.clone(), call_id.clone());
         let task = async move {
             let began = Instant::now();
-            let run = async {
-                // It is never closed.
-                let _turn = line.acquire().await;
-                hook.run(&asked).await
+            let end = began + runner.timeout();
+            // It is never closed.
+            let Ran { outcome, output } = match time::timeout_at(end, line.acquire()).await {
+                Ok(_turn) => runner.run(job, end).await,
+                Err(_) => Ran::late(&name),
             };
-            let (outcome, output) = match time::timeout(hook.timeout(), run).await {
-                Ok(Ok(output)) => ("ok", output),
-                Ok(Err(failed)) => (failed.outcome(), failure(&failed.told(hook.name()))),
-                Err(_) => ("timeout", failure(&format!("{} gave no answer in time", hook.name()))),
-            };
-            Fact::ToolRan { tool: hook.name().to_owned(), outcome: Cow::Borrowed(outcome), took: began.elapsed() }
-                .record();
-            Done { call_id, output }
+            Fact::ToolRan { tool: name, outcome: Cow::Borrowed(outcome), took: began.elapsed() }.record();
+            Done { call_id: id, output }
         };
-        self.running.spawn(task.in_current_span());
+        let stop = self.running.spawn(task.in_current_span());
+        self.stops.insert(call_id, stop);
+    }
+
+    /// Nobody waits for this one any more: it has no result.
+    pub fn give_up(&mut self, call_id: &str) {
+        if let Some(stop) = self.stops.remove(call_id) {
+            stop.abort();
+        }
+        self.unknown.retain(|done| done.call_id != call_id);
     }
 
     /// Does something else that has a result for the model.
@@ -164,7 +177,11 @@ impl Hooks {
         }
         loop {
             match self.running.join_next().await {
-                Some(Ok(done)) => return done,
+                Some(Ok(done)) => {
+                    self.stops.remove(&done.call_id);
+                    return done;
+                }
+                Some(Err(error)) if error.is_cancelled() => {}
                 // A panic is our bug; the core's own deadline tells the model.
                 Some(Err(error)) => tracing::error!(%error, "a tool's task failed"),
                 None => std::future::pending().await,
@@ -175,5 +192,6 @@ impl Hooks {
     /// The call is over.
     pub fn stop(&mut self) {
         self.running.abort_all();
+        self.stops.clear();
     }
 }

@@ -2,13 +2,14 @@
 use std::{error::Error as _, time::Duration};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use futures_util::future::BoxFuture;
 use rand::Rng as _;
 use reqwest::{Client, Response, StatusCode, Url, header};
 use serde_json::{Value, json};
-use tokio::time;
+use tokio::time::{self, Instant};
 
 use super::{
-    Whose,
+    Job, Ran, Runner, Whose,
     answer::{self, Useless},
     guard::{self, NotPublic},
     sign::sign,
@@ -30,6 +31,31 @@ pub(super) struct Hook {
     retries: u32,
     max_bytes: usize,
     allow_private: bool,
+}
+
+/// The same for one call.
+#[derive(Debug)]
+pub(super) struct Hooked {
+    pub(super) hook: Hook,
+    pub(super) whose: Whose,
+}
+
+impl Runner for Hooked {
+    fn timeout(&self) -> Duration {
+        self.hook.timeout
+    }
+
+    fn run(&self, job: Job, end: Instant) -> BoxFuture<'_, Ran> {
+        let Self { hook, whose } = self;
+        Box::pin(async move {
+            let asked = Asked::new(whose, &hook.name, &job.call_id, &job.arguments);
+            match time::timeout_at(end, hook.run(&asked, end)).await {
+                Ok(Ok(output)) => Ran { outcome: "ok", output },
+                Ok(Err(failed)) => Ran::failed(failed.outcome(), &failed.told(&hook.name)),
+                Err(_) => Ran::late(&hook.name),
+            }
+        })
+    }
 }
 
 /// What is asked of it.
@@ -128,20 +154,8 @@ impl Hook {
         })
     }
 
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub(super) fn timeout(&self) -> Duration {
-        self.timeout
-    }
-
-    /// The result; its caller gives it no more time than [`Self::timeout`].
-    ///
-    /// # Errors
-    /// When there is none.
-    pub(super) async fn run(&self, asked: &Asked) -> Result<String, Failed> {
-        let end = time::Instant::now() + self.timeout;
+    /// The result; no further try is begun that could not be over by `end`.
+    async fn run(&self, asked: &Asked, end: Instant) -> Result<String, Failed> {
         let mut tries = 0;
         loop {
             let failed = match self.ask(asked).await {
@@ -150,7 +164,7 @@ impl Hook {
             };
             tracing::debug!(tool = self.name, ?failed, tries, "a webhook failed");
             let wait = pause(tries, failed, rand::rng().random_range(0.0..1.0));
-            if tries == self.retries || !failed.is_passing() || time::Instant::now() + wait >= end {
+            if tries == self.retries || !failed.is_passing() || Instant::now() + wait >= end {
                 return Err(failed);
             }
             time::sleep(wait).await;

@@ -76,6 +76,7 @@ fn hooks(http: WebhookConfig) -> Hooks {
     let tool = ToolConfig {
         builtin: None,
         targets: Default::default(),
+        expert: None,
         name: "look_up".into(),
         description: String::new(),
         parameters: json!({"type": "object"}),
@@ -84,11 +85,16 @@ fn hooks(http: WebhookConfig) -> Hooks {
     let agent = AgentConfig { tools: vec![tool], ..AgentConfig::default() };
     let whose =
         Whose { call: "call_1".into(), agent: "default".into(), tenant: "acme".into(), user: Some("ann".into()) };
-    Webhooks::new().unwrap().of(&agent, whose)
+    Webhooks::new().unwrap().of(&agent, &whose)
+}
+
+fn nothing(turns: usize) -> String {
+    assert_eq!(turns, 0, "a webhook is told nothing of the conversation");
+    String::new()
 }
 
 async fn run(hooks: &mut Hooks, arguments: &str) -> String {
-    hooks.run("c1".into(), "look_up", arguments);
+    hooks.run("c1".into(), "look_up", arguments.into(), nothing);
     let done = time::timeout(PATIENCE, hooks.done()).await.unwrap();
     assert_eq!(done.call_id, "c1");
     done.output
@@ -294,9 +300,9 @@ async fn a_call_runs_some_at_once_and_none_when_it_is_over() {
     let server = Server::new(slow).await;
     let mut hooks = hooks(http(&server.url()));
     for n in 0..9 {
-        hooks.run(format!("c{n}"), "look_up", "{}");
+        hooks.run(format!("c{n}"), "look_up", "{}".into(), nothing);
     }
-    hooks.run("other".into(), "gone", "{}");
+    hooks.run("other".into(), "gone", "{}".into(), nothing);
     let mut done = Vec::new();
     while hooks.is_busy() {
         done.push(time::timeout(PATIENCE, hooks.done()).await.unwrap());
@@ -306,9 +312,32 @@ async fn a_call_runs_some_at_once_and_none_when_it_is_over() {
     assert_eq!((done.len(), server.count()), (10, 9));
     assert!((2..=AT_ONCE).contains(&MOST.load(Ordering::SeqCst)), "{MOST:?}");
     for n in 0..9 {
-        hooks.run(format!("c{n}"), "look_up", "{}");
+        hooks.run(format!("c{n}"), "look_up", "{}".into(), nothing);
     }
     hooks.stop();
     assert!(time::timeout(Duration::from_secs(1), hooks.done()).await.is_err(), "no results any more");
     assert!(server.count() < 18);
+}
+
+#[tokio::test]
+async fn what_is_given_up_has_no_result_and_the_others_have() {
+    let slow = |_: usize| {
+        let piece = stream::once(async {
+            time::sleep(Duration::from_millis(300)).await;
+            Ok::<_, std::io::Error>(Bytes::from("fine"))
+        });
+        says(200, "text/plain", Body::from_stream(piece))
+    };
+    let server = Server::new(slow).await;
+    let mut hooks = hooks(http(&server.url()));
+    hooks.run("a".into(), "look_up", "{}".into(), nothing);
+    hooks.run("b".into(), "look_up", "{}".into(), nothing);
+    hooks.run("c".into(), "gone", "{}".into(), nothing);
+    hooks.give_up("a");
+    hooks.give_up("c");
+    hooks.give_up("unknown");
+    let done = time::timeout(PATIENCE, hooks.done()).await.unwrap();
+    assert_eq!((done.call_id.as_str(), done.output.as_str()), ("b", "fine"));
+    assert!(time::timeout(Duration::from_secs(1), hooks.done()).await.is_err() && !hooks.is_busy());
+    assert!(hooks.stops.is_empty());
 }

@@ -227,6 +227,7 @@ async fn a_typed_turn_and_a_tool_of_the_client_are_answered() {
         agent.tools = vec![voxrelay::config::ToolConfig {
             builtin: None,
             targets: Default::default(),
+            expert: None,
             name: "look_up".into(),
             description: String::new(),
             parameters: json!({"type": "object"}),

@@ -62,6 +62,7 @@ impl Tools {
         let tool = |name: &str, http| ToolConfig {
             builtin: None,
             targets: Default::default(),
+            expert: None,
             name: name.into(),
             description: String::new(),
             parameters: json!({"type": "object"}),

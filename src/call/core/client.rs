@@ -79,7 +79,7 @@ impl Core {
     /// The caller takes the turn by hand: whatever the model does or was asked for is over.
     fn take_turn(&mut self, now: At) {
         self.slot.drop_waiting();
-        self.fillers.moved_on();
+        self.moves_on();
         self.caller_objects();
         self.barge_in(now, false);
     }
@@ -100,7 +100,8 @@ impl Core {
 
     fn interrupt(&mut self, now: At, reply: Option<&str>, played_ms: Option<u64>) {
         let Some(current) = self.playout.current(reply).map(str::to_owned) else {
-            if reply.is_none() && (self.slot.busy() || self.slot.has_wish()) {
+            let comes = self.slot.busy() || self.slot.has_wish() || !self.yielding().is_empty();
+            if reply.is_none() && comes {
                 self.take_turn(now); // asked for, or about to be
             }
             return;

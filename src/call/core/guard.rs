@@ -62,7 +62,7 @@ impl Core {
     /// The service hears somebody speak: what sounds is stopped, or will be, or goes on.
     pub(super) fn speech_interrupts(&mut self, now: At) {
         if self.plan.guard.is_none() {
-            self.fillers.moved_on();
+            self.moves_on();
             return self.barge_in(now, true);
         }
         (self.suspicion.was_nothing, self.suspicion.most) = (false, self.suspicion.loud);
@@ -70,7 +70,7 @@ impl Core {
             self.suspicion.waits = true;
             return self.judge(now);
         }
-        self.fillers.moved_on();
+        self.moves_on();
         self.barge_in(now, false);
     }
 
@@ -82,7 +82,7 @@ impl Core {
         let protected = self.playout.heard(now).is_some_and(|heard| !heard.is_zero() && heard < guard.protect);
         if spoken && !protected {
             self.suspicion.waits = false;
-            self.fillers.moved_on();
+            self.moves_on();
             self.barge_in(now, false);
         }
     }

@@ -111,6 +111,7 @@ impl LineTool {
                 Builtin::Transfer => Self::Transfer(tool.targets.clone()),
                 Builtin::SendDtmf => Self::SendDtmf,
                 Builtin::Hold => Self::Hold,
+                Builtin::AskExpert => return None,
             };
             Some((tool.name.clone(), line))
         };

@@ -20,6 +20,9 @@ use crate::{
     upstream::Command,
 };
 
+/// What the model is told of a tool that was given up.
+const GIVEN_UP: &str = "the caller went on before there was an answer: it was not waited for";
+
 /// Whoever runs a tool says within its time what came of it; after so much more nothing does.
 const LAST_RESORT: Duration = Duration::from_secs(1);
 
@@ -43,6 +46,11 @@ impl Core {
         }
         self.mirror.called(response, &call_id, &name, &arguments);
         let Some(run) = run else { return self.say(ServerMsg::ToolCall { call_id, name, arguments }) };
+        let yields = self.plan.own_tools.get(&name).is_some_and(|own| own.yields);
+        // It was on its way when the caller moved on.
+        if yields && self.playout.by_response(response).is_none_or(|reply| reply.cut.is_some()) {
+            return self.give_up(call_id);
+        }
         if let Some(own) = self.plan.own_tools.get(&name)
             && self.playout.audio_ms(response) == 0
         {
@@ -63,6 +71,28 @@ impl Core {
             && let Some(go_on) = self.tools.answered(&call_id)
         {
             self.answer_tool(call_id, output, go_on);
+        }
+    }
+
+    /// The caller goes on: no filler is due any more, and what gives way to them is not waited for.
+    pub(super) fn moves_on(&mut self) {
+        self.fillers.moved_on();
+        for call_id in self.yielding() {
+            self.out.push_back(Output::DropTool { call_id: call_id.clone() });
+            self.give_up(call_id);
+        }
+    }
+
+    /// Tools that run and give way to the caller: which calls.
+    pub(super) fn yielding(&self) -> Vec<String> {
+        let yields = |run: &Run| self.plan.own_tools.get(&run.name).is_some_and(|own| own.yields);
+        self.tools.own().into_iter().filter(|(_, run)| yields(run)).map(|(call_id, _)| call_id).collect()
+    }
+
+    /// A tool has no result, and the model does not go on by that: the caller's turn is what it answers next.
+    fn give_up(&mut self, call_id: String) {
+        if self.tools.answered(&call_id).is_some() {
+            self.answer_tool(call_id, json!({"error": GIVEN_UP}).to_string(), false);
         }
     }
 

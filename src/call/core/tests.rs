@@ -242,6 +242,7 @@ fn word(output: &Output) -> Option<String> {
             Command::ClearInput => "ClearInput".into(),
         },
         Output::RunTool { call_id, .. } => format!("run {call_id}"),
+        Output::DropTool { call_id } => format!("drop {call_id}"),
         Output::Forward(_) => "forward".into(),
         Output::Relay { .. } => "relay".into(),
         Output::PingService => "ping service".into(),

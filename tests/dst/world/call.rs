@@ -91,7 +91,7 @@ fn plan(auto: bool, transcribed: bool, rng: &mut StdRng) -> Plan {
 fn own_tool(number: usize) -> BTreeMap<String, OwnTool> {
     let (timeout, filler_after) = (8 * SECOND, 500 * MS);
     let filler = Some("One moment.".to_owned());
-    let own = OwnTool { timeout, idempotent: number % 8 == 7, filler, filler_after };
+    let own = OwnTool { timeout, idempotent: number % 8 == 7, filler, filler_after, yields: number % 8 == 3 };
     [("look".to_owned(), own)].into()
 }
 
@@ -113,6 +113,7 @@ impl Call {
         let tool = ToolConfig {
             builtin: None,
             targets: Default::default(),
+            expert: None,
             name: "look".into(),
             description: String::new(),
             parameters: serde_json::json!({"type": "object", "properties": {}}),

@@ -251,6 +251,7 @@ impl Rig {
             Output::Service { .. } => assert!(self.up, "nobody is there to be told"),
             Output::Send(message) | Output::SendNow(message) => self.told(&message),
             Output::RunTool { call_id, .. } => _ = self.runs.insert(call_id),
+            Output::DropTool { call_id } => assert!(self.runs.remove(&call_id), "{call_id} does not run"),
             Output::Dial => (self.dials, self.up) = (true, false),
             Output::DialNext => self.dials_next = true,
             Output::Switch => (self.up, self.dials) = (true, false),
@@ -357,7 +358,8 @@ fn plan(says: impl Fn(&str) -> bool) -> Plan {
 
 fn own_tools(says: impl Fn(&str) -> bool) -> BTreeMap<String, OwnTool> {
     let (timeout, filler_after) = (5 * SECOND, 500 * MS);
-    let own = OwnTool { timeout, idempotent: says("idempotent"), filler: Some("One moment.".into()), filler_after };
+    let (idempotent, yields, filler) = (says("idempotent"), says("yields"), Some("One moment.".into()));
+    let own = OwnTool { timeout, idempotent, filler, filler_after, yields };
     says("runs").then(|| ("look_up".to_owned(), own)).into_iter().collect()
 }
 

@@ -19,7 +19,7 @@ use rusqlite::Connection;
 use serde_json::{Value, json};
 use voxrelay::{
     audio::decode::decode_file,
-    config::{AgentConfig, Config},
+    config::{AgentConfig, Config, ExpertConfig},
     provider::{Action, Media, Provider, What, When, Who, drive::Outcome},
     sim::{SimConfig, config::ReplyAudio},
 };
@@ -29,6 +29,7 @@ use super::{
     world::{ALONE, Asked, MS, at_all, caller, found, lasts, part, world},
 };
 use crate::{
+    expert::{Does, MODEL, Service},
     support::PATIENCE,
     tools::{Tools, tool},
 };
@@ -115,6 +116,40 @@ async fn at_every_door_a_tool_of_the_agents_is_asked_and_what_it_says_is_told_on
         "one in each session: {results:?}"
     );
     assert_eq!((stats.function_calls, stats.responses), (count as u64, 2 * count as u64));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_every_door_the_expert_is_asked_and_booked_to_the_call() {
+    let _alone = ALONE.lock().await;
+    let (service, folder) = (Service::new(Does::Answers(Duration::ZERO, 500)).await, tempfile::tempdir().unwrap());
+    let file = folder.path().join("ledger.db");
+    let change = |config: &mut Config| {
+        config.ledger.file = Some(file.clone());
+        service.configure(config, ExpertConfig { filler: String::new(), ..ExpertConfig::default() });
+        agent(config);
+    };
+    let calls = |sim: &mut SimConfig| sim.reply.call_tool = Some(r#"ask_expert {"question":"Why?"}"#.to_owned());
+    let world = Arc::new(world(change, calls).await);
+    let hangs_up = Action { when: When::Heard(1_600 * MS), what: What::HangUp };
+    let outcomes = at_all(one_of_each(), &world, 0, move |media, _| asks(media, [hangs_up.clone()])).await;
+    for (_, door, outcome) in &outcomes {
+        let summary = &outcome.summary;
+        assert_eq!((summary.ended.who, &summary.violations[..]), (Who::Caller, &[][..]), "{}", door.name);
+    }
+    let told = world.rig.sim.stats().items;
+    let told = told.iter().filter(|(_, item)| item["type"] == "function_call_output");
+    let told: Vec<_> = told.map(|(_, item)| item["output"].as_str().unwrap()).collect();
+    let answer = r#"{"answer":"The truck has broken down. It will come on Friday."}"#;
+    assert_eq!((told.len(), service.count()), (outcomes.len(), outcomes.len()));
+    assert!(told.iter().all(|told| *told == answer), "{told:?}");
+    assert_eq!(world.rig.relay.ledger().flush(PATIENCE).await, 0);
+    let sql = Connection::open(&file).unwrap();
+    let rows = |which: &str| -> BTreeSet<(String, String)> {
+        let mut rows = sql.prepare(&format!("SELECT call, door FROM usage WHERE {which}")).unwrap();
+        rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()
+    };
+    let asked = rows(&format!("kind = 'reply' AND model = '{MODEL}' AND status = 'completed' AND total_tokens = 500"));
+    assert_eq!((asked.len(), &asked), (outcomes.len(), &rows("kind = 'call'")), "each to its call, at its door");
 }
 
 /// Who has ended each call and why, by the ledger: one line of each caller.

@@ -14,7 +14,7 @@ use crate::{
 
 fn own(filler: bool, idempotent: bool) -> OwnTool {
     let filler = filler.then(|| "One moment.".to_owned());
-    OwnTool { timeout: 10 * SECOND, idempotent, filler, filler_after: 500 * MS }
+    OwnTool { timeout: 10 * SECOND, idempotent, filler, filler_after: 500 * MS, yields: false }
 }
 
 fn planned(filler: bool, idempotent: bool) -> Plan {
@@ -337,4 +337,76 @@ fn another_process_runs_again_only_what_may_be_run_twice() {
             assert!(said.contains(&"CreateReply".to_owned()), "{said:?}");
         }
     }
+}
+
+/// The tool gives way to the caller, as `ask_expert` does.
+fn yielding() -> Rig {
+    let own = OwnTool { yields: true, ..own(true, true) };
+    Rig::new(Plan { own_tools: [("look_up".to_owned(), own)].into(), ..plan() })
+}
+
+const GAVE_WAY: &str = r#"{"error":"the caller went on before there was an answer: it was not waited for"}"#;
+
+#[test]
+fn what_gives_way_is_dropped_when_the_caller_goes_on_and_their_turn_is_what_is_answered() {
+    type GoesOn = fn(&mut Rig);
+    let ways: [(&str, GoesOn, &[&str]); 4] = [
+        ("speaks", |rig| rig.event(Event::SpeechStarted { at_ms: 2_300 }), &["ToolOutput c1"]),
+        (
+            "types",
+            |rig| rig.message(ClientMsg::Text { text: "never mind".into() }),
+            &["ToolOutput c1", "UserText never mind", "CreateReply"],
+        ),
+        ("interrupts", |rig| rig.message(ClientMsg::Interrupt { reply: None, played_ms: None }), &["ToolOutput c1"]),
+        ("presses", |rig| rig.input(Input::Key('1')), &["ToolOutput c1"]),
+    ];
+    for (name, goes_on, want) in ways {
+        let mut rig = yielding();
+        called(&mut rig);
+        rig.pass(300 * MS);
+        rig.said();
+        goes_on(&mut rig);
+        let said = rig.said();
+        let at = |word: &str| said.iter().position(|said| said == word);
+        assert!(at("drop c1").is_some() && at("drop c1") < at("ToolOutput c1"), "{name}: {said:?}");
+        let kept = |word: &&String| ["ToolOutput", "UserText", "CreateReply"].iter().any(|k| word.starts_with(k));
+        assert_eq!(said.iter().filter(kept).collect::<Vec<_>>(), want, "{name}");
+        assert_eq!(outputs(&rig), [GAVE_WAY], "{name}");
+        ran(&mut rig, "c1");
+        rig.pass(400 * MS);
+        assert_eq!(asked(&mut rig), [""; 0], "{name}: no filler, and no second result");
+    }
+    // What does not give way runs on.
+    let mut rig = rig(false);
+    called(&mut rig);
+    rig.event(Event::SpeechStarted { at_ms: 2_300 });
+    assert!(outputs(&rig).is_empty());
+}
+
+#[test]
+fn a_filler_that_is_spoken_into_takes_what_it_was_said_for_with_it() {
+    let mut rig = yielding();
+    called(&mut rig);
+    rig.pass(SECOND);
+    rig.created("resp_2");
+    rig.reply_audio("resp_2", "filler", SECOND);
+    rig.pass(200 * MS);
+    assert!(outputs(&rig).is_empty());
+    rig.event(Event::SpeechStarted { at_ms: 3_000 });
+    assert_eq!(outputs(&rig), [GAVE_WAY]);
+}
+
+#[test]
+fn what_gives_way_is_not_begun_when_the_caller_has_gone_on_already() {
+    let mut rig = yielding();
+    turn(&mut rig);
+    rig.created("resp_1");
+    rig.reply_audio("resp_1", "a", SECOND);
+    rig.pass(400 * MS);
+    rig.message(ClientMsg::Interrupt { reply: None, played_ms: None });
+    rig.said();
+    calls(&mut rig, "resp_1", "c1", "look_up");
+    let said = rig.said();
+    assert!(!said.iter().any(|word| word.starts_with("run")), "{said:?}");
+    assert_eq!(outputs(&rig), [GAVE_WAY]);
 }
