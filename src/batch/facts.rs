@@ -84,8 +84,9 @@ impl Facts {
             Err(error) => return bad("too_large", error.to_string()),
         };
         let mut requests = FuturesUnordered::new();
+        let mut later = false;
         loop {
-            while let Some(send) = extraction.poll() {
+            while let Some(send) = if later { None } else { extraction.poll() } {
                 requests.push(async move {
                     let answer = run.respond(n, part(&send.key), &send.request.body).await;
                     (send.key, answer)
@@ -100,8 +101,12 @@ impl Facts {
                 Ended::Bad { code, message } => {
                     extraction.failed(&key, &code, &message);
                 }
-                Ended::Later => return Ok(Ended::Later),
+                // What was sent is paid for: its answers are taken down first.
+                Ended::Later => later = true,
             }
+        }
+        if later {
+            return Ok(Ended::Later);
         }
         let model = extraction.model().unwrap_or_default().to_owned();
         let (extracted, ended) = match extraction.end() {

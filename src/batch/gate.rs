@@ -133,14 +133,10 @@ mod tests {
         let gate = Gate::new(Width::fixed(2));
         let (first, second) = (gate.enter().await, gate.enter().await);
         assert!(second.full && !first.full);
-        let third = tokio::spawn({
-            let gate = gate.clone();
-            async move { gate.enter().await }
-        });
-        tokio::task::yield_now().await;
-        assert!(!third.is_finished());
+        let mut waiting = std::pin::pin!(gate.enter());
+        assert!(futures_util::poll!(waiting.as_mut()).is_pending());
         drop(first);
-        let third = third.await.unwrap();
+        let third = waiting.await;
         gate.refused(Duration::from_secs(3), "too fast");
         drop((second, third));
         let began = Instant::now();

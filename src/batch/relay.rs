@@ -64,6 +64,8 @@ pub struct Answer {
     pub cost: Option<Usd>,
     /// How long it waited for the account's limits.
     pub waited: Duration,
+    /// It was given before, to the same question.
+    pub repeated: bool,
     /// The account and the model that answered, where the relay says it.
     pub route: Option<String>,
 }
@@ -205,6 +207,7 @@ async fn answer(request: RequestBuilder) -> Result<Answer, Failure> {
             .and_then(|ms| ms.parse().ok())
             .map(Duration::from_millis)
             .unwrap_or_default(),
+        repeated: text("x-voxrelay-repeated").is_some(),
         route: text("x-voxrelay-route").map(str::to_owned),
         body,
     })
@@ -238,13 +241,20 @@ fn failure(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
     let message = if message.is_empty() { format!("HTTP {status}") } else { message };
     let code = text("code").or(text("type")).unwrap_or("refused").to_owned();
     let wait = retry_after(headers);
+    let another_day = wait.is_none_or(|wait| wait > LONGEST_WAIT);
     match (status.as_u16(), code.as_str()) {
         (401 | 403, _) => Failure::Stop { code, message, wait: None },
-        // Money, not speed.
-        (429, "insufficient_quota" | "budget_exhausted") | (402, _) => Failure::Stop { code, message, wait },
-        (429, _) if wait.is_some_and(|wait| wait > LONGEST_WAIT) => Failure::Stop { code, message, wait },
+        // The relay's own account: no file will fare better.
+        (502, "upstream_auth" | "upstream_refused") => Failure::Stop { code, message, wait: None },
+        // Money, not speed; but what others hold comes back soon.
+        (429, "insufficient_quota" | "budget_exhausted") | (402, _) if another_day => {
+            Failure::Stop { code, message, wait }
+        }
+        (429, _) if wait.is_some() && another_day => Failure::Stop { code, message, wait },
         // No wait makes a request smaller.
         (429, _) if wait.is_none() && headers.get("x-request-id").is_some() => Failure::Item { code, message },
+        // The service is in trouble, perhaps with this file alone.
+        (503, "upstream_unavailable") => Failure::Again { message },
         (429 | 503, _) => Failure::Wait { wait: wait.unwrap_or(USUAL_WAIT), message },
         // The model, or the address: not this file's fault.
         (404, "model_not_found") => Failure::Stop { code, message, wait: None },
@@ -254,6 +264,7 @@ fn failure(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
         }
         // The first request with this key has failed meanwhile, and may be sent again.
         (409, "idempotency_key_failed") => Failure::Again { message },
+        (409, "idempotency_key_reused") => Failure::Item { code, message },
         (408 | 409 | 425 | 500..=599, _) => Failure::Again { message: format!("HTTP {status}: {message}") },
         _ => Failure::Item { code, message },
     }
@@ -285,6 +296,13 @@ mod tests {
             (429, "rate_limit_exceeded", Some("86400"), "stop"),
             (429, "rate_limit_exceeded", None, "item"),
             (429, "budget_exhausted", Some("3600"), "stop"),
+            (429, "budget_exhausted", Some("1"), "wait"),
+            (429, "budget_exhausted", None, "stop"),
+            (502, "upstream_auth", None, "stop"),
+            (502, "upstream_refused", None, "stop"),
+            (503, "upstream_unavailable", Some("5"), "again"),
+            (503, "accounting_unavailable", Some("5"), "wait"),
+            (409, "idempotency_key_reused", None, "item"),
             (429, "insufficient_quota", None, "stop"),
             (503, "overloaded", Some("5"), "wait"),
             (503, "overloaded", None, "wait"),

@@ -70,7 +70,7 @@ const SCHEMA: &str = "
     ) STRICT;
     CREATE TABLE extracts (
         item INTEGER PRIMARY KEY, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, audio_ms INTEGER NOT NULL,
-        cost INTEGER NOT NULL, unpriced INTEGER NOT NULL, model TEXT NOT NULL, error TEXT, json TEXT
+        cost INTEGER NOT NULL, unpriced INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 1, model TEXT NOT NULL, error TEXT, json TEXT
     ) STRICT;
 ";
 

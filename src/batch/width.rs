@@ -90,6 +90,10 @@ impl Width {
         let Answered { took, waited, full, class } = answered;
         let own = took.saturating_sub(waited).as_secs_f64().max(FAST);
         if let Some(best) = self.best.get_mut(class) {
+            // What one takes that is alone is no sign of too many.
+            if self.now < 2.0 {
+                (*best, self.recent) = (Some(own), 1.0);
+            }
             let fastest = best.map_or(own, |best| (best * FADE).min(own));
             *best = Some(fastest);
             self.recent += (own / fastest - self.recent) / 8.0;
@@ -187,6 +191,16 @@ mod tests {
         }
         assert_eq!(width.at(Duration::ZERO), 204);
         assert!(class(0, u64::MAX) < class(1, 1) && class(1, u64::MAX) < CLASSES);
+    }
+
+    #[test]
+    fn a_service_that_has_become_slower_is_used_all_the_same() {
+        let mut width = Width::new(64);
+        let answered =
+            |secs, full| Answered { took: Duration::from_secs(secs), waited: Duration::ZERO, full, class: 0 };
+        (0..40).for_each(|_| width.answered(answered(1, true)));
+        (0..400).for_each(|_| width.answered(answered(9, true)));
+        assert!(width.at(Duration::ZERO) >= 4, "{}", width.at(Duration::ZERO));
     }
 
     #[test]

@@ -35,7 +35,6 @@ use super::{
     width::class,
 };
 use crate::{
-    admit::price::Usd,
     text::{Kind, outcome::Outcome},
     wall::unix_now_ms,
 };
@@ -47,7 +46,13 @@ const TRIES: u32 = 6;
 /// Before the second one; doubles.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Requests that run when it ends in order may take so long.
-const LAST: Duration = Duration::from_secs(20);
+const LAST: Duration = Duration::from_secs(600);
+/// So many failures in a row, and nothing good between them: it is the service, and not the files. It is asked again after a pause.
+const IN_A_ROW: u32 = 8;
+const OUTAGE: Duration = Duration::from_secs(5);
+/// Nothing good has come for so long: the run ends, and may go on later.
+const SILENT: Duration = Duration::from_secs(300);
+const LATER: Duration = Duration::from_secs(600);
 /// Texts are not longer, bytes.
 const MAX_TEXT: u64 = 64 << 20;
 
@@ -108,6 +113,8 @@ pub struct Run {
     stop: CancellationToken,
     stopped: Mutex<Option<Stopped>>,
     retried: AtomicU64,
+    /// When something came last, and how often nothing has since.
+    came: Mutex<(Instant, u32)>,
     notes: Mutex<Vec<String>>,
 }
 
@@ -151,6 +158,19 @@ pub(super) enum Ended<T> {
     Later,
 }
 
+/// What became of an item's words.
+enum Words {
+    /// They are in the job.
+    There,
+    /// Another item with the same content is just being worked on, and this one waits for it.
+    Another,
+    /// Nothing more is to be done.
+    Ended(End),
+}
+
+/// What was heard in a piece, and the model that has heard it.
+type Heard = (join::Part, String);
+
 /// A piece that was written down, as the job keeps it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Written {
@@ -164,6 +184,7 @@ impl Run {
         let Plans { store, sources, engine, relay, gate, wish, limits, extract, folder, texts } = plans;
         let (stop, stopped) = (CancellationToken::new(), Mutex::new(None));
         let (retried, notes) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+        let came = Mutex::new((Instant::now(), 0));
         Arc::new(Self {
             store,
             sources,
@@ -178,6 +199,7 @@ impl Run {
             stop,
             stopped,
             retried,
+            came,
             notes,
         })
     }
@@ -272,21 +294,20 @@ impl Run {
 
     /// `Good(None)`: it waits for another one with the same content.
     async fn item_to_end(self: &Arc<Self>, item: &Item) -> Result<Ended<Option<End>>, StoreError> {
-        let n = item.n;
         let words = if self.texts { self.text(item).await? } else { self.transcript(item).await? };
         match words {
-            Ended::Good(None) => {}
-            ended => return Ok(ended),
-        }
-        if self.on_disk(move |store| store.transcript(n)).await?.is_none() {
-            return Ok(Ended::Good(None)); // another item with the same content is just being worked on
+            Ended::Good(Words::There) => {}
+            Ended::Good(Words::Another) => return Ok(Ended::Good(None)),
+            Ended::Good(Words::Ended(end)) => return Ok(Ended::Good(Some(end))),
+            Ended::Bad { code, message } => return Ok(Ended::Bad { code, message }),
+            Ended::Later => return Ok(Ended::Later),
         }
         let Some(facts) = &self.extract else { return Ok(Ended::Good(Some(End::Done))) };
         Ok(facts.of(self, item).await?.map(|()| Some(End::Done)))
     }
 
-    /// Its words. `Good(Some)`: it has ended; `Good(None)`: they are in the job, or it waits for another item.
-    async fn transcript(self: &Arc<Self>, item: &Item) -> Result<Ended<Option<End>>, StoreError> {
+    /// Its words.
+    async fn transcript(self: &Arc<Self>, item: &Item) -> Result<Ended<Words>, StoreError> {
         let n = item.n;
         let opened = match self.open(&item.source).await {
             Ended::Good(opened) => opened,
@@ -303,13 +324,13 @@ impl Run {
         if let Plan::TooShort { length } = plan {
             let message =
                 format!("{:.1} s long, shorter than {} s", length.as_secs_f64(), self.limits.shortest.as_secs_f64());
-            return Ok(Ended::Good(Some(End::Skipped { code: "too_short".to_owned(), message })));
+            return Ok(Ended::Good(Words::Ended(End::Skipped { code: "too_short".to_owned(), message })));
         }
         match self.on_disk(move |store| store.describe(n, &content)).await? {
             Known::New => {}
-            Known::Held => return Ok(Ended::Good(None)),
-            Known::Transcribed { complete: true } => return Ok(Ended::Good(Some(End::Done))),
-            Known::Transcribed { complete: false } => return Ok(Ended::Good(None)),
+            Known::Held => return Ok(Ended::Good(Words::Another)),
+            Known::Transcribed { complete: true } => return Ok(Ended::Good(Words::Ended(End::Done))),
+            Known::Transcribed { complete: false } => return Ok(Ended::Good(Words::There)),
         }
         let parts = match plan {
             Plan::Whole(whole) => self.whole(n, whole).await?,
@@ -326,11 +347,11 @@ impl Run {
         let parts: Vec<join::Part> = parts.into_iter().map(|(part, _)| part).collect();
         let transcript = kept(join(&parts), self.wish.language.as_ref(), model);
         self.on_disk(move |store| store.put_transcript(n, &transcript)).await?;
-        Ok(Ended::Good(None))
+        Ok(Ended::Good(Words::There))
     }
 
     /// A text that is there already, as [`Self::transcript`].
-    async fn text(self: &Arc<Self>, item: &Item) -> Result<Ended<Option<End>>, StoreError> {
+    async fn text(self: &Arc<Self>, item: &Item) -> Result<Ended<Words>, StoreError> {
         let n = item.n;
         let opened = match self.open(&item.source).await {
             Ended::Good(opened) => opened,
@@ -348,12 +369,13 @@ impl Run {
         };
         match self.on_disk(move |store| store.describe(n, &content)).await? {
             Known::New => {}
-            Known::Held | Known::Transcribed { complete: false } => return Ok(Ended::Good(None)),
-            Known::Transcribed { complete: true } => return Ok(Ended::Good(Some(End::Done))),
+            Known::Held => return Ok(Ended::Good(Words::Another)),
+            Known::Transcribed { complete: false } => return Ok(Ended::Good(Words::There)),
+            Known::Transcribed { complete: true } => return Ok(Ended::Good(Words::Ended(End::Done))),
         }
         let transcript = Transcript { text, ..Transcript::default() };
         self.on_disk(move |store| store.put_transcript(n, &transcript)).await?;
-        Ok(Ended::Good(None))
+        Ok(Ended::Good(Words::There))
     }
 
     async fn open(&self, source: &str) -> Ended<Opened> {
@@ -384,7 +406,7 @@ impl Run {
     }
 
     /// A recording that is sent as it is.
-    async fn whole(self: &Arc<Self>, n: i64, whole: Whole) -> Result<Ended<Vec<(join::Part, String)>>, StoreError> {
+    async fn whole(self: &Arc<Self>, n: i64, whole: Whole) -> Result<Ended<Vec<Heard>>, StoreError> {
         let Whole { path, name, media_type, length, .. } = whole;
         let part = Part { task: Task::Piece, number: 0, seal: format!("whole {}", length.as_millis()) };
         let Some(pass) = self.enter().await else { return Ok(Ended::Later) };
@@ -406,13 +428,9 @@ impl Run {
     }
 
     /// A recording in pieces: the next one is cut when there is leave to send it.
-    async fn pieces(
-        self: &Arc<Self>,
-        item: &Item,
-        mut pieces: Pieces,
-    ) -> Result<Ended<Vec<(join::Part, String)>>, StoreError> {
+    async fn pieces(self: &Arc<Self>, item: &Item, mut pieces: Pieces) -> Result<Ended<Vec<Heard>>, StoreError> {
         let n = item.n;
-        let mut requests: JoinSet<Result<(usize, Ended<(join::Part, String)>), StoreError>> = JoinSet::new();
+        let mut requests: JoinSet<Result<(usize, Ended<Heard>), StoreError>> = JoinSet::new();
         let mut done = BTreeMap::new();
         let mut bad = None;
         let mut more = true;
@@ -449,7 +467,17 @@ impl Run {
                     });
                 (pieces, piece)
             });
-            let (back, cut) = cut.await.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()));
+            let (back, cut) = match cut.await {
+                Ok(cut) => cut,
+                // A decoder that falls over one file is no reason to leave the others.
+                Err(panicked) => {
+                    bad = Some(Ended::Bad { code: "undecodable".to_owned(), message: panicked.to_string() });
+                    while let Some(last) = requests.join_next().await {
+                        drop(last.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?);
+                    }
+                    break;
+                }
+            };
             pieces = back;
             let (piece, file) = match cut {
                 Ok((Some(piece), file)) => (piece, file),
@@ -569,7 +597,10 @@ impl Run {
             let began = Instant::now();
             let failure = match send(key).await {
                 Ok(answer) => {
-                    own.answered(began.elapsed(), answer.waited, class);
+                    if !answer.repeated {
+                        own.answered(began.elapsed(), answer.waited, class);
+                    }
+                    *self.came.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), 0);
                     let usage = usage(kind, &answer);
                     let asked = part.clone();
                     let kept = read(&answer);
@@ -603,12 +634,18 @@ impl Run {
                     return Ok(Ended::Later);
                 }
                 Failure::Wait { wait, message } => {
+                    self.nothing_came(false, &message);
                     self.gate.refused(wait.mul_f64(rand::rng().random_range(1.0..1.1)), &message);
                     self.retried.fetch_add(1, Ordering::Relaxed);
                 }
                 Failure::Again { message } => {
-                    tries += 1;
+                    let out = self.nothing_came(true, &message);
                     self.retried.fetch_add(1, Ordering::Relaxed);
+                    if out {
+                        self.gate.refused(OUTAGE.mul_f64(rand::rng().random_range(1.0..1.2)), &message);
+                        continue;
+                    }
+                    tries += 1;
                     let (asked, told) = (part.clone(), message.clone());
                     self.on_disk(move |store| store.failed_try(n, &asked, &told, None, unix_now_ms())).await?;
                     if tries >= TRIES {
@@ -620,6 +657,21 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// A request has failed, and another one of it may not. Whether the service is out rather than this file a bad one.
+    fn nothing_came(&self, broken: bool, message: &str) -> bool {
+        let (since, in_a_row) = {
+            let mut came = self.came.lock().unwrap_or_else(PoisonError::into_inner);
+            came.1 += u32::from(broken);
+            *came
+        };
+        if since.elapsed() > SILENT {
+            let again_at = unix_now_ms() + u64::try_from(LATER.as_millis()).unwrap_or(0);
+            let (code, message) = ("service_unavailable".to_owned(), message.to_owned());
+            self.stop(Stopped::Refused { code, message, again_at: Some(again_at) });
+        }
+        in_a_row >= IN_A_ROW
     }
 
     fn note(&self, note: String) {
@@ -671,7 +723,7 @@ fn usage(kind: Kind, answer: &Answer) -> Usage {
         output_tokens: tokens.output_tokens,
         audio_ms: u64::try_from(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_millis())
             .unwrap_or(u64::MAX),
-        cost: answer.cost.unwrap_or(Usd::default()),
+        cost: answer.cost.unwrap_or_default(),
         unpriced: u64::from(answer.cost.is_none()),
     }
 }

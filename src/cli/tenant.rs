@@ -32,7 +32,7 @@ pub struct TenantArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Add a tenant, and print its first key: once, for only its hash is kept
-    Add(Add),
+    Add(Box<Add>),
     /// Show tenants and their keys
     List(List),
     /// Make a new key, and let the others end
@@ -170,7 +170,7 @@ pub fn run(args: TenantArgs) -> anyhow::Result<ExitCode> {
     }
     let store = Store::open(&file)?;
     match args.command {
-        Command::Add(add) => self::add(&store, &config, add, &file),
+        Command::Add(add) => self::add(&store, &config, *add, &file),
         Command::List(list) => self::list(&config, store.tenants()?, &list),
         Command::Rotate(rotate) => self::rotate(&store, &config, rotate),
         Command::Revoke(revoke) => self::revoke(&store, &config, &revoke),

@@ -88,7 +88,7 @@ pub struct TranscribeArgs {
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     min_seconds: f64,
     /// Longer recordings are cut at pauses into pieces of at most so long, seconds
-    #[arg(long, value_name = "S", default_value_t = 600, value_parser = clap::value_parser!(u64).range(10..=86_400))]
+    #[arg(long, value_name = "S", default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=86_400))]
     piece_seconds: u64,
     #[command(flatten)]
     extract: ExtractWish,
@@ -150,7 +150,7 @@ struct JobArgs {
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// Tenant key, or the service's
-    #[arg(long, value_name = "KEY", env = "VOXRELAY_TOKEN", hide_env_values = true, requires = "url")]
+    #[arg(long, value_name = "KEY", env = "VOXRELAY_TOKEN", hide_env_values = true)]
     token: Option<SecretString>,
     /// Trust this authority too (PEM)
     #[arg(long, value_name = "FILE", env = "VOXRELAY_CA_FILE")]
@@ -267,11 +267,12 @@ impl Job {
             return Err(Usage(format!("--srt and --vtt: --out is `{found}`, a table; allowed: a folder")).into());
         }
         let store = Arc::new(self.store()?);
-        let unread = if self.args.resume && self.files.is_empty() && self.manifest.is_none() {
-            Vec::new()
-        } else {
-            let (job, listed) = (self.listing(&store)?, store.clone());
-            tokio::task::spawn_blocking(move || list(job, &listed)).await??
+        let unread = match self.list(&store).await {
+            Ok(unread) => unread,
+            Err(error) => {
+                self.undo(store);
+                return Err(error);
+            }
         };
         if self.args.resume {
             store.retry_failed()?;
@@ -280,15 +281,38 @@ impl Job {
             for unread in &unread {
                 tell(io::stderr(), &format!("voxrelay: {unread}"));
             }
-            drop(store);
-            // There is nothing in it that anybody could go on with.
-            let _ = std::fs::remove_file(Store::beside(&self.args.out));
-            return Err(Usage("no recordings were found there".to_owned()).into());
+            self.undo(store);
+            let what = if self.texts { "texts" } else { "recordings" };
+            return Err(Usage(format!("no {what} were found there")).into());
         }
-        let place = self.place().await?;
+        let place = match self.place().await {
+            Ok(place) => place,
+            Err(error) => {
+                self.undo(store);
+                return Err(error);
+            }
+        };
         let done = self.work(store, &place, format, &unread).await;
         place.stop().await;
         done
+    }
+
+    /// Puts what is to be done into the job; what could not be read.
+    async fn list(&self, store: &Arc<Store>) -> anyhow::Result<Vec<Unread>> {
+        if self.args.resume && self.files.is_empty() && self.manifest.is_none() {
+            return Ok(Vec::new());
+        }
+        let (listing, listed) = (self.listing(store), store.clone());
+        tokio::task::spawn_blocking(move || list(listing, &listed)).await?
+    }
+
+    /// A job that was begun just now and in which nothing was done is none.
+    fn undo(&self, store: Arc<Store>) {
+        let file = store.file().to_owned();
+        drop(store);
+        if !self.args.resume {
+            let _ = std::fs::remove_file(file);
+        }
     }
 
     /// The job's file.
@@ -333,13 +357,13 @@ impl Job {
         params
     }
 
-    fn listing(&self, store: &Store) -> anyhow::Result<Listing> {
+    fn listing(&self, store: &Store) -> Listing {
         let base = store.base().to_owned();
-        Ok(match &self.manifest {
+        match &self.manifest {
             Some(file) => Listing::Manifest(file.clone()),
             None if self.files.iter().any(|file| file == "-") => Listing::Input(base),
             None => Listing::Arguments(base, self.files.clone()),
-        })
+        }
     }
 
     /// The relay.
@@ -363,8 +387,13 @@ impl Job {
         format: Format,
         unread: &[Unread],
     ) -> anyhow::Result<ExitCode> {
-        let folder = store.file().parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let fetched = source::Limits { max_bytes: MAX_FETCHED, folder: folder.to_owned() };
+        // Pieces and copies, which a run that was killed may have left.
+        let mut folder = store.file().to_owned().into_os_string();
+        folder.push(".parts");
+        let folder = PathBuf::from(folder);
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir(&folder).with_context(|| format!("cannot make the folder `{}`", folder.display()))?;
+        let fetched = source::Limits { max_bytes: MAX_FETCHED, folder: folder.clone() };
         let sources = Sources::new(fetched).map_err(anyhow::Error::msg)?;
         let width = match self.args.jobs {
             Jobs::Found => Width::new(MOST),
@@ -380,7 +409,7 @@ impl Job {
             wish: self.wish.clone(),
             limits: self.limits,
             extract: self.extract.clone(),
-            folder: folder.to_owned(),
+            folder: folder.clone(),
             texts: self.texts,
         });
         let began = Instant::now();
@@ -393,6 +422,7 @@ impl Job {
                 () = asked => {}
             }
         }
+        let _ = std::fs::remove_dir_all(&folder);
         let output = Output {
             out: self.args.out.clone(),
             format,
@@ -475,7 +505,7 @@ async fn inside(file: Option<&Path>) -> anyhow::Result<relay::Relay> {
     let usual = (!config.is_simulated()).then(serve::ledger_file);
     config.ledger.file = config.ledger.file.or(usual);
     // Recordings are read from the disk; what is on its way to the service need not fill the memory.
-    config.text.max_held_bytes = config.text.max_held_bytes.min(64 << 20).max(config.text.max_audio_bytes + (1 << 20));
+    config.text.max_held_bytes = config.text.max_held_bytes.min(96 << 20).max(config.text.max_audio_bytes + (1 << 20));
     if config.log.level == Config::default().log.level {
         config.log.level = "voxrelay=error".to_owned();
     }

@@ -18,7 +18,7 @@ use crate::serve::Shared;
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "Location, Retry-After, X-Request-Id, X-RateLimit-Limit-Requests, X-RateLimit-Limit-Tokens, X-RateLimit-Remaining-Requests, \
      X-RateLimit-Remaining-Tokens, X-RateLimit-Reset-Requests, X-RateLimit-Reset-Tokens, X-Voxrelay-Route, X-Voxrelay-Tier, \
-     X-Voxrelay-Tier-By, X-Voxrelay-Waited-Ms, X-Voxrelay-Cost-Usd",
+     X-Voxrelay-Tier-By, X-Voxrelay-Waited-Ms, X-Voxrelay-Cost-Usd, X-Voxrelay-Repeated",
 );
 /// How long a browser may remember a preflight, seconds.
 const REMEMBERED: HeaderValue = HeaderValue::from_static("600");

@@ -14,18 +14,17 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::stream;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    body,
-    broker::refused,
-    idempotency::{self, Begin, Entry, Keys},
-};
+use super::{body, broker::refused, idempotency};
 use crate::{
     admit::{Denied, Principal, governor::Class},
     client::openai::SERVER_ERROR,
-    config::Scope,
+    config::{Scope, TextConfig},
     serve::{
         FULL_RETRY, Shared, random_id,
         realtime::{self, Refusal, no_model},
@@ -34,26 +33,31 @@ use crate::{
         Kind,
         answer::{self, Kept, Passing, Whole},
         ask::{self, Wrong},
+        kept::{Answers, Begin, Land, Landing},
+        room::Room,
         run::{No, Order, Run, Texts},
+        share::Full,
     },
 };
 
 /// A recording comes at least as fast as this, bytes a second; anything smaller has the time of [`body::read`].
 const SLOWEST: u64 = 64 << 10;
+/// What a form takes beside the recording, bytes.
+const FORM: usize = 64 << 10;
 
 /// What these addresses stand on.
 #[derive(Debug)]
 pub(crate) struct Desk {
     texts: Arc<Texts>,
-    answers: Keys<Option<Arc<Kept>>>,
-    /// Bodies that are held, KiB.
-    held: Arc<Semaphore>,
+    answers: Answers,
+    room: Room,
 }
 
 impl Desk {
     pub(crate) fn new(texts: Arc<Texts>) -> Self {
-        let held = Arc::new(Semaphore::new(texts.config.max_held_bytes >> 10));
-        Self { texts, answers: Keys::default(), held }
+        let TextConfig { max_held_bytes, max_body_bytes, max_audio_bytes, .. } = texts.config;
+        let room = Room::new(max_held_bytes, max_body_bytes, max_audio_bytes + FORM);
+        Self { texts, answers: Answers::default(), room }
     }
 
     /// The requests of a process.
@@ -93,7 +97,10 @@ async fn answered(shared: &Arc<Shared>, kind: Kind, request: Request) -> Respons
         }
     };
     let headers = response.headers_mut();
-    put(headers, "x-request-id", &id);
+    // One that is given again has the id of its row.
+    if !headers.contains_key("x-request-id") {
+        put(headers, "x-request-id", &id);
+    }
     for left in who.iter().flat_map(|who| shared.desk.texts.shares.left(who)) {
         let name = left.name;
         put(headers, &format!("x-ratelimit-limit-{name}"), &left.limit.to_string());
@@ -158,59 +165,64 @@ async fn answer_to(
         .map_err(|wrong| Refusal::new(StatusCode::BAD_REQUEST, "invalid_value", wrong).at("Idempotency-Key"))?;
     let desk = &shared.desk;
     let config = &desk.texts.config;
-    let limit = if kind == Kind::Response { config.max_body_bytes } else { config.max_audio_bytes + (64 << 10) };
+    let limit = if kind == Kind::Response { config.max_body_bytes } else { config.max_audio_bytes + FORM };
     let length = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let room = length.unwrap_or(limit).min(limit);
     if length.is_some_and(|length: usize| length > limit) {
         return Err(Refusal::from(body::BodyError::TooLarge(limit)).into());
     }
-    // A closed semaphore is none of ours.
-    let kib = u32::try_from(room.div_ceil(1 << 10)).unwrap_or(u32::MAX);
-    let held = desk.held.clone().acquire_many_owned(kib).await.ok();
+    let came = Instant::now();
+    let whose = who.tenant().map(|_| who.tenant_id());
+    let held = desk.room.hold(kind, whose, room).await.ok_or_else(|| Refusal {
+        kind: SERVER_ERROR,
+        retry_after: Some(FULL_RETRY),
+        ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many bodies are held at once.".to_owned())
+    })?;
+    let waited = came.elapsed();
     let patience = Duration::from_secs(10 + room as u64 / SLOWEST);
     let body = body::read_within(body, limit, patience).await.map_err(Refusal::from)?;
-    let mark = idempotency::mark([&body, kind.path().as_bytes()]);
+    let form = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let asked = match kind {
         Kind::Response => ask::response(&body, config.output_tokens),
-        Kind::Transcription => {
-            let form = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-            ask::transcription(form, body).await
-        }
+        Kind::Transcription => ask::transcription(form, body).await,
     };
     let asked = asked.map_err(wrong)?;
+    if who.tenant().is_some() {
+        ask::keeps_to_itself(&asked).map_err(wrong)?;
+    }
     let who = match &asked.user {
         Some(user) => realtime::named_user(shared, who, user)?,
         None => who,
     };
-    let (land, entry) = match &key {
-        None => (None, None),
+    let (asked, land) = match key {
+        None => (asked, None),
         Some(key) => {
-            let entry = (format!("{}\n{}", who.tenant_id(), who.user().unwrap_or_default()), key.clone());
-            match desk.answers.begin(entry.clone(), mark, ()) {
-                Begin::First(land, _) => (Some(land), Some(entry)),
-                Begin::Again(landing, ()) => return again(landing).await,
+            // A recording is long, and others wait for this thread.
+            let marked = tokio::task::spawn_blocking(move || (ask::mark(&asked), asked)).await;
+            let (mark, asked) = marked.map_err(|_| lost("The request cannot be read."))?;
+            match desk.answers.begin((who.tenant_id().to_owned(), who.user().unwrap_or_default().to_owned(), key), mark)
+            {
+                Begin::First(land) => (asked, Some(land)),
+                Begin::Again(landing) => return again(landing).await,
                 Begin::Other => {
                     let message = "This `Idempotency-Key` was used for another request.".to_owned();
                     let refusal = Refusal::new(StatusCode::CONFLICT, "idempotency_key_reused", message);
                     return Err(refusal.at("Idempotency-Key").into());
                 }
-                Begin::Full => {
-                    let message = "Too many `Idempotency-Key`s are remembered; come again, or without one.".to_owned();
-                    let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
-                    return Err(Refusal { retry_after: Some(FULL_RETRY), ..refusal }.into());
-                }
             }
         }
     };
-    let (stream, call) = (asked.stream, id.to_owned());
-    let (agent, door) = (String::new(), kind.door());
-    let order = Order { who, asked, call, agent, door, class, key, beside: false, expert: false };
+    let (stream, row) = (asked.stream, id.to_owned());
+    let (call, agent, door) = (row.clone(), String::new(), kind.door());
+    let order = Order { who, asked, call, agent, door, class, row, waited, beside: false, expert: false };
     let gone = CancellationToken::new();
     let leaves = gone.clone().drop_guard();
     let (tell, told) = oneshot::channel();
-    let work = Work { shared: shared.clone(), order, gone, entry, land, stream };
+    let work = Work { shared: shared.clone(), order, gone, land, stream };
+    let stop = shared.stop.clone();
     shared.calls.spawn(async move {
-        work.run(tell).await;
+        // What is dropped settles itself, before the last rows are written.
+        let _ = stop.run_until_cancelled(Box::pin(work.run(tell))).await;
         drop(held);
     });
     let told = told.await;
@@ -219,7 +231,7 @@ async fn answer_to(
 }
 
 /// An answer that was asked for before.
-async fn again(mut landing: watch::Receiver<Option<Option<Arc<Kept>>>>) -> Result<Response<Body>, NotAnswered> {
+async fn again(mut landing: Landing) -> Result<Response<Body>, NotAnswered> {
     let kept = landing.wait_for(Option::is_some).await.ok().and_then(|kept| kept.clone().flatten());
     let Some(kept) = kept else {
         let message = "The first request with this `Idempotency-Key` has no answer that could be given again; come with a new key.";
@@ -237,25 +249,25 @@ struct Work {
     shared: Arc<Shared>,
     order: Order,
     gone: CancellationToken,
-    entry: Option<Entry>,
-    land: Option<watch::Sender<Option<Option<Arc<Kept>>>>>,
+    land: Option<Land>,
     stream: bool,
 }
 
 impl Work {
     async fn run(self, tell: oneshot::Sender<Result<Response<Body>, NotAnswered>>) {
-        let Self { shared, order, gone, entry, land, stream } = self;
+        let Self { shared, order, gone, land, stream } = self;
         let (run, answered) = match shared.desk.texts.open(order, &gone).await {
             Ok(opened) => opened,
             Err(no) => {
-                forget(&shared, entry, land);
+                // The next one with this key is a first one.
+                drop(land);
                 let _ = tell.send(Err(not(no)));
                 return;
             }
         };
         let mut response = Response::new(Body::empty());
         describe(response.headers_mut(), &run);
-        let kept = if stream {
+        let kept = if stream && answer::is_stream(&answered) {
             let (to, reader) = answer::channel();
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
             response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -269,13 +281,13 @@ impl Work {
             answer::pass(run, answered, passing).await
         } else {
             match answer::whole(run, answered).await {
-                Ok(Whole { mime, body, cost }) => {
+                Ok(Whole { mime, body, cost, failed }) => {
                     response.headers_mut().insert(header::CONTENT_TYPE, mime);
                     if let Some(cost) = cost {
                         put(response.headers_mut(), "x-voxrelay-cost-usd", &cost.to_string());
                     }
                     let head = response.headers().clone();
-                    let kept = (land.is_some() && body.len() <= answer::MAX_KEPT)
+                    let kept = (land.is_some() && !failed && body.len() <= answer::MAX_KEPT)
                         .then(|| Arc::new(Kept { head, body: body.clone() }));
                     *response.body_mut() = Body::from(body);
                     let _ = tell.send(Ok(response));
@@ -287,18 +299,9 @@ impl Work {
                 }
             }
         };
-        match (kept, land) {
-            (Some(kept), Some(land)) => drop(land.send(Some(Some(kept)))),
-            (_, land) => forget(&shared, entry, land),
+        if let (Some(kept), Some(land)) = (kept, land) {
+            land.keep(kept);
         }
-    }
-}
-
-/// The next one with this key is a first one.
-fn forget(shared: &Shared, entry: Option<Entry>, land: Option<watch::Sender<Option<Option<Arc<Kept>>>>>) {
-    if let (Some(entry), Some(land)) = (entry, land) {
-        shared.desk.answers.forget(&entry, &land);
-        let _ = land.send(Some(None));
     }
 }
 
@@ -308,6 +311,7 @@ fn pieces(reader: mpsc::Receiver<Bytes>) -> impl stream::Stream<Item = Result<By
 
 /// What an answer's headers say of its way.
 fn describe(headers: &mut HeaderMap, run: &Run) {
+    put(headers, "x-request-id", run.call());
     put(headers, "x-voxrelay-route", &run.route());
     if let Some(tier) = run.chosen().tier {
         put(headers, "x-voxrelay-tier", tier.name());
@@ -341,9 +345,11 @@ fn not(no: No) -> NotAnswered {
             let message = format!("Previous response with id '{id}' not found.");
             Refusal::new(StatusCode::BAD_REQUEST, "previous_response_not_found", message).at("previous_response_id")
         }
-        No::Full => Refusal {
+        No::Full(Full::Own) => limited("You have too many requests at once.".to_owned(), Some(FULL_RETRY)),
+        No::Full(Full::All) => Refusal {
+            kind: SERVER_ERROR,
             retry_after: Some(FULL_RETRY),
-            ..limited("Too many requests run at once.".to_owned(), Some(FULL_RETRY))
+            ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many requests run at once.".to_owned())
         },
         No::Share(reason) => match reason.wait {
             Some(wait) => limited(format!("Your limit is reached ({reason})."), Some(wait)),

@@ -65,6 +65,14 @@ pub struct Whole {
     pub body: Bytes,
     /// What it cost; none: not known.
     pub cost: Option<Usd>,
+    /// It says that it has failed: another try is another request.
+    pub failed: bool,
+}
+
+/// Whether this answer is a stream, whatever was asked for: some models know none.
+pub fn is_stream(answered: &Answered) -> bool {
+    let mime = content_type(answered.headers());
+    mime.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream")
 }
 
 /// Reads a whole answer, and settles what it has used.
@@ -93,7 +101,10 @@ pub async fn whole(mut run: Run, mut answered: Answered) -> Result<Whole, Lost> 
         }
     }
     match Outcome::read(kind, &body) {
-        Some(outcome) => Ok(Whole { mime, body: body.into(), cost: run.over(outcome) }),
+        Some(outcome) => {
+            let failed = outcome.status == "failed";
+            Ok(Whole { mime, body: body.into(), cost: run.over(outcome), failed })
+        }
         None => {
             run.broke();
             Err(Lost::Strange)
@@ -126,12 +137,20 @@ pub async fn pass(mut run: Run, mut answered: Answered, passing: Passing) -> Opt
     let (mut reader, mut kept) = (Some(to), keeps.map(|head| (head, Vec::new())));
     let (mut events, mut count, mut ended, mut stopped) = (Events::default(), 0_u64, None::<Said>, false);
     loop {
+        let left = async {
+            match &reader {
+                // One that may be asked for again is read to its end.
+                Some(to) if kept.is_none() => to.closed().await,
+                _ => std::future::pending().await,
+            }
+        };
         let piece = tokio::select! {
             biased;
             () = stop.cancelled() => {
                 stopped = true;
                 break;
             }
+            () = left => return None,
             piece = time::timeout(stall, answered.chunk()) => piece,
         };
         let Ok(Ok(Some(piece))) = piece else { break };
@@ -156,10 +175,10 @@ pub async fn pass(mut run: Run, mut answered: Answered, passing: Passing) -> Opt
             && !matches!(time::timeout(stall, to.send(piece)).await, Ok(Ok(())))
         {
             // Gone, or too slow.
-            if kept.is_none() {
-                return None;
-            }
             reader = None;
+            if kept.is_none() {
+                break;
+            }
         }
     }
     match ended {

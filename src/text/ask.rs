@@ -2,6 +2,7 @@
 //!
 //! The body stays as it came but for the model, and for names of end users, which stay here. How much it will use is a guess that is
 //! settled by the service's own count: it must not be too low, or the account's limits are hit.
+use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
 use futures_util::stream;
 use multer::Multipart;
@@ -17,11 +18,15 @@ use crate::{
 const LONGEST_MODEL: usize = 128;
 /// What an image in a request comes to, tokens: a large one, tiled.
 const IMAGE_TOKENS: u64 = 1_500;
+/// What a file comes to that is only named, tokens; and bytes of one that is there for a token.
+const FILE_TOKENS: u64 = 5_000;
+const FILE_BYTES: u64 = 16;
 /// Audio of a token, and how many tokens of text a second of speech comes to at most (five words).
 const TOKENS_OF_SECOND: u64 = 10;
 const WRITTEN_IN_SECOND: u64 = 7;
-/// Speech is not packed tighter, bytes a second.
+/// Speech is not packed tighter, and no recording is wider, bytes a second.
 const TIGHTEST: f64 = 2_000.0;
+const WIDEST: f64 = 400_000.0;
 
 /// A request that cannot work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +103,62 @@ pub fn addressed(content: &Content, model: &str, user: Option<&str>) -> Content 
             Content::Form(parts.iter().map(named).collect())
         }
     }
+}
+
+/// What a request names that the account keeps, and that might be another tenant's.
+///
+/// # Errors
+/// Which field.
+pub fn keeps_to_itself(asked: &Asked) -> Result<(), Wrong> {
+    let Content::Json(object) = &asked.content else { return Ok(()) };
+    match object.get("conversation").filter(|found| !found.is_null()) {
+        Some(_) => Err(not_ours("conversation")),
+        None => object.iter().try_for_each(|(_, value)| keeps(value)),
+    }
+}
+
+fn keeps(value: &Value) -> Result<(), Wrong> {
+    match value {
+        Value::Array(all) => all.iter().try_for_each(keeps),
+        Value::Object(all) => {
+            if all.get("type").is_some_and(|kind| kind == "item_reference") {
+                return Err(not_ours("item_reference"));
+            }
+            let there = |field: &str| all.get(field).is_some_and(|value| value.is_string() || value.is_array());
+            match ["file_id", "file_ids", "vector_store_ids", "container"].into_iter().find(|field| there(field)) {
+                Some(field) => Err(not_ours(field)),
+                None => all.values().try_for_each(keeps),
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+fn not_ours(field: &'static str) -> Wrong {
+    let message = format!("`{field}` is not offered here: what the account keeps may be another tenant's.");
+    Wrong::at(field, "unsupported_parameter", message)
+}
+
+/// Tells requests apart, whatever a form's boundary is.
+pub fn mark(asked: &Asked) -> [u8; 32] {
+    let mut context = Context::new(&SHA256);
+    let mut add = |bytes: &[u8]| {
+        context.update(&(bytes.len() as u64).to_be_bytes());
+        context.update(bytes);
+    };
+    add(asked.kind.path().as_bytes());
+    match &asked.content {
+        Content::Json(object) => add(Value::Object(object.clone()).to_string().as_bytes()),
+        Content::Form(parts) => parts.iter().for_each(|Part { name, file, mime, bytes }| {
+            add(name.as_bytes());
+            add(file.as_deref().unwrap_or_default().as_bytes());
+            add(mime.as_deref().unwrap_or_default().as_bytes());
+            add(bytes);
+        }),
+    }
+    let mut mark = [0; 32];
+    mark.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
+    mark
 }
 
 /// Reads a request for a response. `most`: what an answer may use at most where nothing is said.
@@ -230,11 +291,19 @@ fn kind(field: &'static str, found: &Value, allowed: &str) -> Wrong {
 /// Tokens of everything that is text in there, from above.
 fn tokens_in(value: &Value) -> u64 {
     match value {
-        Value::String(text) if text.starts_with("data:") => IMAGE_TOKENS,
+        Value::String(text) if text.starts_with("data:image/") => IMAGE_TOKENS,
+        // A file's pages: much of its bytes is how it looks.
+        Value::String(text) if text.starts_with("data:") => text.len() as u64 / FILE_BYTES,
         Value::String(text) => tokens(text),
         Value::Array(all) => all.iter().map(tokens_in).fold(0, u64::saturating_add),
         Value::Object(all) => {
-            all.iter().map(|(name, value)| tokens(name) + 1 + tokens_in(value)).fold(2, u64::saturating_add)
+            let named = |name: &str| match name {
+                "image_url" => IMAGE_TOKENS,
+                "file_url" | "file_id" => FILE_TOKENS,
+                _ => 0,
+            };
+            let of = |(name, value): (&String, &Value)| tokens(name) + 1 + tokens_in(value).max(named(name));
+            all.iter().map(of).fold(2, u64::saturating_add)
         }
         _ => 1,
     }
@@ -254,7 +323,9 @@ pub fn tokens(text: &str) -> u64 {
 /// How long a recording is, seconds: as its own head says it, and else from above by its size. What is no recording the service may find out.
 fn length(name: &str, file: &Bytes) -> f64 {
     let told = probe_bytes(name, file.clone()).ok().and_then(|facts| facts.length.about());
-    told.map_or(file.len() as f64 / TIGHTEST, |length| length.as_secs_f64())
+    let bytes = file.len() as f64;
+    // A head that says less than there can be says nothing.
+    told.map_or(bytes / TIGHTEST, |length| length.as_secs_f64().max(bytes / WIDEST))
 }
 
 #[cfg(test)]
@@ -341,6 +412,52 @@ mod tests {
             Bytes::from_static(b"--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nxx");
         assert_eq!(transcription("multipart/form-data; boundary=b", body).await.unwrap_err().code, "invalid_multipart");
         assert_eq!(transcription("application/json", Bytes::new()).await.unwrap_err().code, "invalid_multipart");
+    }
+
+    #[tokio::test]
+    async fn a_request_is_the_same_whatever_its_boundary_is() {
+        let (kind, body) = form(&[("model", None, b"m"), ("file", Some("a.wav"), b"xx")]);
+        let other = String::from_utf8(body.to_vec()).unwrap().replace("--b", "--other");
+        let first = transcription(&kind, body).await.unwrap();
+        let again = transcription("multipart/form-data; boundary=other", other.into()).await.unwrap();
+        assert_eq!(mark(&first), mark(&again));
+        let (kind, body) = form(&[("model", None, b"m"), ("file", Some("a.wav"), b"xy")]);
+        assert_ne!(mark(&first), mark(&transcription(&kind, body).await.unwrap()));
+    }
+
+    #[test]
+    fn what_the_account_keeps_is_named() {
+        for (body, field) in [
+            (json!({"model": "m", "conversation": "conv_1"}), Some("conversation")),
+            (json!({"model": "m", "input": [{"type": "item_reference", "id": "msg_1"}]}), Some("item_reference")),
+            (
+                json!({"model": "m", "input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}),
+                Some("file_id"),
+            ),
+            (
+                json!({"model": "m", "tools": [{"type": "file_search", "vector_store_ids": ["v"]}]}),
+                Some("vector_store_ids"),
+            ),
+            (json!({"model": "m", "input": "conversation", "previous_response_id": "r", "conversation": null}), None),
+        ] {
+            let asked = response(body.to_string().as_bytes(), 1).unwrap();
+            assert_eq!(keeps_to_itself(&asked).err().and_then(|wrong| wrong.param), field, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_text_is_counted_too() {
+        let of = |content: Value| {
+            let body = json!({"model": "m", "input": [{"role": "user", "content": [content]}]});
+            response(body.to_string().as_bytes(), 1).unwrap().input_tokens
+        };
+        let large = format!("data:application/pdf;base64,{}", "A".repeat(160_000));
+        assert!((9_000..12_000).contains(&of(json!({"type": "input_file", "file_data": large}))));
+        assert!(
+            (1_500..1_600).contains(&of(json!({"type": "input_image", "image_url": "data:image/png;base64,AAAA"})))
+        );
+        assert!((1_500..1_600).contains(&of(json!({"type": "input_image", "image_url": "https://h/x.png"}))));
+        assert!(of(json!({"type": "input_text", "text": format!("data:{}", "x ".repeat(8_000))})) >= 1_000);
     }
 
     #[test]

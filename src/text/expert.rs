@@ -102,7 +102,7 @@ impl Expert {
         let key: String = format!("{call}-{}", job.call_id).chars().map(plain).collect();
         let asked = self.asked(job)?;
         let class = who.class();
-        Ok(Order { who, asked, call, agent, door, class, key: Some(key), beside: true, expert: true })
+        Ok(Order { who, asked, call, agent, door, class, row: key, waited: Duration::ZERO, beside: true, expert: true })
     }
 
     fn asked(&self, job: &Job) -> Result<Asked, String> {
@@ -167,7 +167,7 @@ impl Expert {
                 ("forbidden", "there is no expert to ask: none is configured".to_owned())
             }
             No::Model(_) | No::Scope(_) => ("forbidden", "this call may not ask the expert".to_owned()),
-            No::Full => ("limited", "the expert is busy".to_owned()),
+            No::Full(_) => ("limited", "the expert is busy".to_owned()),
             No::Share(reason) | No::Quota(reason) => ("limited", busy(reason)),
             No::Spent(_) => ("limited", "nothing is left of the budget for asking the expert".to_owned()),
             No::Told(..) | No::Previous(_) => ("refused", "the expert did not accept the question".to_owned()),

@@ -42,8 +42,11 @@ struct Response {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Counted {
+    #[serde(deserialize_with = "null_too")]
     total_tokens: u64,
+    #[serde(deserialize_with = "null_too")]
     input_tokens: u64,
+    #[serde(deserialize_with = "null_too")]
     output_tokens: u64,
     #[serde(alias = "input_token_details")]
     input_tokens_details: Option<Details>,
@@ -53,9 +56,15 @@ struct Counted {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Details {
+    #[serde(deserialize_with = "null_too")]
     cached_tokens: u64,
-    text_tokens: u64,
+    #[serde(deserialize_with = "null_too")]
     audio_tokens: u64,
+}
+
+/// Compatible servers write null where they know nothing.
+fn null_too<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    Option::<u64>::deserialize(from).map(Option::unwrap_or_default)
 }
 
 #[derive(Deserialize)]
@@ -171,6 +180,12 @@ pub fn said(kind: Kind, event: &Event<'_>) -> Said {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nulls_are_nothing() {
+        let body = br#"{"id":"resp_1","status":"completed","usage":{"input_tokens":3,"input_tokens_details":{"cached_tokens":null},"output_tokens":null,"total_tokens":null}}"#;
+        assert_eq!(Outcome::read(Kind::Response, body).unwrap().usage.unwrap().total_tokens, 3);
+    }
 
     #[test]
     fn bodies_are_read() {

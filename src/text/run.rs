@@ -1,32 +1,32 @@
-//! One request's way to the service: a route, its budgets, the account's quota, and a try; another one where that helps, as long as nothing
-//! of an answer was passed on.
+//! One request's way to the service and its account: what was granted goes into a [`Run`], which settles it when the answer is over, however
+//! that comes.
 //!
-//! What was granted goes into a [`Run`], which settles it when the answer is over, however that comes. Reads no answer ([`super::answer`]).
+//! Who looks for an answer is [`super::hunt`]; who reads it is [`super::answer`].
 use std::{sync::Arc, time::Duration};
 
 use axum::http::StatusCode;
 use bytes::Bytes;
-use rand::Rng as _;
 use reqwest::Response as Answered;
-use tokio::time::{self, Instant};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Kind,
-    ask::{Asked, addressed},
+    ask::Asked,
+    hunt::{Found, Hunt, On},
     outcome::Outcome,
     owned::{Owned, Response},
-    share::{Place, Shares},
+    share::{Full, Place, Shares},
     tier::{self, Caller, Chosen, NotChosen},
 };
 use crate::{
     admit::{
         Principal,
         budget::{Amount, Budgets, Held, Purse, Spent},
-        governor::{Class, Dimension, Heard, Reason, retry_wait},
+        governor::{Class, Reason},
         price::{PriceList, Prices, Usd},
-        quota::{Answer, Grant, Turn},
-        router::{self, Headroom, Route, Stage, Taken, TierId, Wish},
+        quota::Grant,
+        router::{self, Headroom, Route, Stage},
         routes::Routes,
     },
     call::{
@@ -34,15 +34,10 @@ use crate::{
         core::Delay,
     },
     client::wire::Usage,
-    config::{Govern, Scope, TextConfig, TurnsConfig, USUAL_UPSTREAM, WhenSpent},
+    config::{Scope, TextConfig, TextTier, TurnsConfig},
     ledger::{Kind as Row, Ledger},
     observe::fact::Fact,
-    upstream::{
-        UpstreamError,
-        accounts::Accounts,
-        open::Upstream,
-        text::{self, NoAnswer},
-    },
+    upstream::{UpstreamError, accounts::Accounts},
 };
 
 /// What an answer of unknown length is taken to have written, bytes of its stream for a token: an event has much around a word.
@@ -86,20 +81,14 @@ pub struct Order {
     pub door: &'static str,
     /// Who goes first.
     pub class: Class,
-    /// What tells it apart, should it come again.
-    pub key: Option<String>,
+    /// What its row goes by as long as the service has not named its answer.
+    pub row: String,
+    /// It has waited for so long already.
+    pub waited: Duration,
     /// The call runs, and keeps its own account at the budgets; `key` names the request within it.
     pub beside: bool,
     /// It may ask the expert, whatever its credential says: whoever configured it has allowed that.
     pub expert: bool,
-}
-
-impl Order {
-    /// What its row goes by as long as the service has not named the answer.
-    fn id(&self) -> &str {
-        // A call has rows of other requests, and perhaps one of its own.
-        self.key.as_deref().filter(|_| self.beside).unwrap_or(&self.call)
-    }
 }
 
 /// Why there is no answer.
@@ -111,8 +100,8 @@ pub enum No {
     Scope(Scope),
     /// There is no such response, or it is another's.
     Previous(String),
-    /// Too many requests run; whether it is the tenant's own part.
-    Full,
+    /// Too many requests run.
+    Full(Full),
     /// The tenant's own limit leaves no room.
     Share(Reason),
     /// The account's limits leave none, and it was waited for long enough.
@@ -125,14 +114,6 @@ pub enum No {
     Service(UpstreamError),
     /// Nobody waits for it any more.
     Gone,
-}
-
-/// Where a request goes.
-#[derive(Debug, Clone)]
-struct On {
-    upstream: Upstream,
-    route: Route,
-    taken: Option<Taken>,
 }
 
 /// A request whose answer is under way. Dropped without a word, it is taken to have used what it might.
@@ -165,7 +146,7 @@ impl Texts {
     /// Why there is none.
     pub async fn open(self: &Arc<Self>, order: Order, gone: &CancellationToken) -> Result<(Run, Answered), No> {
         let most = (self.config.max_requests, self.config.max_requests_of_tenant);
-        let place = self.shares.place(order.who.tenant_id(), most.0, most.1).ok_or(No::Full)?;
+        let place = self.shares.place(order.who.tenant_id(), most.0, most.1).map_err(No::Full)?;
         let previous = self.previous(&order)?;
         let chosen = self.choose(&order)?;
         let tokens = order.asked.input_tokens.saturating_add(order.asked.output_tokens);
@@ -174,23 +155,11 @@ impl Texts {
             true => self.budgets.beside(&order.who, &order.call),
             false => self.budgets.purse(&order.who, &order.call, Amount::default()),
         };
-        let hunt = Hunt {
-            texts: self,
-            order: &order,
-            name: &chosen.name,
-            previous,
-            purse: &purse,
-            tried: Vec::new(),
-            spent: false,
-            end: Instant::now() + self.patience(order.class),
-            waited: Duration::ZERO,
-            reason: None,
-            gone,
-        };
+        let hunt = Hunt::new(self, &order, &chosen.name, previous, &purse, gone);
         let Found { on, grant, held, answered, began, waited, reason } = hunt.answer().await?;
         let run = Run {
             texts: self.clone(),
-            id: order.id().to_owned(),
+            id: order.row.clone(),
             order,
             chosen,
             on,
@@ -209,7 +178,7 @@ impl Texts {
         Ok((run, answered))
     }
 
-    fn patience(&self, class: Class) -> Duration {
+    pub(super) fn patience(&self, class: Class) -> Duration {
         let TurnsConfig { wait_ms, batch_wait_ms, .. } = self.turns;
         Duration::from_millis(if class == Class::Batch { batch_wait_ms } else { wait_ms })
     }
@@ -233,6 +202,9 @@ impl Texts {
             NotChosen::Unknown => No::Model(asked.model.clone()),
             NotChosen::Scope => No::Scope(Scope::Expert),
         })?;
+        if chosen.tier.is_none() && !caller.expert && self.is_expert(who, &chosen.name) {
+            return Err(No::Scope(Scope::Expert));
+        }
         let named = chosen.tier.is_some_and(|tier| who.may_use(tier.name()));
         if named
             || who.may_use(&chosen.name)
@@ -241,6 +213,16 @@ impl Texts {
             return Ok(chosen);
         }
         Err(No::Model(asked.model.clone()))
+    }
+
+    /// Whether only the expert stands behind this name.
+    fn is_expert(&self, who: &Principal, name: &str) -> bool {
+        let behind = |tier| {
+            let of = self.config.behind(tier).into_iter();
+            let reach = of.clone().flat_map(|of| self.reach(who, of)).map(|route| route.model);
+            of.map(str::to_owned).chain(reach).any(|known| known == name)
+        };
+        behind(TextTier::Expert) && !behind(TextTier::Fast) && !behind(TextTier::Best)
     }
 
     fn reach(&self, who: &Principal, name: &str) -> Vec<Route> {
@@ -255,293 +237,21 @@ impl Texts {
         self.reach(who, name).iter().all(|route| self.headroom(route) == Headroom::Nothing)
     }
 
-    fn headroom(&self, route: &Route) -> Headroom {
+    pub(super) fn headroom(&self, route: &Route) -> Headroom {
         let upstream = self.accounts.get(route.upstream.as_deref());
         upstream.map_or(Headroom::Nothing, |upstream| upstream.quota().headroom(&route.model))
     }
-}
-
-/// The search for an answer.
-struct Hunt<'a> {
-    texts: &'a Arc<Texts>,
-    order: &'a Order,
-    name: &'a str,
-    previous: Option<Response>,
-    purse: &'a Purse,
-    gone: &'a CancellationToken,
-    tried: Vec<Route>,
-    /// Its budget is spent: something cheaper, if there is such.
-    spent: bool,
-    end: Instant,
-    waited: Duration,
-    reason: Option<String>,
-}
-
-struct Found {
-    on: On,
-    grant: Grant,
-    held: Held,
-    answered: Answered,
-    began: Instant,
-    waited: Duration,
-    reason: Option<String>,
-}
-
-impl Hunt<'_> {
-    async fn answer(mut self) -> Result<Found, No> {
-        let mut tries = 0;
-        let mut last: Option<UpstreamError> = None;
-        loop {
-            let on = match self.on() {
-                Ok(on) => on,
-                // All were tried: what they said is why.
-                Err(no) => return Err(last.map_or(no, No::Service)),
-            };
-            let held = match self.purse.ask(self.at_most(&on)) {
-                Ok(held) => held,
-                Err(spent) if self.may_degrade() && !self.spent => {
-                    tracing::debug!(limit = %spent.figures(), "something cheaper is looked for");
-                    self.spent = true;
-                    continue;
-                }
-                Err(spent) => return Err(No::Spent(spent)),
-            };
-            let grant = self.grant(&on).await?;
-            let began = Instant::now();
-            let sent = Sent { texts: self.texts, order: self.order, on: &on, granted: Some((grant, held)) };
-            let answer = self.send(&on).await;
-            let Some((grant, held)) = sent.over() else { return Err(No::Gone) };
-            let error = match answer {
-                Ok(answered) => {
-                    on.tell(|routes, taken| routes.connected(taken, began.elapsed()), self.texts);
-                    let (waited, reason) = (self.waited, self.reason.take());
-                    return Ok(Found { on, grant, held, answered, began, waited, reason });
-                }
-                Err(NoAnswer::Told { status, body }) => {
-                    grant.settle(Some(0));
-                    return Err(No::Told(status, body));
-                }
-                Err(NoAnswer::Error(error)) => error,
-            };
-            let verdict = error.verdict();
-            self.failed(&on, &error, grant);
-            tries += 1;
-            let left = self.end.max(Instant::now() + Duration::from_secs(1)) - Instant::now();
-            let wait = retry_wait(tries, verdict.retry_after, rand::rng().random(), left);
-            let Some(wait) = wait.filter(|_| verdict.transient) else { return Err(No::Service(error)) };
-            tracing::info!(route = %on.route, %error, tries, "no answer, trying again");
-            last = Some(error);
-            // Another route need not be waited for.
-            self.tried.push(on.route.clone());
-            if on.taken.is_some() && self.on().is_ok() {
-                continue;
-            }
-            if !on.upstream.quota().may_retry(&on.route.model) {
-                return Err(last.map_or(No::Gone, No::Service));
-            }
-            self.tried.clear();
-            tokio::select! {
-                () = time::sleep(wait) => {}
-                () = self.gone.cancelled() => return Err(No::Gone),
-            }
-        }
-    }
-
-    fn may_degrade(&self) -> bool {
-        let tier = self.texts.routes.resolve(self.name);
-        self.purse.when_spent().0 == WhenSpent::Degrade && tier.is_some_and(|tier| self.texts.routes.degrades(tier))
-    }
-
-    /// Where to.
-    fn on(&self) -> Result<On, No> {
-        let texts = self.texts;
-        let account = |upstream: Option<&str>| {
-            let unknown = || UpstreamError::Broken("its account is not configured".to_owned());
-            texts.accounts.get(upstream).cloned().ok_or_else(|| No::Service(unknown()))
-        };
-        let fixed = |upstream: Option<String>, model: String| {
-            let route = Route { upstream, model };
-            Ok(On { upstream: account(route.upstream.as_deref())?, route, taken: None })
-        };
-        match (texts.routes.resolve(self.name), &self.previous) {
-            // What has been said is kept by one account.
-            (None, Some(previous)) => fixed(previous.route.upstream.clone(), self.name.to_owned()),
-            (None, None) => fixed(self.order.who.upstream().map(str::to_owned), self.name.to_owned()),
-            (Some(tier), previous) => self.chosen(tier, previous.as_ref()).and_then(|taken| {
-                let upstream = account(taken.route.upstream.as_deref())?;
-                Ok(On { upstream, route: taken.route.clone(), taken: Some(taken) })
-            }),
-        }
-    }
-
-    fn chosen(&self, tier: TierId, previous: Option<&Response>) -> Result<Taken, No> {
-        let (texts, who) = (self.texts, &self.order.who);
-        let mut tried = self.tried.clone();
-        if let Some(previous) = previous {
-            let reach = texts.routes.reach(tier, who.upstream()).into_iter();
-            tried.extend(reach.filter(|route| route.upstream != previous.route.upstream));
-        }
-        let wish = Wish {
-            tier,
-            tenant: who.tenant_id(),
-            account: who.upstream(),
-            user: who.user(),
-            call: &self.order.call,
-            current: previous.map(|previous| &previous.route),
-            tried: &tried,
-            may_use: &|name| who.may_use(name) || name == self.name,
-            quota: &|route| texts.headroom(route),
-            price: &|route| texts.routes.price(route),
-            spent: self.spent,
-        };
-        texts.routes.choose(&wish).map(|choice| choice.taken).map_err(|refusal| match refusal.why {
-            router::Why::Forbidden => No::Model(self.order.asked.model.clone()),
-            router::Why::Open | router::Why::Tried => {
-                let retry_after = refusal.retry_after.unwrap_or(Duration::from_secs(1));
-                No::Service(UpstreamError::Paused { limited: false, retry_after })
-            }
-        })
-    }
-
-    fn input_tokens(&self) -> u64 {
-        let before = self.previous.as_ref().map_or(0, |previous| previous.tokens);
-        self.order.asked.input_tokens.saturating_add(before)
-    }
-
-    fn at_most(&self, on: &On) -> Amount {
-        let Asked { output_tokens, seconds, .. } = self.order.asked;
-        at_most(&self.texts.prices.load(), &on.route.model, self.input_tokens(), output_tokens, seconds)
-    }
-
-    /// Asks the account's quota, and waits for it.
-    async fn grant(&mut self, on: &On) -> Result<Grant, No> {
-        let Order { who, asked, class, .. } = self.order;
-        let (texts, quota) = (self.texts, on.upstream.quota());
-        let began = Instant::now();
-        let turn = Turn {
-            model: &on.route.model,
-            tenant: who.tenant_id(),
-            weight: who.weight(),
-            class: *class,
-            tokens: self.input_tokens().saturating_add(asked.output_tokens),
-            patience: self.end.saturating_duration_since(began),
-        };
-        if texts.turns.govern == Govern::Never {
-            return Ok(quota.charge(turn));
-        }
-        let refused = |reason: Reason| {
-            let limit = reason.dimension.name().into();
-            Fact::TurnRefused { limit, reason: reason.to_string() }.record();
-            No::Quota(reason)
-        };
-        match quota.ask(turn) {
-            Answer::Granted(grant) => Ok(grant),
-            Answer::Refused(reason) => Err(refused(reason)),
-            Answer::Waits(waiting, reason) => {
-                Fact::TurnWaits { limit: reason.dimension.name().into(), reason: reason.to_string() }.record();
-                self.reason = Some(reason.to_string());
-                let said = tokio::select! {
-                    said = waiting => said,
-                    () = self.gone.cancelled() => return Err(No::Gone),
-                };
-                self.waited += began.elapsed();
-                Fact::TurnAdmitted { waited: began.elapsed() }.record();
-                said.map_err(refused)
-            }
-        }
-    }
-
-    async fn send(&self, on: &On) -> Result<Answered, NoAnswer> {
-        let Order { who, asked, key, .. } = self.order;
-        let content = addressed(
-            &asked.content,
-            &on.route.model,
-            who.user().and_then(|_| who.safety_id()).filter(|_| asked.kind == Kind::Response),
-        );
-        let longest = Duration::from_secs(self.texts.config.max_s);
-        let answered = on.upstream.rest().text(asked.kind.path(), content, who, key.as_deref(), longest).await?;
-        on.upstream.board().headers(answered.headers());
-        for heard in text::heard(answered.headers()) {
-            on.upstream.quota().heard(&on.route.model, heard);
-        }
-        Ok(answered)
-    }
-
-    /// A try has failed: those are told who ought to know.
-    fn failed(&self, on: &On, error: &UpstreamError, grant: Grant) {
-        let verdict = error.verdict();
-        match verdict.code {
-            "rate_limited" => {
-                let heard = Heard::Limited { dimension: None::<Dimension>, wait: verdict.retry_after };
-                on.upstream.quota().heard(&on.route.model, heard);
-                on.tell(|routes, taken| routes.limited(taken, verdict.retry_after), self.texts);
-            }
-            "upstream_auth" | "upstream_refused" => on.tell(Routes::refused, self.texts),
-            _ => on.tell(|routes, taken| routes.failed(taken, Stage::Connect), self.texts),
-        }
-        match error {
-            // It may have been taken, and counted.
-            UpstreamError::Timeout { .. } | UpstreamError::Broken(_) => grant.settle(None),
-            _ => drop(grant),
-        }
-    }
-}
-
-impl On {
-    fn tell(&self, tell: impl FnOnce(&Routes, &Taken), texts: &Texts) {
-        if let Some(taken) = &self.taken {
-            tell(&texts.routes, taken);
-        }
-    }
-
-    fn account(&self) -> &str {
-        self.route.upstream.as_deref().unwrap_or(USUAL_UPSTREAM)
-    }
-}
-
-/// A request that was sent. Dropped before it has an answer, it is taken to have been read: it will be billed.
-struct Sent<'a> {
-    texts: &'a Texts,
-    order: &'a Order,
-    on: &'a On,
-    granted: Option<(Grant, Held)>,
-}
-
-impl Sent<'_> {
-    /// It has an answer, or will have none.
-    fn over(mut self) -> Option<(Grant, Held)> {
-        self.granted.take()
-    }
-}
-
-impl Drop for Sent<'_> {
-    fn drop(&mut self) {
-        let Some((grant, held)) = self.granted.take() else { return };
-        let (texts, order) = (self.texts, self.order);
-        let ((usage, seconds), prices) = (guess(&order.asked, 0), texts.prices.load_full());
-        grant.settle(None);
-        held.settle(Amount::of(&prices, &self.on.route.model, &usage, seconds));
-        Fact::Tokens { usage }.record();
-        let booked = Booked { seconds, estimated: true, ..Booked::reply(order.id(), "cancelled", usage) };
-        book(texts, order, self.on, booked, &prices);
-    }
-}
-
-/// What a request comes to at most: the dearer of its tokens and its time, where it is not known which is billed.
-fn at_most(prices: &PriceList, model: &str, input: u64, output: u64, seconds: Option<f64>) -> Amount {
-    let tokens = Amount::at_most(prices, model, input, output);
-    let time = seconds.map(|seconds| Amount::of(prices, model, &Usage::default(), Some(seconds)));
-    let usd = match (tokens.usd, time.and_then(|time| time.usd)) {
-        (Some(one), Some(other)) => Some(one.max(other)),
-        (one, other) => one.or(other),
-    };
-    Amount { usd, tokens: tokens.tokens }
 }
 
 impl Run {
     /// What was asked for.
     pub fn asked(&self) -> &Asked {
         &self.order.asked
+    }
+
+    /// The call that its row belongs to.
+    pub fn call(&self) -> &str {
+        &self.order.call
     }
 
     /// Which model answers, and who says so.
@@ -617,10 +327,11 @@ impl Run {
         if let Some(held) = self.held.take() {
             held.settle(used);
         }
-        self.on.tell(
-            |routes, taken| routes.replied(taken, &router::Spent { usd: used.usd, tools: 0, tools_failed: 0 }),
-            &self.texts,
-        );
+        // One that broke is no sign that its route is well.
+        if ["completed", "incomplete"].contains(&status) {
+            let spent = router::Spent { usd: used.usd, tools: 0, tools_failed: 0 };
+            self.on.tell(|routes, taken| routes.replied(taken, &spent), &self.texts);
+        }
         Fact::TextEnded { door: self.order.door.into(), status: status.to_owned(), took: self.began.elapsed() }
             .record();
         Fact::Tokens { usage }.record();
@@ -645,7 +356,7 @@ impl Run {
 }
 
 /// What is taken to be used where nobody counted, with so many tokens written.
-fn guess(asked: &Asked, written: u64) -> (Usage, Option<f64>) {
+pub(super) fn guess(asked: &Asked, written: u64) -> (Usage, Option<f64>) {
     if asked.kind == Kind::Transcription {
         return (Usage::default(), asked.seconds);
     }
@@ -662,7 +373,7 @@ fn guess(asked: &Asked, written: u64) -> (Usage, Option<f64>) {
 }
 
 /// Writes a row.
-fn book(texts: &Texts, order: &Order, on: &On, booked: Booked, prices: &PriceList) {
+pub(super) fn book(texts: &Texts, order: &Order, on: &On, booked: Booked, prices: &PriceList) {
     let model = on.route.model.clone();
     let kind = match order.asked.kind {
         Kind::Response => Row::Reply,

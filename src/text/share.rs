@@ -32,11 +32,23 @@ pub struct Left {
     pub reset: Duration,
 }
 
+/// A tenant's limits, as they were configured when they were made: requests and tokens.
+type Own = ((u64, u64), Arc<Quota>);
+
 /// Limits and places of all tenants.
 #[derive(Debug, Default)]
 pub struct Shares {
-    limits: Mutex<HashMap<String, ((u64, u64), Arc<Quota>)>>,
+    limits: Mutex<HashMap<String, Own>>,
     running: Arc<Mutex<HashMap<String, usize>>>,
+}
+
+/// Why there is no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// All are taken.
+    All,
+    /// The tenant has as many as it may.
+    Own,
 }
 
 /// A place among the requests that run.
@@ -63,16 +75,22 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shares {
-    /// A place for one request more; none: all, or all of its tenant, are taken.
-    pub fn place(&self, tenant: &str, most: usize, most_of_tenant: usize) -> Option<Place> {
+    /// A place for one request more.
+    ///
+    /// # Errors
+    /// All, or all of its tenant, are taken.
+    pub fn place(&self, tenant: &str, most: usize, most_of_tenant: usize) -> Result<Place, Full> {
         let mut running = lock(&self.running);
         let all: usize = running.values().sum();
         let own = running.get(tenant).copied().unwrap_or_default();
-        if all >= most || own >= most_of_tenant {
-            return None;
+        if all >= most {
+            return Err(Full::All);
+        }
+        if own >= most_of_tenant {
+            return Err(Full::Own);
         }
         running.insert(tenant.to_owned(), own + 1);
-        Some(Place { running: self.running.clone(), tenant: tenant.to_owned() })
+        Ok(Place { running: self.running.clone(), tenant: tenant.to_owned() })
     }
 
     /// The limits of a tenant as they are configured now; none: it has none of its own.
@@ -191,10 +209,10 @@ mod tests {
         let shares = Shares::default();
         let first = shares.place("a", 3, 2).unwrap();
         let _second = shares.place("a", 3, 2).unwrap();
-        assert!(shares.place("a", 3, 2).is_none());
+        assert_eq!(shares.place("a", 3, 2).unwrap_err(), Full::Own);
         let _third = shares.place("b", 3, 2).unwrap();
-        assert!(shares.place("b", 3, 2).is_none());
+        assert_eq!(shares.place("b", 3, 2).unwrap_err(), Full::All);
         drop(first);
-        assert!(shares.place("b", 3, 2).is_some());
+        assert!(shares.place("b", 3, 2).is_ok());
     }
 }

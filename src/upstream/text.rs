@@ -4,10 +4,10 @@ use std::time::Duration;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use bytes::Bytes;
 use reqwest::{Body, Response, multipart};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{
-    UpstreamError,
+    UpstreamError, error,
     limits::{self, Source},
     rest::{self, Rest},
 };
@@ -15,6 +15,9 @@ use crate::admit::{
     Principal,
     governor::{Dimension, Heard},
 };
+
+/// Codes for a model that the service does not know.
+const MODEL_CODES: [&str; 3] = ["model_not_found", "invalid_model", "missing_model"];
 
 /// A part of a form.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +56,7 @@ pub enum NoAnswer {
 }
 
 impl Rest {
-    /// Sends a request, whose answer is whole within `longest`. `key`: tells it apart from others, should it come again.
+    /// Sends a request, whose answer is whole within `longest`.
     ///
     /// # Errors
     /// Why there is no answer. Words of the service's are passed on only where they are about the request, and look as if they had no
@@ -63,14 +66,9 @@ impl Rest {
         path: &str,
         content: Content,
         who: &Principal,
-        key: Option<&str>,
         longest: Duration,
     ) -> Result<Response, NoAnswer> {
         let request = self.request(path, who, None).timeout(longest);
-        let request = match key {
-            Some(key) => request.header("idempotency-key", key),
-            None => request,
-        };
         let request = match content {
             Content::Json(object) => request.json(&object),
             Content::Form(parts) => request.multipart(form(parts).map_err(NoAnswer::Error)?),
@@ -101,16 +99,30 @@ impl Rest {
 fn told(status: StatusCode, body: Bytes) -> NoAnswer {
     let found = serde_json::from_slice::<Value>(&body).ok();
     let error = found.as_ref().and_then(|body| body.get("error")).filter(|error| error.is_object());
-    let plain = !body.windows(3).any(|three| three == b"sk-");
-    match error {
-        Some(_) if plain => NoAnswer::Told { status, body },
-        error => {
-            let text = |field: &str| error?.get(field)?.as_str();
-            let (code, param) =
-                (text("code").map(super::error::plain_code), text("param").and_then(super::error::plain_field));
-            NoAnswer::Error(UpstreamError::Http { status, code, retry_after: None, param })
-        }
+    let text = |field: &str| error?.get(field)?.as_str();
+    let code = text("code").map(error::plain_code);
+    // Another route may know the model.
+    if code.as_deref().is_some_and(|code| MODEL_CODES.contains(&code)) {
+        return NoAnswer::Error(UpstreamError::Http { status, code, retry_after: None, param: None });
     }
+    if error.is_some() && !has_key(&body) {
+        return NoAnswer::Told { status, body };
+    }
+    let param = text("param").and_then(error::plain_field);
+    let error = json!({"error": {"message": "The service refused the request.", "type": "invalid_request_error", "param": param, "code": code}});
+    NoAnswer::Told { status, body: error.to_string().into() }
+}
+
+/// Whether something looks like an API key: `sk-` at the beginning of a word, and much behind it.
+fn has_key(body: &[u8]) -> bool {
+    const LEAST: usize = 8;
+    memchr::memmem::find_iter(body, b"sk-").any(|at| {
+        let word = |b: &u8| b.is_ascii_alphanumeric() || b"-_*".contains(b);
+        let begins =
+            at.checked_sub(1).and_then(|before| body.get(before)).is_none_or(|before| !before.is_ascii_alphanumeric());
+        let behind = body.get(at + 3..).unwrap_or_default();
+        begins && behind.iter().take_while(|b| word(b)).count() >= LEAST
+    })
 }
 
 fn form(parts: Vec<Part>) -> Result<multipart::Form, UpstreamError> {
@@ -154,18 +166,31 @@ mod tests {
 
     #[test]
     fn words_of_the_service_are_passed_on_where_they_are_about_the_request() {
-        let of = |body: &'static str| told(StatusCode::BAD_REQUEST, Bytes::from_static(body.as_bytes()));
-        let body =
-            r#"{"error":{"message":"Invalid schema.","code":"invalid_json_schema","param":"text.format.schema"}}"#;
-        assert!(matches!(of(body), NoAnswer::Told { .. }));
-        for (body, code) in [
-            (r#"{"error":{"message":"Key sk-abc is bad","code":"bad_key"}}"#, Some("bad_key")),
-            ("<html>", None),
-            (r#"{"error":"x"}"#, None),
+        let of = |body: &str| told(StatusCode::BAD_REQUEST, Bytes::from(body.to_owned()));
+        for (message, passes) in [
+            ("Invalid schema.", true),
+            ("Unknown task-list in disk-image sk-1.", true),
+            ("Incorrect API key provided: sk-proj-abcdef012345.", false),
+            ("sk-***************wxyz", false),
         ] {
-            let NoAnswer::Error(UpstreamError::Http { code: found, .. }) = of(body) else { panic!("{body}") };
-            assert_eq!(found.as_deref(), code, "{body}");
+            let said =
+                format!(r#"{{"error":{{"message":"{message}","code":"invalid_json_schema","param":"text.format"}}}}"#);
+            let NoAnswer::Told { body, .. } = of(&said) else { panic!("{message}") };
+            assert_eq!(body == said.as_bytes(), passes, "{message}");
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(
+                (&body["error"]["code"], &body["error"]["param"]),
+                (&json!("invalid_json_schema"), &json!("text.format"))
+            );
         }
+        for odd in ["<html>", r#"{"error":"x"}"#] {
+            let NoAnswer::Told { body, .. } = of(odd) else { panic!("{odd}") };
+            assert!(String::from_utf8_lossy(&body).contains("The service refused the request."), "{odd}");
+        }
+        let NoAnswer::Error(UpstreamError::Http { code, .. }) = of(r#"{"error":{"code":"model_not_found"}}"#) else {
+            panic!()
+        };
+        assert_eq!(code.as_deref(), Some("model_not_found"));
     }
 
     #[test]

@@ -36,8 +36,8 @@ async fn once(http: &reqwest::Client, base: &str, number: usize) -> (Duration, D
     (first.unwrap(), began.elapsed(), bytes)
 }
 
-fn at(sorted: &[Duration], part: f64) -> Duration {
-    sorted[((sorted.len() - 1) as f64 * part) as usize]
+fn at(sorted: &[Duration], percent: usize) -> Duration {
+    sorted[(sorted.len() - 1) * percent / 100]
 }
 
 #[tokio::main]
@@ -82,7 +82,7 @@ async fn main() {
     let mut shown = Vec::new();
     for (name, all) in [("direct", &direct), ("through", &relayed)] {
         let (first, last) = (sorted(all, false), sorted(all, true));
-        let row = [at(&first, 0.5), at(&first, 0.99), at(&last, 0.5), at(&last, 0.99)];
+        let row = [at(&first, 50), at(&first, 99), at(&last, 50), at(&last, 99)];
         let text: Vec<String> = row.iter().map(|time| format!("{:>7.2} ms", time.as_secs_f64() * 1e3)).collect();
         println!("{name:<14} {}", text.join(" "));
         shown.push(row);

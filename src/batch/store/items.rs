@@ -261,8 +261,14 @@ impl Store {
             sums.take(State::Working, before);
             sums.add(State::Working, count);
             let twin = "SELECT n FROM items WHERE hash = ?1 AND n <> ?2 AND state = ?3 LIMIT 1";
-            let twin: Option<i64> =
-                change.query_row(twin, params![content.hash, n, State::Working], |row| row.get(0)).optional()?;
+            let own = "SELECT 1 FROM transcripts WHERE item = ?";
+            let own = change.query_row(own, [n], |_| Ok(())).optional()?.is_some();
+            // What is there already need not wait for another's.
+            let twin: Option<i64> = if own {
+                None
+            } else {
+                change.query_row(twin, params![content.hash, n, State::Working], |row| row.get(0)).optional()?
+            };
             if let Some(twin) = twin {
                 change.execute("UPDATE items SET state = ?2, twin = ?3 WHERE n = ?1", params![n, State::Held, twin])?;
                 sums.moved(State::Working, State::Waiting, count);

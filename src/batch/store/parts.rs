@@ -165,10 +165,16 @@ impl Store {
             let had = change.prepare_cached(had)?.query_row(params![n, part.task as u8, part.number], |row| {
                 Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Option<String>>(2)?))
             });
+            // Another try of an extraction that has failed is another question.
+            let before = "SELECT tries FROM extracts WHERE item = ?1";
+            let before = match part.task {
+                Task::Piece => 0,
+                _ => change.query_row(before, [n], |row| row.get(0)).optional()?.unwrap_or(0),
+            };
             let round = match had.optional()? {
                 Some((_, seal, Some(answer))) if seal == part.seal => return Ok(Some(Begun::Answered(answer))),
                 Some((round, seal, None)) if seal == part.seal => round,
-                _ => 0,
+                _ => before,
             };
             let key = self.key(n, hash.as_deref(), part, round);
             let put = "INSERT INTO parts (item, kind, number, round, begun_ms, key, seal) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
@@ -304,7 +310,7 @@ impl Store {
                  (SELECT {USAGE} FROM parts WHERE item = ?1 AND kind BETWEEN ?5 AND ?6 UNION ALL SELECT {USAGE} FROM extracts WHERE item = ?1) \
              WHERE TRUE ON CONFLICT (item) DO UPDATE SET input_tokens = excluded.input_tokens, \
              output_tokens = excluded.output_tokens, audio_ms = excluded.audio_ms, cost = excluded.cost, \
-             unpriced = excluded.unpriced, model = ?2, error = ?3, json = ?4"
+             unpriced = excluded.unpriced, tries = tries + 1, model = ?2, error = ?3, json = ?4"
         );
         let done = self.change(Sure::Committed, |change, _| {
             if !is_working(change, n)? {
