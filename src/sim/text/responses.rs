@@ -186,7 +186,7 @@ async fn respond(visit: &mut Visit<'_>, request: Request) -> Answer {
     visit.settle(taken.as_ref(), used);
     pay(text, &worked);
     text.store(&visit.account, &worked);
-    match worked.stream {
+    match worked.stream && how != Some(How::Garbage) {
         true => Ok(sse::stream(worked.rendered.events(first, word), visit.fault.as_ref())),
         false => Ok(sse::json(&worked.rendered.response, visit.fault.as_ref())),
     }
