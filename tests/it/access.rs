@@ -15,7 +15,7 @@ use voxrelay::{
 use crate::support::{Client, PATIENCE, Rig, answer, config, new_key, tenant, tenant_with, until};
 
 /// Every route that is not for everybody, with the method that does something.
-const ROUTES: [(&str, &str); 23] = [
+const ROUTES: [(&str, &str); 27] = [
     ("GET", "/v1/voice"),
     ("GET", "/v1/voice?resume=x&got=1"),
     ("GET", "/v1/realtime?model=gpt-realtime"),
@@ -39,6 +39,10 @@ const ROUTES: [(&str, &str); 23] = [
     ("POST", "/openai/v1/realtime/client_secrets"),
     ("POST", "/openai/v1/realtime/calls"),
     ("POST", "/openai/v1/realtime/calls/rtc_1/accept"),
+    ("POST", "/v1/responses"),
+    ("POST", "/v1/audio/transcriptions"),
+    ("POST", "/openai/v1/responses"),
+    ("POST", "/openai/v1/audio/transcriptions"),
 ];
 /// What telephone providers ask for, and prove by their own signatures.
 const PHONE: [&str; 4] =
@@ -57,6 +61,7 @@ fn the_table_of_routes_is_whole() {
         include_str!("../../src/http/tokens.rs"),
         include_str!("../../src/serve/phone.rs"),
         include_str!("../../src/http/usage.rs"),
+        include_str!("../../src/http/text.rs"),
     ];
     let mut found = 0;
     for source in sources {
@@ -74,7 +79,7 @@ fn the_table_of_routes_is_whole() {
             assert!(known, "{path} is in no table");
         }
     }
-    assert!(found >= 19, "{found}");
+    assert!(found >= 21, "{found}");
 }
 
 /// All that can be wrong with a credential, by name.
@@ -174,6 +179,8 @@ async fn a_key_is_good_for_its_scopes_and_a_token_for_calls() {
             (Scope::Dial, "POST", "/v1/dial"),
             (Scope::Dial, "GET", "/v1/dial/dial_1"),
             (Scope::Dial, "DELETE", "/v1/dial/dial_1"),
+            (Scope::Text, "POST", "/v1/responses"),
+            (Scope::Text, "POST", "/v1/audio/transcriptions"),
         ] {
             let got = rig.ask(method, path, key).await;
             assert_eq!(
@@ -197,6 +204,8 @@ async fn a_key_is_good_for_its_scopes_and_a_token_for_calls() {
         ("GET", "/v1/dial/dial_1"),
         ("POST", "/v1/realtime/client_secrets"),
         ("POST", "/v1/realtime/calls"),
+        ("POST", "/v1/responses"),
+        ("POST", "/v1/audio/transcriptions"),
     ] {
         assert_eq!(rig.ask(method, path, &token).await.status, 403, "{path}");
     }

@@ -52,6 +52,8 @@ mod support;
 #[cfg(test)]
 mod talk;
 #[cfg(test)]
+mod text;
+#[cfg(test)]
 mod tls;
 #[cfg(test)]
 mod tools;

@@ -1,23 +1,28 @@
-"""openai-python against the relay: spoken turns, tools, transcription, interruptions, in the GA and in the beta shape.
+"""openai-python against the relay: spoken turns, tools, transcription, interruptions, in the GA and in the beta shape; text and
+recordings.
 
 Every event must be one of the SDK's own types with no leftovers. The simulator speaks back what it hears, so a reply's audio
 is compared with what was said.
 """
 import asyncio
 import base64
+import functools
 import json
 import os
 import wave
 
 import openai
+import pydantic
 from openai.types.beta.realtime import RealtimeServerEvent as BetaEvent
 from openai.types.realtime import RealtimeServerEvent as GaEvent
+from openai.types.responses import ResponseStreamEvent
 
 from cases import main
 from strict import Checker
 
 BASE = os.environ["BASE_URL"]
 MODEL = "gpt-realtime-2.1"
+WRITER = "gpt-5.6-luna"
 with wave.open(os.environ["CLIP"]) as clip:
     SAID = clip.readframes(clip.getnframes())
 CHUNK = 4800
@@ -223,6 +228,133 @@ async def beta_tool_call():
     await beta(case)
 
 
+def with_client(case):
+    @functools.wraps(case)
+    async def run():
+        async with client() as opened:
+            await case(opened)
+
+    return run
+
+
+@with_client
+async def response(client):
+    raw = await client.responses.with_raw_response.create(model=WRITER, input="Where is my parcel?")
+    told = raw.parse()
+    assert told.status == "completed" and "4 words" in told.output_text, told
+    assert told.usage.total_tokens == told.usage.input_tokens + told.usage.output_tokens > 10, told.usage
+    assert raw.headers["x-voxrelay-route"] == f"default/{WRITER}", raw.headers
+    chosen = await client.responses.with_raw_response.create(model="auto", input="x", metadata={"stakes": "high"})
+    assert (chosen.headers["x-voxrelay-tier"], chosen.headers["x-voxrelay-tier-by"]) == ("best", "rule"), chosen.headers
+
+
+@with_client
+async def streamed_response(client):
+    # The service tells of `store`, too.
+    checker, deltas = Checker(ResponseStreamEvent, (".response.store",)), ""
+    async for event in await client.responses.create(model=WRITER, input="Where is my parcel?", stream=True):
+        checker.check(event.model_dump(mode="json", exclude_unset=True))
+        if event.type == "response.output_text.delta":
+            deltas += event.delta
+    assert event.type == "response.completed" and event.response.output_text == deltas, event
+    async with client.responses.stream(model=WRITER, input="Where is my parcel?") as stream:
+        kinds = {event.type async for event in stream}
+        final = await stream.get_final_response()
+    assert {"response.created", "response.output_text.delta", "response.completed"} <= kinds, kinds
+    assert final.output_text == deltas, final
+
+
+class Parcel(pydantic.BaseModel):
+    number: str
+    urgent: bool
+
+
+@with_client
+async def parsed_response(client):
+    told = await client.responses.parse(model=WRITER, input="Parcel 7 is late.", text_format=Parcel)
+    assert isinstance(told.output_parsed, Parcel), told
+    async with client.responses.stream(model=WRITER, input="Parcel 7 is late.", text_format=Parcel) as stream:
+        async for _ in stream:
+            pass
+        final = await stream.get_final_response()
+    assert final.output_parsed == told.output_parsed, final
+
+
+@with_client
+async def response_that_calls_a_tool(client):
+    parameters = {"type": "object", "properties": {"order": {"type": "integer"}}, "required": ["order"], "additionalProperties": False}
+    tools = [{"type": "function", "name": "look_up", "parameters": parameters, "strict": True}]
+    asked = await client.responses.create(model=WRITER, input='call look_up {"order": 7}', tools=tools)
+    (call,) = [item for item in asked.output if item.type == "function_call"]
+    assert (call.name, json.loads(call.arguments)) == ("look_up", {"order": 7}), call
+    returned = {"type": "function_call_output", "call_id": call.call_id, "output": "sent"}
+    told = await client.responses.create(model=WRITER, input=[returned], tools=tools, previous_response_id=asked.id)
+    assert told.output_text == "The tool said: sent", told
+
+
+@with_client
+async def response_that_is_gone_on_from(client):
+    whole = await client.responses.create(model=WRITER, input="Tell me of parcels.")
+    told = await client.responses.create(model=WRITER, input="Tell me of parcels.", max_output_tokens=16)
+    text = told.output_text
+    while told.status == "incomplete":
+        assert told.incomplete_details.reason == "max_output_tokens", told
+        told = await client.responses.create(model=WRITER, input=[], max_output_tokens=16, previous_response_id=told.id)
+        text += told.output_text
+    assert text == whole.output_text, text
+
+
+@with_client
+async def recording(client):
+    with open(os.environ["CLIP"], "rb") as file:
+        told = await client.audio.transcriptions.create(file=file, model="gpt-transcribe")
+    assert len(told.text.split()) > 3 and told.usage.seconds > 5, told
+    deltas = ""
+    with open(os.environ["CLIP"], "rb") as file:
+        async for event in await client.audio.transcriptions.create(file=file, model="gpt-4o-transcribe", stream=True):
+            deltas += event.delta if event.type == "transcript.text.delta" else ""
+    assert event.type == "transcript.text.done" and event.text == deltas == told.text, event
+    with open(os.environ["CLIP"], "rb") as file:
+        subtitles = await client.audio.transcriptions.create(file=file, model="whisper-1", response_format="srt")
+    assert "-->" in subtitles, subtitles
+
+
+@with_client
+async def model_that_is_not_there(client):
+    with open(os.environ["CLIP"], "rb") as file:
+        for ask in [
+            lambda: client.responses.create(model="of-nobody", input="x"),
+            lambda: client.responses.create(model="of-nobody", input="x", stream=True),
+            lambda: client.audio.transcriptions.create(file=file, model="of-nobody"),
+        ]:
+            try:
+                await ask()
+            except openai.NotFoundError as refused:
+                assert (refused.code, refused.param) == ("model_not_found", "model"), refused
+                assert refused.request_id.startswith("text_"), refused.request_id
+            else:
+                raise AssertionError("nobody's model has answered")
+
+
+@with_client
+async def request_that_comes_again(client):
+    key = {"Idempotency-Key": f"python-{os.getpid()}"}
+    ids, repeated = set(), []
+    for _ in range(2):
+        raw = await client.responses.with_raw_response.create(model=WRITER, input="x", extra_headers=key)
+        ids.add(raw.parse().id)
+        repeated.append(raw.headers.get("x-voxrelay-repeated"))
+    assert len(ids) == 1 and repeated == [None, "true"], (ids, repeated)
+    texts = []
+    for _ in range(2):
+        # Each upload parts its form in another way.
+        key = {"Idempotency-Key": f"python-form-{os.getpid()}"}
+        with open(os.environ["CLIP"], "rb") as file:
+            raw = await client.audio.transcriptions.with_raw_response.create(file=file, model="gpt-transcribe", extra_headers=key)
+        texts.append((raw.parse().text, raw.headers.get("x-voxrelay-repeated")))
+    assert texts == [(texts[0][0], None), (texts[0][0], "true")], texts
+
+
 main(
     f"openai-python {openai.__version__}",
     manual_turn,
@@ -233,4 +365,12 @@ main(
     transcription,
     beta_manual_turn,
     beta_tool_call,
+    response,
+    streamed_response,
+    parsed_response,
+    response_that_calls_a_tool,
+    response_that_is_gone_on_from,
+    recording,
+    model_that_is_not_there,
+    request_that_comes_again,
 )

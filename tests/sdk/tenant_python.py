@@ -180,6 +180,25 @@ async def what_is_wrong_with_a_session_is_a_BadRequestError():
         raise AssertionError("five seconds were granted")
 
 
+async def text_is_for_keys_with_the_scope():
+    async with client() as opened:
+        told = await opened.responses.create(model="auto", input="hello")
+    assert told.status == "completed", told
+    for key, kind, code in [
+        (await token(), openai.PermissionDeniedError, "forbidden"),
+        ((await secret()).value, openai.PermissionDeniedError, "forbidden"),
+        ("wrong", openai.AuthenticationError, "invalid_api_key"),
+    ]:
+        asked = []
+        try:
+            async with client(key, asked) as opened:
+                await opened.responses.create(model="auto", input="hello")
+        except kind as refused:
+            assert refused.code == code and asked == ["/v1/responses"], (refused, asked)
+        else:
+            raise AssertionError(f"{key!r} was let in")
+
+
 main(
     f"openai-python {openai.__version__}, with a tenant",
     the_key_of_a_tenant_opens_the_WebSocket,
@@ -191,4 +210,5 @@ main(
     a_client_secret_makes_a_call_by_SDP_alone,
     a_wrong_key_is_an_AuthenticationError_and_tried_once,
     what_is_wrong_with_a_session_is_a_BadRequestError,
+    text_is_for_keys_with_the_scope,
 )
