@@ -10,6 +10,9 @@ use tokio::time;
 /// A body that was begun must be finished.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What is too long is read so far, for its sender to see why it is refused, bytes.
+const MOST_PASSED_OVER: usize = 256 << 20;
+
 /// Why there is no body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
@@ -44,6 +47,20 @@ pub async fn read_within(body: Body, limit: usize, patience: Duration) -> Result
     let body = body.map_err(|_| BodyError::TooSlow(patience))?;
     body.map(http_body_util::Collected::to_bytes)
         .map_err(|error| if error.is::<LengthLimitError>() { BodyError::TooLarge(limit) } else { BodyError::Broken })
+}
+
+/// Takes what comes and keeps nothing of it, up to a bound in size and time.
+pub async fn pass_over(body: Body) {
+    let all = async {
+        let (mut body, mut left) = (body, MOST_PASSED_OVER);
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = time::timeout(PATIENCE, all).await;
 }
 
 /// A JSON object; an empty body is an empty one.

@@ -169,6 +169,8 @@ async fn answer_to(
     let length = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let room = length.unwrap_or(limit).min(limit);
     if length.is_some_and(|length: usize| length > limit) {
+        // Whoever is cut off while it sends sees no refusal.
+        body::pass_over(body).await;
         return Err(Refusal::from(body::BodyError::TooLarge(limit)).into());
     }
     let came = Instant::now();

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 use axum::http::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use reqwest::Response as Answered;
+use serde_json::{Map, Value};
 use tokio::{sync::mpsc, time};
 use tokio_util::sync::CancellationToken;
 
@@ -100,7 +101,11 @@ pub async fn whole(mut run: Run, mut answered: Answered) -> Result<Whole, Lost> 
             }
         }
     }
-    match Outcome::read(kind, &body) {
+    // A page is what stands between us and the service says.
+    let is_page = mime.as_bytes().starts_with(b"text/html");
+    let is_object = || serde_json::from_slice::<Map<String, Value>>(&body).is_ok();
+    let strange = is_page || (run.asked().json && !is_object());
+    match Outcome::read(kind, &body).filter(|_| !strange) {
         Some(outcome) => {
             let failed = outcome.status == "failed";
             Ok(Whole { mime, body: body.into(), cost: run.over(outcome), failed })
@@ -141,6 +146,7 @@ pub async fn pass(mut run: Run, mut answered: Answered, passing: Passing) -> Opt
             match &reader {
                 // One that may be asked for again is read to its end.
                 Some(to) if kept.is_none() => to.closed().await,
+                None if kept.is_none() => {}
                 _ => std::future::pending().await,
             }
         };
@@ -188,8 +194,9 @@ pub async fn pass(mut run: Run, mut answered: Answered, passing: Passing) -> Opt
             kept.filter(|_| good).map(|(head, body)| Arc::new(Kept { head, body: body.into() }))
         }
         told => {
-            // The service did nothing wrong where it is we who go.
-            if stopped {
+            // The service did nothing wrong where it is we who go, or its reader.
+            let left = reader.is_none() && told.is_none();
+            if stopped || left {
                 drop(run)
             } else {
                 run.broke()

@@ -54,6 +54,8 @@ pub struct Asked {
     pub model: String,
     /// Its answer comes in pieces.
     pub stream: bool,
+    /// Its answer is a JSON object, where it does not come in pieces.
+    pub json: bool,
     /// What it reads, tokens: a guess from above.
     pub input_tokens: u64,
     /// What it may write at most, tokens.
@@ -207,8 +209,8 @@ pub fn response(body: &[u8], most: u64) -> Result<Asked, Wrong> {
         metadata,
     };
     let user = there("safety_identifier").or(there("user")).and_then(Value::as_str).map(str::to_owned);
-    let (kind, seconds, content) = (Kind::Response, None, Content::Json(object));
-    Ok(Asked { kind, model, stream, input_tokens, output_tokens, seconds, traits, previous, user, content })
+    let (kind, seconds, json, content) = (Kind::Response, None, true, Content::Json(object));
+    Ok(Asked { kind, model, stream, json, input_tokens, output_tokens, seconds, traits, previous, user, content })
 }
 
 /// Reads a request for a transcription.
@@ -241,9 +243,10 @@ pub async fn transcription(content_type: &str, body: Bytes) -> Result<Asked, Wro
     };
     let input_tokens = whole(TOKENS_OF_SECOND).saturating_add(text("prompt").map_or(0, tokens));
     let output_tokens = whole(WRITTEN_IN_SECOND).max(16);
+    let json = !matches!(text("response_format"), Some("text" | "srt" | "vtt"));
     let (kind, seconds, content) = (Kind::Transcription, Some(seconds), Content::Form(parts));
     let (traits, previous, user) = (Traits::default(), None, None);
-    Ok(Asked { kind, model, stream, input_tokens, output_tokens, seconds, traits, previous, user, content })
+    Ok(Asked { kind, model, stream, json, input_tokens, output_tokens, seconds, traits, previous, user, content })
 }
 
 /// The parts of a form.

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     admit::{
         budget::{Amount, Held, Purse},
-        governor::{Dimension, Heard, Reason, retry_wait},
+        governor::{Dimension, Heard, Reason, TRIES, retry_wait},
         price::PriceList,
         quota::{Answer, Grant, Turn},
         router::{self, Route, Stage, Taken, TierId, Wish},
@@ -35,8 +35,6 @@ use crate::{
     },
 };
 
-/// Tries, the first counted.
-const TRIES: u32 = 3;
 /// A try that has failed at once may be made again, even where nothing may wait.
 const MOMENT: Duration = Duration::from_secs(1);
 
@@ -92,12 +90,12 @@ impl<'a> Hunt<'a> {
 
     pub(super) async fn answer(mut self) -> Result<Found, No> {
         let mut tries = 0;
-        let mut last: Option<UpstreamError> = None;
+        let (mut last, mut other) = (None::<UpstreamError>, None::<On>);
         loop {
             if self.gone.is_cancelled() {
                 return Err(No::Gone);
             }
-            let on = match self.on() {
+            let on = match other.take().map_or_else(|| self.on(), Ok) {
                 Ok(on) => on,
                 // All were tried: what they said is why.
                 Err(no) => return Err(last.map_or(no, No::Service)),
@@ -124,8 +122,16 @@ impl<'a> Hunt<'a> {
                     let (waited, reason) = (self.waited, self.reason.take());
                     return Ok(Found { on, grant, held, answered, began, waited, reason });
                 }
-                Err(NoAnswer::Told { status, body }) => {
+                Err(NoAnswer::Told { status, body, model }) => {
                     grant.settle(Some(0));
+                    if model {
+                        on.tell(Routes::refused, self.texts);
+                        self.tried.push(on.route.clone());
+                        other = self.on().ok().filter(|_| on.taken.is_some());
+                    }
+                    if other.is_some() {
+                        continue;
+                    }
                     return Err(No::Told(status, body));
                 }
                 Err(NoAnswer::Error(error)) => error,
@@ -133,22 +139,24 @@ impl<'a> Hunt<'a> {
             tries += 1;
             let verdict = error.verdict();
             self.failed(&on, &error, (grant, held), tries);
+            tracing::info!(route = %on.route, %error, tries, "no answer");
             // One that has taken all the time that there is would do so again, and be billed again.
             let whole = matches!(error, UpstreamError::Timeout { .. });
-            let again = verdict.transient && !whole && tries < TRIES && on.upstream.quota().may_retry(&on.route.model);
-            if !again {
+            if whole || tries == TRIES {
                 return Err(No::Service(error));
             }
-            tracing::info!(route = %on.route, %error, tries, "no answer, trying again");
-            last = Some(error);
-            // Another route need not be waited for.
+            // Another route need not be waited for, and may have what this one's account has not.
             self.tried.push(on.route.clone());
-            if on.taken.is_some() && self.on().is_ok() {
+            other = self.on().ok().filter(|_| on.taken.is_some());
+            if other.is_some() {
+                last = Some(error);
                 continue;
             }
             let left = self.end.max(Instant::now() + MOMENT) - Instant::now();
             let wait = retry_wait(tries, verdict.retry_after, rand::rng().random(), left);
-            let Some(wait) = wait else { return Err(last.map_or(No::Gone, No::Service)) };
+            let again = verdict.transient && on.upstream.quota().may_retry(&on.route.model);
+            let Some(wait) = wait.filter(|_| again) else { return Err(No::Service(error)) };
+            last = Some(error);
             self.tried.clear();
             tokio::select! {
                 () = time::sleep(wait) => {}
@@ -334,7 +342,8 @@ impl Drop for Sent<'_> {
 
 /// A request that may have been read, and has no answer: what it read is taken to be billed.
 fn unanswered(texts: &Texts, order: &Order, on: &On, (grant, held): (Grant, Held), (row, status): (&str, &str)) {
-    let ((usage, seconds), prices) = (guess(&order.asked, 0), texts.prices.load_full());
+    let prices = texts.prices.load_full();
+    let (usage, seconds) = guess(&order.asked, 0, &prices, &on.route.model);
     grant.settle(None);
     held.settle(Amount::of(&prices, &on.route.model, &usage, seconds));
     Fact::Tokens { usage }.record();

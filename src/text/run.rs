@@ -351,25 +351,32 @@ impl Run {
     /// What an answer that was never counted has used, as far as it came.
     fn guess(&self, status: &str) -> (Usage, Option<f64>) {
         let written = if status == "completed" { self.passed / 4 } else { self.passed / STREAMED };
-        guess(&self.order.asked, written)
+        guess(&self.order.asked, written, &self.texts.prices.load(), &self.on.route.model)
     }
 }
 
 /// What is taken to be used where nobody counted, with so many tokens written.
-pub(super) fn guess(asked: &Asked, written: u64) -> (Usage, Option<f64>) {
-    if asked.kind == Kind::Transcription {
-        return (Usage::default(), asked.seconds);
-    }
+pub(super) fn guess(asked: &Asked, written: u64, prices: &PriceList, model: &str) -> (Usage, Option<f64>) {
     let (input, output) = (asked.input_tokens, written.min(asked.output_tokens));
+    let audio = if asked.kind == Kind::Transcription { input } else { 0 };
     let usage = Usage {
         total_tokens: input + output,
         input_tokens: input,
-        input_text_tokens: input,
+        input_text_tokens: input - audio,
+        input_audio_tokens: audio,
         output_tokens: output,
         output_text_tokens: output,
         ..Usage::default()
     };
-    (usage, None)
+    if asked.kind == Kind::Response {
+        return (usage, None);
+    }
+    // Some models are billed by time, others by tokens; what has no price is told by time.
+    let timed = prices.cost(model, &Usage::default(), asked.seconds).is_some();
+    match timed || prices.cost(model, &usage, None).is_none() {
+        true => (Usage::default(), asked.seconds),
+        false => (usage, None),
+    }
 }
 
 /// Writes a row.

@@ -50,6 +50,8 @@ pub enum NoAnswer {
         status: StatusCode,
         /// Its body, JSON.
         body: Bytes,
+        /// It is the model that it does not know: another route's may do.
+        model: bool,
     },
     /// Something else.
     Error(UpstreamError),
@@ -101,16 +103,13 @@ fn told(status: StatusCode, body: Bytes) -> NoAnswer {
     let error = found.as_ref().and_then(|body| body.get("error")).filter(|error| error.is_object());
     let text = |field: &str| error?.get(field)?.as_str();
     let code = text("code").map(error::plain_code);
-    // Another route may know the model.
-    if code.as_deref().is_some_and(|code| MODEL_CODES.contains(&code)) {
-        return NoAnswer::Error(UpstreamError::Http { status, code, retry_after: None, param: None });
-    }
+    let model = code.as_deref().is_some_and(|code| MODEL_CODES.contains(&code));
     if error.is_some() && !has_key(&body) {
-        return NoAnswer::Told { status, body };
+        return NoAnswer::Told { status, body, model };
     }
     let param = text("param").and_then(error::plain_field);
     let error = json!({"error": {"message": "The service refused the request.", "type": "invalid_request_error", "param": param, "code": code}});
-    NoAnswer::Told { status, body: error.to_string().into() }
+    NoAnswer::Told { status, body: error.to_string().into(), model }
 }
 
 /// Whether something looks like an API key: `sk-` at the beginning of a word, and much behind it.

@@ -268,7 +268,7 @@ async fn what_the_expert_says_is_spoken_after_a_word_to_the_caller_and_booked_to
     let asked = body["input"][0]["content"].as_str().unwrap();
     let end = "What else there is to know:\nOrder 7.\n\nThe question:\nWhy is it late?";
     assert!(asked.starts_with("The conversation so far:\nCaller: call ask_expert ") && asked.ends_with(end), "{asked}");
-    assert!(headers["idempotency-key"].to_str().unwrap().starts_with(&call));
+    assert!(!headers.contains_key("idempotency-key"));
     assert_eq!(asking.service.count(), 1);
 }
 

@@ -42,7 +42,7 @@ pub use self::{
     pool::{Ask, Asked, Heard, Pool, Reservation},
     queue::Ticket,
     reason::Reason,
-    retry::{RetryBudget, retry_wait},
+    retry::{RetryBudget, TRIES, retry_wait},
     show::{Shown, View, Waiting},
 };
 

@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 /// Tries of one request, the first counted.
-const TRIES: u32 = 3;
+pub const TRIES: u32 = 3;
 /// Before the second try; before the third, twice as much.
 const FLOOR: Duration = Duration::from_millis(500);
 /// What the service may name.
