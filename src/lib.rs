@@ -51,7 +51,7 @@
 //!
 //! Who knows whom: `client`, `audio` and `upstream` do not know each other's insides; `call` knows all three; `serve`
 //! and `cli` stand above; `sim` knows `audio` and `net`, and `provider` for whom it calls, `chaos`
-//! none of them; `batch` knows `audio`, and of a relay what any client knows; `phone` knows `config` only; `provider` knows `audio`, `net` and how `caller` connects, and nothing of the telephone
+//! none of them; `batch` knows `audio`, `net` and how `caller` connects, and of a relay what any client knows; `phone` knows `config` only; `provider` knows `audio`, `net` and how `caller` connects, and nothing of the telephone
 //! doors that it checks. Inside of the relay every message has the GA shape.
 pub mod admit;
 pub mod audio;

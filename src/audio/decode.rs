@@ -141,6 +141,22 @@ pub fn decode_bytes(
     Ok(Recording { samples, rate: reader.rate(), truncated: reader.truncated() })
 }
 
+impl DecodeError {
+    /// For programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "absent",
+            Self::Unreadable { .. } => "unreadable",
+            Self::Empty { .. } => "empty",
+            Self::NotAudio { .. } => "not_audio",
+            Self::NoTrack { .. } => "no_audio_track",
+            Self::Unsupported { .. } => "codec_unsupported",
+            Self::Damaged { .. } => "damaged",
+            Self::Rate { .. } => "limits",
+        }
+    }
+}
+
 /// A [`DecodeError`] that does not know its file yet.
 enum Failure {
     NotAudio,

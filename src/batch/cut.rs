@@ -5,7 +5,7 @@
 //! length; where a piece is kept is the caller's choice. The same file with the same limits always gives the same pieces,
 //! so a job can go on with the fourth where three are done. Never trims silence: times stay the file's.
 mod fingerprint;
-mod pause;
+pub(super) mod pause;
 
 use std::{
     ffi::OsStr,

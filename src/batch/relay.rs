@@ -2,16 +2,21 @@
 //!
 //! Tries nothing twice and waits for nothing: what a refusal means for the file, or for the whole run, is said here and acted on in
 //! [`super::work`]. Recordings are sent from the disk, so that a request holds none of them in memory.
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use reqwest::{RequestBuilder, Response, multipart};
 use rustls::pki_types::CertificateDer;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
-use crate::{admit::price::Usd, caller::tls_config, upstream::rest::retry_after};
+use super::engine::{Answer, Engine, Failure, NO_ADDRESS, Upload, Wish};
+use crate::{
+    caller::tls_config,
+    upstream::{limits::QUOTA, rest::retry_after},
+};
 
 /// Answers are not longer, bytes.
 const MAX_ANSWER: usize = 64 << 20;
@@ -21,78 +26,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(600);
 const USUAL_WAIT: Duration = Duration::from_secs(2);
 /// Longest text of an error that is shown, characters.
 const SHOWN: usize = 300;
-
-/// Why there is no answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failure {
-    /// This request can never work.
-    Item {
-        /// For programs.
-        code: String,
-        /// For people.
-        message: String,
-    },
-    /// Too much was asked for: nothing is to be sent for so long.
-    Wait {
-        /// From now.
-        wait: Duration,
-        /// Why.
-        message: String,
-    },
-    /// It may have been heard or not; the same request, with the same key, may be sent again.
-    Again {
-        /// Why.
-        message: String,
-    },
-    /// No request will work, now or today.
-    Stop {
-        /// For programs.
-        code: String,
-        /// For people.
-        message: String,
-        /// When it may work again; none: when somebody has changed something.
-        wait: Option<Duration>,
-    },
-}
-
-/// An answer.
-#[derive(Debug, Clone)]
-pub struct Answer {
-    /// Its body.
-    pub body: Bytes,
-    /// What it cost; none: not known.
-    pub cost: Option<Usd>,
-    /// How long it waited for the account's limits.
-    pub waited: Duration,
-    /// It was given before, to the same question.
-    pub repeated: bool,
-    /// The account and the model that answered, where the relay says it.
-    pub route: Option<String>,
-}
-
-/// A recording, on the disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upload {
-    /// The file.
-    pub path: PathBuf,
-    /// Its name, as the service shall see it.
-    pub name: String,
-    /// Its media type.
-    pub media_type: &'static str,
-}
-
-/// How recordings are to be written down.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wish {
-    /// The model.
-    pub model: String,
-    /// The language that is spoken, as the service calls it.
-    pub language: Option<String>,
-    /// Words that may occur, or the style that is wanted.
-    pub prompt: Option<String>,
-    /// Times are wanted, where the model has them.
-    pub times: bool,
-}
 
 impl Wish {
     /// The form in which it is answered: only the oldest model knows times (realtime-protocol section 9).
@@ -121,10 +54,7 @@ impl Relay {
         ca: Vec<CertificateDer<'static>>,
         longest: Duration,
     ) -> Result<Self, String> {
-        let url = reqwest::Url::parse(base).map_err(|_| wrong_base(base))?;
-        if !["http", "https"].contains(&url.scheme()) || url.host_str().is_none() || url.query().is_some() {
-            return Err(wrong_base(base));
-        }
+        let base = whole_base(base)?;
         let mut tls = tls_config(&ca).map_err(|e| e.to_string())?;
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let http = reqwest::Client::builder()
@@ -137,9 +67,6 @@ impl Relay {
             .user_agent(concat!("voxrelay/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|e| e.to_string())?;
-        let base = url.as_str().trim_end_matches('/');
-        // A bare host is a relay's.
-        let base = if url.path() == "/" { format!("{base}/v1") } else { base.to_owned() };
         Ok(Self { http, base, key })
     }
 
@@ -149,12 +76,22 @@ impl Relay {
     }
 
     fn request(&self, path: &str, key: &str) -> RequestBuilder {
-        let request = self.http.post(format!("{}{path}", self.base));
-        let request = request.header("idempotency-key", key).header("x-voxrelay-class", "batch");
+        self.post(path).header("idempotency-key", key)
+    }
+
+    fn post(&self, path: &str) -> RequestBuilder {
+        let request = self.http.post(format!("{}{path}", self.base)).header("x-voxrelay-class", "batch");
         match &self.key {
             Some(secret) => request.bearer_auth(secret.expose_secret()),
             None => request,
         }
+    }
+
+    /// Whether nothing is at the address for recordings. Asked without one: who has no such address hangs up in the middle of a long
+    /// request, and its answer is lost.
+    pub(super) async fn lacks_transcriptions(&self) -> bool {
+        let answer = answer(self.post("/audio/transcriptions")).await;
+        matches!(answer, Err(Failure::Stop { code, .. }) if code == NO_ADDRESS)
     }
 
     /// Has a recording written down. `key`: the same for the same question.
@@ -188,9 +125,32 @@ impl Relay {
     }
 }
 
-fn wrong_base(base: &str) -> String {
-    let shown: String = base.chars().take(SHOWN).collect();
-    format!("found `{shown}`; allowed: the URL of a relay, such as http://127.0.0.1:8080/v1")
+impl Engine for Relay {
+    fn transcribe<'a>(
+        &'a self,
+        upload: &'a Upload,
+        wish: &'a Wish,
+        key: &'a str,
+    ) -> BoxFuture<'a, Result<Answer, Failure>> {
+        Box::pin(Relay::transcribe(self, upload, wish, key))
+    }
+}
+
+/// The base of a relay's addresses, without a slash at its end; a bare host is a relay's.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn whole_base(base: &str) -> Result<String, String> {
+    let wrong = || {
+        let shown: String = base.chars().take(SHOWN).collect();
+        format!("found `{shown}`; allowed: the URL of a relay, such as http://127.0.0.1:8080/v1")
+    };
+    let url = reqwest::Url::parse(base).map_err(|_| wrong())?;
+    if !["http", "https"].contains(&url.scheme()) || url.host_str().is_none() || url.query().is_some() {
+        return Err(wrong());
+    }
+    let base = url.as_str().trim_end_matches('/');
+    Ok(if url.path() == "/" { format!("{base}/v1") } else { base.to_owned() })
 }
 
 async fn answer(request: RequestBuilder) -> Result<Answer, Failure> {
@@ -240,33 +200,51 @@ fn failure(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
     let message: String = text("message").unwrap_or_default().chars().take(SHOWN).collect();
     let message = if message.is_empty() { format!("HTTP {status}") } else { message };
     let code = text("code").or(text("type")).unwrap_or("refused").to_owned();
-    let wait = retry_after(headers);
-    let another_day = wait.is_none_or(|wait| wait > LONGEST_WAIT);
-    match (status.as_u16(), code.as_str()) {
+    let (wait, named) = (retry_after(headers), headers.get("x-request-id").is_some());
+    // No wait makes a request smaller.
+    if status == StatusCode::TOO_MANY_REQUESTS && wait.is_none() && named && !is_money(&code) {
+        return Failure::Item { code, message };
+    }
+    refusal(status.as_u16(), code, message, wait)
+}
+
+/// It is money that is missing, not speed.
+pub(super) fn is_money(code: &str) -> bool {
+    code == "budget_exhausted" || QUOTA.contains(&code)
+}
+
+/// What an HTTP status means, with the code of the error that came with it, or `refused`.
+pub(super) fn refusal(status: u16, code: String, message: String, wait: Option<Duration>) -> Failure {
+    match (status, code.as_str()) {
         (401 | 403, _) => Failure::Stop { code, message, wait: None },
         // The relay's own account: no file will fare better.
         (502, "upstream_auth" | "upstream_refused") => Failure::Stop { code, message, wait: None },
-        // Money, not speed; but what others hold comes back soon.
-        (429, "insufficient_quota" | "budget_exhausted") | (402, _) if another_day => {
-            Failure::Stop { code, message, wait }
-        }
-        (429, _) if wait.is_some() && another_day => Failure::Stop { code, message, wait },
-        // No wait makes a request smaller.
-        (429, _) if wait.is_none() && headers.get("x-request-id").is_some() => Failure::Item { code, message },
+        (402, _) if wait.is_none() => Failure::Stop { code, message, wait },
+        (402 | 429, _) => too_much(wait, code, message),
         // The service is in trouble, perhaps with this file alone.
         (503, "upstream_unavailable") => Failure::Again { message },
-        (429 | 503, _) => Failure::Wait { wait: wait.unwrap_or(USUAL_WAIT), message },
+        (503, _) => Failure::Wait { wait: wait.unwrap_or(USUAL_WAIT), message },
         // The model, or the address: not this file's fault.
         (404, "model_not_found") => Failure::Stop { code, message, wait: None },
-        (404 | 405, "refused" | "not_found") => {
+        (404 | 405 | 501, "refused" | "not_found" | "invalid_request_error" | "unknown_url" | "upstream_refused") => {
             let message = format!("{message}: there is nobody here who writes recordings down or answers questions");
-            Failure::Stop { code, message, wait: None }
+            Failure::Stop { code: NO_ADDRESS.to_owned(), message, wait: None }
         }
         // The first request with this key has failed meanwhile, and may be sent again.
         (409, "idempotency_key_failed") => Failure::Again { message },
         (409, "idempotency_key_reused") => Failure::Item { code, message },
         (408 | 409 | 425 | 500..=599, _) => Failure::Again { message: format!("HTTP {status}: {message}") },
         _ => Failure::Item { code, message },
+    }
+}
+
+/// Too much was asked for. A wait that is too long is for another day; money that others hold comes back soon, and other money not at all.
+pub(super) fn too_much(wait: Option<Duration>, code: String, message: String) -> Failure {
+    let another_day = wait.map_or(is_money(&code), |wait| wait > LONGEST_WAIT);
+    if another_day {
+        Failure::Stop { code, message, wait }
+    } else {
+        Failure::Wait { wait: wait.unwrap_or(USUAL_WAIT), message }
     }
 }
 
@@ -292,6 +270,11 @@ mod tests {
             (401, "invalid_api_key", None, "stop"),
             (403, "forbidden", None, "stop"),
             (404, "model_not_found", None, "stop"),
+            (404, "not_found", None, "stop"),
+            (404, "upstream_refused", None, "stop"),
+            (402, "payment_required", None, "stop"),
+            (405, "refused", None, "stop"),
+            (501, "not_found", None, "stop"),
             (429, "rate_limit_exceeded", Some("2"), "wait"),
             (429, "rate_limit_exceeded", Some("86400"), "stop"),
             (429, "rate_limit_exceeded", None, "item"),

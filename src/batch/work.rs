@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -26,10 +25,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     cut::{self, Pieces, Plan, Whole},
+    engine::{Answer, Engine, Failure, Upload, Wish},
     facts::Facts,
     gate::{Gate, Pass},
     join::{self, join},
-    relay::{Answer, Failure, Relay, Upload, Wish},
+    relay::Relay,
     source::{Opened, Source, Sources},
     store::{Begun, Content, End, Item, Known, Part, Segment, Store, StoreError, Task, Transcript, Usage},
     width::class,
@@ -55,28 +55,6 @@ const SILENT: Duration = Duration::from_secs(300);
 const LATER: Duration = Duration::from_secs(600);
 /// Texts are not longer, bytes.
 const MAX_TEXT: u64 = 64 << 20;
-
-/// Who writes recordings down.
-pub trait Engine: std::fmt::Debug + Send + Sync {
-    /// One recording, or one piece of one. `key`: the same for the same question.
-    fn transcribe<'a>(
-        &'a self,
-        upload: &'a Upload,
-        wish: &'a Wish,
-        key: &'a str,
-    ) -> BoxFuture<'a, Result<Answer, Failure>>;
-}
-
-impl Engine for Relay {
-    fn transcribe<'a>(
-        &'a self,
-        upload: &'a Upload,
-        wish: &'a Wish,
-        key: &'a str,
-    ) -> BoxFuture<'a, Result<Answer, Failure>> {
-        Box::pin(Relay::transcribe(self, upload, wish, key))
-    }
-}
 
 /// Why a run came to its end before its work did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -762,20 +740,10 @@ fn read_text(path: &std::path::Path) -> Result<(String, Content), (&'static str,
 
 /// For programs.
 fn code_of(error: &cut::CutError) -> String {
-    use crate::audio::decode::DecodeError;
     let code = match error {
         cut::CutError::Write { .. } => "no_room",
         cut::CutError::Limits { .. } => "limits",
-        cut::CutError::Decode(error) => match error {
-            DecodeError::NotFound { .. } => "absent",
-            DecodeError::Unreadable { .. } => "unreadable",
-            DecodeError::Empty { .. } => "empty",
-            DecodeError::NotAudio { .. } => "not_audio",
-            DecodeError::NoTrack { .. } => "no_audio_track",
-            DecodeError::Unsupported { .. } => "codec_unsupported",
-            DecodeError::Damaged { .. } => "damaged",
-            DecodeError::Rate { .. } => "limits",
-        },
+        cut::CutError::Decode(error) => error.code(),
     };
     code.to_owned()
 }

@@ -34,7 +34,7 @@ pub struct Refusal {
 
 impl Refusal {
     /// How long the server asks to wait.
-    pub(super) fn retry_after(&self) -> Option<Duration> {
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
         let told = self.error.as_ref().and_then(|error| error.retry_after_ms).map(Duration::from_millis);
         told.or(self.retry_after_s.map(Duration::from_secs))
     }
@@ -203,7 +203,7 @@ async fn read_refusal<S: AsyncRead + Unpin>(stream: &mut S, head: &Head, mut bod
     let text = String::from_utf8_lossy(&body);
     // From the first brace to the last: a proxy may have wrapped the body in chunk lengths.
     let json = text.find('{').zip(text.rfind('}')).and_then(|(from, to)| text.get(from..=to));
-    let error = json.and_then(|json| serde_json::from_str::<RefusalBody>(json).ok()).map(|body| body.error);
+    let error = json.and_then(|json| serde_json::from_str::<RefusalBody>(json).ok()).map(|body| body.error.into());
     let shown = text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect();
     let body = if error.is_some() { String::new() } else { shown };
     let retry_after_s = head.get("retry-after").and_then(|v| v.parse().ok());
@@ -212,7 +212,31 @@ async fn read_refusal<S: AsyncRead + Unpin>(stream: &mut S, head: &Head, mut bod
 
 #[derive(serde::Deserialize)]
 struct RefusalBody {
-    error: ErrorBody,
+    error: RefusalError,
+}
+
+/// An error as we write it, or as OpenAI does.
+#[derive(serde::Deserialize)]
+struct RefusalError {
+    code: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    message: String,
+    #[serde(default)]
+    retryable: bool,
+    retry_after_ms: Option<u64>,
+    #[serde(alias = "param")]
+    field: Option<String>,
+    #[serde(default)]
+    request_id: String,
+}
+
+impl From<RefusalError> for ErrorBody {
+    fn from(error: RefusalError) -> Self {
+        let RefusalError { code, kind, message, retryable, retry_after_ms, field, request_id } = error;
+        let code = code.or(kind).unwrap_or_else(|| "refused".to_owned());
+        Self { code, message, retryable, retry_after_ms, field, request_id }
+    }
 }
 
 #[cfg(test)]
@@ -295,6 +319,10 @@ mod tests {
                 "the server refused the call: HTTP 404 and a web page: is this a relay's address?",
             ),
             (chunked, "the server refused the call: HTTP 429 rate_limited: too many"),
+            (
+                "HTTP/1.1 401 No\r\n\r\n{\"error\":{\"message\":\"No key.\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":null}}",
+                "the server refused the call: HTTP 401 invalid_request_error: No key.",
+            ),
             ("HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n", "the server refused the call: HTTP 401"),
         ] {
             assert_eq!(ask(answer, None).await.0.unwrap_err().to_string(), want);

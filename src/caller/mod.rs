@@ -9,6 +9,7 @@
 //! encodes samples.
 mod call;
 mod connect;
+mod elsewhere;
 mod frames;
 mod handshake;
 mod microphone;
@@ -21,16 +22,14 @@ mod socket;
 pub(crate) mod testbed;
 
 pub use call::{Call, CallEnd, Event, Ready, SendError};
-pub(crate) use connect::open;
 pub use connect::{ConnectError, check_url, connect};
+pub(crate) use elsewhere::{Knock, websocket};
 pub use handshake::Refusal;
-pub(crate) use handshake::{Ask, ask};
 pub use microphone::{FRAME, Microphone, cut};
-pub(crate) use options::Target;
 pub use options::{Options, Pace, Turns, UrlError};
 pub use phone::{Phone, Step};
 pub use playback::Loudspeaker;
-pub(crate) use socket::{Socket as Stream, tls_config};
+pub(crate) use socket::tls_config;
 
 #[cfg(test)]
 mod tests {

@@ -25,9 +25,11 @@ use super::{Authorities, Usage, logs, relay, serve, tell};
 use crate::{
     batch::{
         cut,
+        engine::{Either, Engine, Wish},
         facts::Facts,
         gate::Gate,
-        relay::{Relay, Wish},
+        realtime::Realtime,
+        relay::Relay,
         show::{NAMED, Progress, Summary},
         source::{self, Listed, Sources, Unread},
         store::{Order, Params, State, Store, StoreError, Sums},
@@ -87,6 +89,9 @@ pub struct TranscribeArgs {
     /// Shorter recordings are left out, and listed as such, seconds
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     min_seconds: f64,
+    /// How recordings are sent: as files, in sessions, or in sessions where there is no address for files
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    engine: Sent,
     /// Longer recordings are cut at pauses into pieces of at most so long, seconds
     #[arg(long, value_name = "S", default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=86_400))]
     piece_seconds: u64,
@@ -163,6 +168,17 @@ struct JobArgs {
     progress: Shown,
 }
 
+/// How recordings are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Sent {
+    /// As files, and in sessions where the first answer says that there is no address for files
+    Auto,
+    /// As files, to /v1/audio/transcriptions
+    Rest,
+    /// In Realtime transcription sessions, for services that have only those
+    Realtime,
+}
+
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Shown {
@@ -201,6 +217,7 @@ struct Job {
     subtitles: Subtitles,
     extract: Option<Facts>,
     texts: bool,
+    sent: Sent,
     args: JobArgs,
 }
 
@@ -209,8 +226,20 @@ struct Job {
 /// # Errors
 /// When it cannot begin.
 pub async fn run(args: TranscribeArgs) -> anyhow::Result<ExitCode> {
-    let TranscribeArgs { files, manifest, model, language, prompt, srt, vtt, min_seconds, piece_seconds, extract, job } =
-        args;
+    let TranscribeArgs {
+        files,
+        manifest,
+        model,
+        language,
+        prompt,
+        srt,
+        vtt,
+        min_seconds,
+        engine,
+        piece_seconds,
+        extract,
+        job,
+    } = args;
     if !min_seconds.is_finite() || !(0.0..=3_600.0).contains(&min_seconds) {
         return Err(Usage(format!("--min-seconds: found {min_seconds}; allowed: 0 to 3600")).into());
     }
@@ -222,9 +251,8 @@ pub async fn run(args: TranscribeArgs) -> anyhow::Result<ExitCode> {
         ..cut::Limits::default()
     };
     let extract = extract.wanted()?;
-    Job { command: "transcribe", files, manifest, wish, limits, subtitles, extract, texts: false, args: job }
-        .run()
-        .await
+    let (command, texts) = ("transcribe", false);
+    Job { command, files, manifest, wish, limits, subtitles, extract, texts, sent: engine, args: job }.run().await
 }
 
 /// Runs `extract`.
@@ -238,10 +266,8 @@ pub async fn run_extract(args: ExtractArgs) -> anyhow::Result<ExitCode> {
         .ok_or_else(|| Usage("--extract is missing: what is to be taken from the texts?".to_owned()))?;
     let wish = Wish { model: String::new(), language: None, prompt: None, times: false };
     let (limits, subtitles) = (cut::Limits::default(), Subtitles::default());
-    let extract = Some(extract);
-    Job { command: "extract", files, manifest: None, wish, limits, subtitles, extract, texts: true, args: job }
-        .run()
-        .await
+    let (command, texts, sent, extract) = ("extract", true, Sent::Auto, Some(extract));
+    Job { command, files, manifest: None, wish, limits, subtitles, extract, texts, sent, args: job }.run().await
 }
 
 impl ExtractWish {
@@ -376,8 +402,15 @@ impl Job {
                 (format!("http://{}/v1", inside.server.addr()), None, Some(inside))
             }
         };
-        let relay = Relay::new(&base, token, ca, LONGEST_ANSWER).map_err(|wrong| Usage(format!("--url: {wrong}")))?;
-        Ok(Place { relay, inside })
+        let usage = |wrong| Usage(format!("--url: {wrong}"));
+        let sessions = Realtime::new(&base, token.clone(), ca.clone(), LONGEST_ANSWER).map_err(usage)?;
+        let relay = Relay::new(&base, token, ca, LONGEST_ANSWER).map_err(usage)?;
+        let engine: Arc<dyn Engine> = match self.sent {
+            Sent::Auto => Arc::new(Either::new(relay.clone(), sessions)),
+            Sent::Rest => Arc::new(relay.clone()),
+            Sent::Realtime => Arc::new(sessions),
+        };
+        Ok(Place { relay, engine, inside })
     }
 
     async fn work(
@@ -403,7 +436,7 @@ impl Job {
         let run = Run::new(Plans {
             store: store.clone(),
             sources,
-            engine: Arc::new(place.relay.clone()),
+            engine: place.engine.clone(),
             relay: place.relay.clone(),
             gate: Gate::new(width),
             wish: self.wish.clone(),
@@ -481,6 +514,7 @@ impl Job {
 /// Where requests go.
 struct Place {
     relay: Relay,
+    engine: Arc<dyn Engine>,
     inside: Option<relay::Relay>,
 }
 

@@ -9,15 +9,11 @@ use tokio::{
     net::TcpStream,
     time,
 };
-use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::wire::Message;
 use crate::{
-    caller::{self, Ask, ConnectError, Target, ask},
-    net::{
-        io::Io,
-        ws::{Frame, Socket, SocketError, SocketLimits},
-    },
+    caller::{ConnectError, Knock, websocket},
+    net::ws::{Frame, Socket, SocketError, SocketLimits},
 };
 
 /// How long a provider waits for the connection and the upgrade. Asterisk's AudioSocket gives two seconds to TCP alone.
@@ -73,7 +69,8 @@ impl Address {
     pub(super) async fn connect(&self) -> Result<Connection, DialError> {
         match self {
             Self::WebSocket { url, subprotocol, headers, roots } => {
-                let opening = Box::pin(websocket(url, subprotocol.as_deref(), headers, roots));
+                let knock = Knock { url, subprotocol: subprotocol.as_deref(), headers, roots };
+                let opening = Box::pin(websocket(&knock, LIMITS));
                 let late = ConnectError::Timeout { what: "the upgrade to a WebSocket", limit: PATIENCE };
                 let socket = time::timeout(PATIENCE, opening).await.unwrap_or(Err(late))?;
                 Ok(Connection::WebSocket(Box::new(socket)))
@@ -88,25 +85,6 @@ impl Address {
             }
         }
     }
-}
-
-async fn websocket(
-    url: &str,
-    subprotocol: Option<&str>,
-    headers: &[(String, SecretString)],
-    roots: &[CertificateDer<'static>],
-) -> Result<Socket, ConnectError> {
-    let target = Target::elsewhere(url)?;
-    let mut stream = caller::open(&target, roots).await?;
-    let first = ask(&mut stream, &Ask { target: &target, subprotocol, headers }).await?;
-    let io = match stream {
-        caller::Stream::Plain(tcp) => Io::plain(tcp),
-        caller::Stream::Tls(tls) => {
-            let (tcp, session) = tls.into_inner();
-            Io::tls(tcp, session)
-        }
-    };
-    Ok(Socket::new(io, Role::Client, LIMITS, first))
 }
 
 impl Connection {

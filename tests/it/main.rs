@@ -20,6 +20,8 @@ mod dial;
 #[cfg(test)]
 mod doors;
 #[cfg(test)]
+mod engines;
+#[cfg(test)]
 mod expert;
 #[cfg(test)]
 mod handover;

@@ -19,16 +19,16 @@ const BELOW_SPEECH: f64 = 15.85;
 
 /// A place to cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(in crate::batch) struct Place {
     /// Samples before it.
-    pub(super) at: usize,
+    pub(in crate::batch) at: usize,
     /// It is within a pause: no word is cut.
-    pub(super) silent: bool,
+    pub(in crate::batch) silent: bool,
 }
 
 /// The middle of the longest pause in `sound`, the last of them if there are several; else its quietest place, at least
 /// `from` samples in.
-pub(super) fn find(sound: &[i16], from: usize) -> Place {
+pub(in crate::batch) fn find(sound: &[i16], from: usize) -> Place {
     let loudness: Vec<f64> = sound.chunks_exact(FRAME).map(mean_square).collect();
     let Some(limit) = quiet(&loudness) else { return Place { at: sound.len(), silent: false } };
     let (mut longest, mut begun) = (0..0, 0);
@@ -49,8 +49,8 @@ pub(super) fn find(sound: &[i16], from: usize) -> Place {
     Place { at, silent: false }
 }
 
-/// What counts as quiet here, mean square. `None` where there is no sound at all to judge.
-fn quiet(loudness: &[f64]) -> Option<f64> {
+/// What counts as quiet among these frames, mean square. `None` where there is no sound at all to judge.
+pub(in crate::batch) fn quiet(loudness: &[f64]) -> Option<f64> {
     let mut sorted = loudness.to_vec();
     sorted.sort_by(f64::total_cmp);
     let floor = *sorted.get(sorted.len() / 10)?;

@@ -50,7 +50,9 @@ fn segment(one: &Value, text: &str) -> Option<Segment> {
     let end_s = one.get("end").and_then(seconds).unwrap_or(start_s).max(start_s);
     let text = one.get(text)?.as_str()?.trim().to_owned();
     let speaker = one.get("speaker").and_then(Value::as_str).map(str::to_owned);
-    (!text.is_empty()).then_some(Segment { start_s, end_s, text, speaker, estimated: false })
+    // No service says this: our own answers of sessions do.
+    let estimated = one.get("estimated").and_then(Value::as_bool).unwrap_or_default();
+    (!text.is_empty()).then_some(Segment { start_s, end_s, text, speaker, estimated })
 }
 
 /// Some services write numbers as texts.
