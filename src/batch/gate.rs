@@ -49,7 +49,6 @@ struct State {
 #[derive(Debug)]
 pub struct Pass {
     gate: Gate,
-    full: bool,
 }
 
 impl Gate {
@@ -77,7 +76,7 @@ impl Gate {
                 let width = state.width.at(now);
                 if state.running < width {
                     state.running += 1;
-                    return Pass { gate: self.clone(), full: state.running >= width };
+                    return Pass { gate: self.clone() };
                 }
                 state.width.held_until(now)
             };
@@ -110,8 +109,10 @@ impl Gate {
 impl Pass {
     /// Its request, of this class ([`super::width::class`]), was answered.
     pub fn answered(&self, took: Duration, waited: Duration, class: usize) {
+        let now = self.gate.now();
         let mut state = self.gate.state();
-        state.width.answered(Answered { took, waited, full: self.full, class });
+        let full = state.running >= state.width.at(now);
+        state.width.answered(Answered { took, waited, full, class });
         drop(state);
         self.gate.0.changed.notify_waiters();
     }
@@ -132,7 +133,6 @@ mod tests {
     async fn as_many_pass_as_may_and_none_in_a_pause() {
         let gate = Gate::new(Width::fixed(2));
         let (first, second) = (gate.enter().await, gate.enter().await);
-        assert!(second.full && !first.full);
         let mut waiting = std::pin::pin!(gate.enter());
         assert!(futures_util::poll!(waiting.as_mut()).is_pending());
         drop(first);

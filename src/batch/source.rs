@@ -27,6 +27,7 @@ mod walk;
 
 pub use self::{
     fetch::{FetchError, Limits, Opened, Source, Sources},
+    looks::Wanted,
     manifest::{ManifestError, manifest},
 };
 
@@ -56,13 +57,14 @@ pub struct Unread {
 /// One thing that was found.
 pub type Found = Result<Listed, Unread>;
 
-/// What the arguments of a command mean: files, folders, globs and URLs. Paths are meant from `base`, which is absolute.
-pub fn arguments(base: &Path, arguments: Vec<OsString>) -> impl Iterator<Item = Found> + use<> {
+/// What the arguments of a command mean: files, folders with what is `wanted` in them, globs and URLs. Paths are meant from `base`, which
+/// is absolute.
+pub fn arguments(base: &Path, arguments: Vec<OsString>, wanted: Wanted) -> impl Iterator<Item = Found> + use<> {
     let base = base.to_owned();
-    arguments.into_iter().flat_map(move |argument| self::argument(&base, &argument))
+    arguments.into_iter().flat_map(move |argument| self::argument(&base, &argument, wanted))
 }
 
-fn argument(base: &Path, argument: &OsString) -> Box<dyn Iterator<Item = Found>> {
+fn argument(base: &Path, argument: &OsString, wanted: Wanted) -> Box<dyn Iterator<Item = Found>> {
     let Some(text) = argument.to_str() else { return one(Err(not_utf8(Path::new(argument)))) };
     if is_url(text) {
         return one(Ok(at_url(text)));
@@ -70,18 +72,18 @@ fn argument(base: &Path, argument: &OsString) -> Box<dyn Iterator<Item = Found>>
     let path = absolute(base, Path::new(text));
     // A file may have a name that looks like a pattern.
     if path.symlink_metadata().is_err() && walk::is_pattern(text) {
-        return walk::pattern(base, &path);
+        return walk::pattern(base, &path, wanted);
     }
-    walk::path(base, &path)
+    walk::path(base, &path, wanted)
 }
 
 /// What a list means, one path or URL a line (or between NULs, if its beginning has one). Paths are meant from `base`.
-pub fn list(base: &Path, list: impl BufRead + 'static) -> impl Iterator<Item = Found> {
+pub fn list(base: &Path, list: impl BufRead + 'static, wanted: Wanted) -> impl Iterator<Item = Found> {
     let base = base.to_owned();
     list::Lines::new(list).flat_map(move |line| match line {
         Err(unread) => one(Err(unread)),
         Ok(line) if is_url(&line) => one(Ok(at_url(&line))),
-        Ok(line) => walk::path(&base, &absolute(&base, Path::new(&line))),
+        Ok(line) => walk::path(&base, &absolute(&base, Path::new(&line)), wanted),
     })
 }
 

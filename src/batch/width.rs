@@ -7,12 +7,16 @@ use std::time::Duration;
 
 /// It begins with.
 const FIRST: f64 = 4.0;
+/// The first wait of this length ends the doubling.
+const FELT: Duration = Duration::from_millis(150);
 /// A wait up to this keeps the queue at the relay filled, and is what is aimed at.
 const ENOUGH: Duration = Duration::from_millis(500);
 /// Beyond this too many wait.
 const TOO_MUCH: Duration = Duration::from_secs(4);
 /// Answers that take so many times as long as the fastest do are a service at its end.
 const SLOW: f64 = 3.0;
+/// One that takes so many times as long says nothing for more at once.
+const SLOWER: f64 = 2.0;
 /// Below this a difference is noise, seconds.
 const FAST: f64 = 0.05;
 /// After a refusal others that were sent before it say nothing new.
@@ -46,7 +50,7 @@ pub struct Answered {
     pub took: Duration,
     /// Of it, waiting for the account's limits.
     pub waited: Duration,
-    /// As many as were allowed ran when it was asked for.
+    /// As many as were allowed ran when it came.
     pub full: bool,
     /// What was asked, and how much of it: answers of one class take about the same time.
     pub class: usize,
@@ -89,6 +93,7 @@ impl Width {
     pub fn answered(&mut self, answered: Answered) {
         let Answered { took, waited, full, class } = answered;
         let own = took.saturating_sub(waited).as_secs_f64().max(FAST);
+        let mut slower = false;
         if let Some(best) = self.best.get_mut(class) {
             // What one takes that is alone is no sign of too many.
             if self.now < 2.0 {
@@ -97,17 +102,15 @@ impl Width {
             let fastest = best.map_or(own, |best| (best * FADE).min(own));
             *best = Some(fastest);
             self.recent += (own / fastest - self.recent) / 8.0;
+            slower = own > fastest * SLOWER;
         }
         let slow = self.recent > SLOW;
+        self.doubles &= waited < FELT && !slow;
         if slow {
-            self.doubles = false;
             self.now = (self.now - AWAY).max(1.0);
         } else if waited > TOO_MUCH {
-            self.doubles = false;
             self.now = (self.now - 1.0 / self.now).max(1.0);
-        } else if waited > ENOUGH {
-            self.doubles = false;
-        } else if full {
+        } else if waited <= ENOUGH && !slower && full {
             self.now += if self.doubles { 1.0 } else { 1.0 / self.now };
         }
         self.now = self.now.min(self.most as f64);
@@ -135,7 +138,7 @@ mod tests {
     fn run(many: u32, latency: Duration, per_second: f64, capacity: usize) -> (Duration, usize, usize) {
         let mut width = Width::new(256);
         let (mut now, mut left, mut free, mut widest) = (Duration::ZERO, many, Duration::ZERO, 0);
-        let mut running: BinaryHeap<std::cmp::Reverse<(Duration, Duration, Duration, bool)>> = BinaryHeap::new();
+        let mut running: BinaryHeap<std::cmp::Reverse<(Duration, Duration, Duration)>> = BinaryHeap::new();
         loop {
             while left > 0 && running.len() < width.at(now) {
                 left -= 1;
@@ -143,11 +146,11 @@ mod tests {
                 free = go + Duration::from_secs_f64(1.0 / per_second);
                 // One that has more at once than it can bear is slow.
                 let latency = latency.mul_f64((running.len() as f64 / capacity as f64).max(1.0));
-                let full = running.len() + 1 >= width.at(now);
-                running.push(std::cmp::Reverse((go + latency, now, go - now, full)));
+                running.push(std::cmp::Reverse((go + latency, now, go - now)));
             }
             widest = widest.max(running.len());
-            let Some(std::cmp::Reverse((end, began, waited, full))) = running.pop() else {
+            let full = running.len() >= width.at(now);
+            let Some(std::cmp::Reverse((end, began, waited))) = running.pop() else {
                 return (now, widest, width.at(now));
             };
             now = end;

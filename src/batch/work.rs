@@ -91,8 +91,8 @@ pub struct Run {
     stop: CancellationToken,
     stopped: Mutex<Option<Stopped>>,
     retried: AtomicU64,
-    /// When something came last, and how often nothing has since.
-    came: Mutex<(Instant, u32)>,
+    /// When something came last, how often nothing has since, and whether anything ever did.
+    came: Mutex<(Instant, u32, bool)>,
     notes: Mutex<Vec<String>>,
 }
 
@@ -162,7 +162,7 @@ impl Run {
         let Plans { store, sources, engine, relay, gate, wish, limits, extract, folder, texts } = plans;
         let (stop, stopped) = (CancellationToken::new(), Mutex::new(None));
         let (retried, notes) = (AtomicU64::new(0), Mutex::new(Vec::new()));
-        let came = Mutex::new((Instant::now(), 0));
+        let came = Mutex::new((Instant::now(), 0, false));
         Arc::new(Self {
             store,
             sources,
@@ -578,7 +578,7 @@ impl Run {
                     if !answer.repeated {
                         own.answered(began.elapsed(), answer.waited, class);
                     }
-                    *self.came.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), 0);
+                    *self.came.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), 0, true);
                     let usage = usage(kind, &answer);
                     let asked = part.clone();
                     let kept = read(&answer);
@@ -639,12 +639,13 @@ impl Run {
 
     /// A request has failed, and another one of it may not. Whether the service is out rather than this file a bad one.
     fn nothing_came(&self, broken: bool, message: &str) -> bool {
-        let (since, in_a_row) = {
+        let (since, in_a_row, ever) = {
             let mut came = self.came.lock().unwrap_or_else(PoisonError::into_inner);
             came.1 += u32::from(broken);
             *came
         };
-        if since.elapsed() > SILENT {
+        // Nobody waits for what never was there.
+        if since.elapsed() > SILENT || (!ever && in_a_row >= IN_A_ROW) {
             let again_at = unix_now_ms() + u64::try_from(LATER.as_millis()).unwrap_or(0);
             let (code, message) = ("service_unavailable".to_owned(), message.to_owned());
             self.stop(Stopped::Refused { code, message, again_at: Some(again_at) });

@@ -31,7 +31,7 @@ use crate::{
         realtime::Realtime,
         relay::Relay,
         show::{NAMED, Progress, Summary},
-        source::{self, Listed, Sources, Unread},
+        source::{self, Listed, Sources, Unread, Wanted},
         store::{Order, Params, State, Store, StoreError, Sums},
         table::{Format, Output, Subtitles},
         width::Width,
@@ -329,7 +329,8 @@ impl Job {
             return Ok(Vec::new());
         }
         let (listing, listed) = (self.listing(store), store.clone());
-        tokio::task::spawn_blocking(move || list(listing, &listed)).await?
+        let wanted = if self.texts { Wanted::Texts } else { Wanted::Recordings };
+        tokio::task::spawn_blocking(move || list(listing, &listed, wanted)).await?
     }
 
     /// A job that was begun just now and in which nothing was done is none.
@@ -420,13 +421,8 @@ impl Job {
         format: Format,
         unread: &[Unread],
     ) -> anyhow::Result<ExitCode> {
-        // Pieces and copies, which a run that was killed may have left.
-        let mut folder = store.file().to_owned().into_os_string();
-        folder.push(".parts");
-        let folder = PathBuf::from(folder);
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir(&folder).with_context(|| format!("cannot make the folder `{}`", folder.display()))?;
-        let fetched = source::Limits { max_bytes: MAX_FETCHED, folder: folder.clone() };
+        let kept = Kept::beside(store.file()).context("there is no place for pieces of recordings")?;
+        let fetched = source::Limits { max_bytes: MAX_FETCHED, folder: kept.0.clone() };
         let sources = Sources::new(fetched).map_err(anyhow::Error::msg)?;
         let width = match self.args.jobs {
             Jobs::Found => Width::new(MOST),
@@ -442,7 +438,7 @@ impl Job {
             wish: self.wish.clone(),
             limits: self.limits,
             extract: self.extract.clone(),
-            folder: folder.clone(),
+            folder: kept.0.clone(),
             texts: self.texts,
         });
         let began = Instant::now();
@@ -455,7 +451,7 @@ impl Job {
                 () = asked => {}
             }
         }
-        let _ = std::fs::remove_dir_all(&folder);
+        drop(kept);
         let output = Output {
             out: self.args.out.clone(),
             format,
@@ -511,6 +507,31 @@ impl Job {
     }
 }
 
+/// A folder for copies and pieces of recordings, as long as they are needed. What a run that was killed has left there is gone.
+struct Kept(PathBuf);
+
+impl Kept {
+    /// Beside a job, which no other process has.
+    fn beside(job: &Path) -> io::Result<Self> {
+        let mut name = job.as_os_str().to_owned();
+        name.push("-pieces");
+        let folder = PathBuf::from(name);
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // What is said in them is nobody else's.
+        std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(&folder)?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// Where requests go.
 struct Place {
     relay: Relay,
@@ -561,7 +582,7 @@ enum Listing {
 }
 
 /// Puts all that is found into the job; what could not be read.
-fn list(listing: Listing, store: &Store) -> anyhow::Result<Vec<Unread>> {
+fn list(listing: Listing, store: &Store, wanted: Wanted) -> anyhow::Result<Vec<Unread>> {
     let mut unread = Vec::new();
     let mut problem = None;
     let added = match listing {
@@ -570,11 +591,11 @@ fn list(listing: Listing, store: &Store) -> anyhow::Result<Vec<Unread>> {
             store.add(rows.map_while(|row| row.map_err(|error| problem = Some(error.to_string())).ok()))?
         }
         Listing::Input(base) => {
-            let found = source::list(&base, BufReader::new(io::stdin()));
+            let found = source::list(&base, BufReader::new(io::stdin()), wanted);
             store.add(good(found, &mut unread))?
         }
         Listing::Arguments(base, arguments) => {
-            let found = source::arguments(&base, arguments);
+            let found = source::arguments(&base, arguments, wanted);
             store.add(good(found, &mut unread))?
         }
     };

@@ -59,6 +59,7 @@ mod text;
 mod tls;
 #[cfg(test)]
 mod tools;
+mod transcribe;
 #[cfg(test)]
 mod upstream;
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Which files of a folder are recordings: by their names, and those without a known one by how they begin. What was named
-//! itself is not asked.
+//! Which files of a folder are recordings: by their names, and those without a known one by how they begin; which are texts, by their
+//! names alone. What was named itself is not asked.
 use std::{fs::File, io::Read as _, path::Path};
 
 /// Extensions of recordings and films.
@@ -13,11 +13,35 @@ const OTHERS: [&str; 20] = [
     "bmp", "csv", "docx", "gif", "gz", "html", "jpeg", "jpg", "json", "jsonl", "log", "md", "parquet", "pdf", "png",
     "srt", "txt", "vtt", "xml", "zip",
 ];
+/// Those of texts.
+const TEXTS: [&str; 3] = ["txt", "text", "md"];
 /// So much of a file is looked at, bytes.
 const HEAD: usize = 16;
 
-/// Whether a file of a folder looks like a recording. One that cannot be read does: then somebody is told.
-pub(super) fn is_recording(path: &Path) -> bool {
+/// What is looked for in folders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Recordings and films.
+    Recordings,
+    /// Texts.
+    Texts,
+}
+
+impl Wanted {
+    /// Whether a file of a folder looks like it.
+    pub(super) fn is(self, path: &Path) -> bool {
+        match self {
+            Self::Recordings => is_recording(path),
+            Self::Texts => {
+                let extension = path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
+                extension.is_some_and(|extension| TEXTS.contains(&extension.as_str()))
+            }
+        }
+    }
+}
+
+/// Whether a file looks like a recording. One that cannot be read does: then somebody is told.
+fn is_recording(path: &Path) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
     let is = |list: &[&str]| extension.as_deref().is_some_and(|extension| list.contains(&extension));
     if is(&EXTENSIONS) {

@@ -50,7 +50,7 @@ fn found(found: impl Iterator<Item = Found>) -> (Vec<String>, Vec<String>) {
 }
 
 fn given(dir: &tempfile::TempDir, what: &[&str]) -> (Vec<String>, Vec<String>) {
-    found(arguments(dir.path(), what.iter().map(OsString::from).collect()))
+    found(arguments(dir.path(), what.iter().map(OsString::from).collect(), Wanted::Recordings))
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_name_that_is_not_utf8_is_told_and_not_lost() {
 fn a_list_has_lines_or_nuls() {
     let dir = tree();
     fs::write(dir.path().join("two/a\nb.wav"), WAV).unwrap();
-    let read = |text: &'static [u8]| found(list(dir.path(), Cursor::new(text)));
+    let read = |text: &'static [u8]| found(list(dir.path(), Cursor::new(text), Wanted::Recordings));
     let two = ["one/same.wav", "two/same.wav"];
     for text in
         [&b"one/same.wav\r\n\ntwo/same.wav"[..], b"one/same.wav\0two/same.wav\0", b"two/same.wav\none/same.wav\n"]

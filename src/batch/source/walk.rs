@@ -4,22 +4,22 @@ use std::path::{Component, Path, PathBuf};
 use globset::{Glob, GlobBuilder, GlobMatcher};
 use walkdir::{DirEntry, WalkDir};
 
-use super::{Found, Unread, at_path, looks::is_recording, not_utf8, one};
+use super::{Found, Unread, at_path, looks::Wanted, not_utf8, one};
 
-/// A file, or all recordings in a folder.
-pub(super) fn path(base: &Path, path: &Path) -> Box<dyn Iterator<Item = Found>> {
+/// A file, or all that is wanted in a folder.
+pub(super) fn path(base: &Path, path: &Path, wanted: Wanted) -> Box<dyn Iterator<Item = Found>> {
     match path.metadata() {
-        Ok(there) if there.is_dir() => folder(base.to_owned(), path.to_owned()),
+        Ok(there) if there.is_dir() => folder(base.to_owned(), path.to_owned(), wanted),
         Ok(there) if there.is_file() => one(at_path(base, path)),
         Ok(_) => one(Err(unread(base, path, "it is neither a file nor a folder".to_owned()))),
         Err(error) => one(Err(unread(base, path, reason(&error)))),
     }
 }
 
-fn folder(base: PathBuf, folder: PathBuf) -> Box<dyn Iterator<Item = Found>> {
+fn folder(base: PathBuf, folder: PathBuf, wanted: Wanted) -> Box<dyn Iterator<Item = Found>> {
     let walk = WalkDir::new(folder).follow_links(true).into_iter().filter_entry(is_shown);
     Box::new(walk.filter_map(move |entry| match entry {
-        Ok(entry) => (entry.file_type().is_file() && is_recording(entry.path())).then(|| at_path(&base, entry.path())),
+        Ok(entry) => (entry.file_type().is_file() && wanted.is(entry.path())).then(|| at_path(&base, entry.path())),
         Err(error) => stumbled(&base, &error).map(Err),
     }))
 }
@@ -57,7 +57,7 @@ pub(super) fn is_pattern(text: &str) -> bool {
 
 /// What a glob finds, whoever did not expand it: `*` and `?` within a name, `**` across folders, `[a-z]`, `{a,b}`. A folder
 /// that it finds is walked.
-pub(super) fn pattern(base: &Path, pattern: &Path) -> Box<dyn Iterator<Item = Found>> {
+pub(super) fn pattern(base: &Path, pattern: &Path, wanted: Wanted) -> Box<dyn Iterator<Item = Found>> {
     let pattern = match Pattern::new(pattern) {
         Ok(pattern) => pattern,
         Err(reason) => return one(Err(unread(base, pattern, reason))),
@@ -68,7 +68,7 @@ pub(super) fn pattern(base: &Path, pattern: &Path) -> Box<dyn Iterator<Item = Fo
     let walk = WalkDir::new(root).follow_links(true).into_iter();
     let walk = walk.filter_entry(move |entry| is_shown(entry) && pruned.leads_on(entry));
     let found = walk.filter_map(move |entry| match entry {
-        Ok(entry) => pattern.finds(&entry).then(|| at_path(&base, entry.path())),
+        Ok(entry) => pattern.finds(&entry, wanted).then(|| at_path(&base, entry.path())),
         Err(error) if error.depth() == 0 => None,
         Err(error) => stumbled(&base, &error).map(Err),
     });
@@ -128,10 +128,10 @@ impl Pattern {
         }
     }
 
-    fn finds(&self, entry: &DirEntry) -> bool {
+    fn finds(&self, entry: &DirEntry, wanted: Wanted) -> bool {
         let Ok(below) = entry.path().strip_prefix(&self.root) else { return false };
         let exact = self.exact.is_match(below);
         let beneath = !exact && (!self.deep || self.beneath.is_match(below)) && entry.depth() > self.names.len();
-        entry.file_type().is_file() && (exact || beneath && is_recording(entry.path()))
+        entry.file_type().is_file() && (exact || beneath && wanted.is(entry.path()))
     }
 }
