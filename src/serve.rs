@@ -71,7 +71,7 @@ use crate::{
         written::Heir,
     },
     config::{AgentConfig, Config, Govern, LedgerConfig, TlsConfig, UpstreamConfig},
-    http::{broker, calls, cors, dial, pages, text, tokens, usage},
+    http::{batches, broker, calls, cors, dial, pages, text, tokens, usage},
     ledger::{
         Health, Ledger, LedgerError,
         spent::{Times, spent},
@@ -83,6 +83,7 @@ use crate::{
         ws::{Socket, SocketLimits},
     },
     text::{
+        batches::Batches,
         expert::{Asker, Expert},
         owned::Owned,
         run::Texts,
@@ -211,6 +212,8 @@ pub(crate) struct Shared {
     pub(crate) phones: Phones,
     /// Requests for text.
     pub(crate) desk: text::Desk,
+    /// Requests that have a day.
+    pub(crate) batches: Arc<Batches>,
 }
 
 /// Fields of a query.
@@ -470,7 +473,7 @@ impl Server {
         let (drain, draining) = watch::channel(None);
         let max_connections = config.server.max_connections;
         let routes = Routes::new(&config, prices.clone());
-        let texts = Texts {
+        let texts = Arc::new(Texts {
             config: config.text.clone(),
             turns: config.turns.clone(),
             accounts: accounts.clone(),
@@ -480,7 +483,7 @@ impl Server {
             budgets: budgets.clone(),
             shares: Shares::default(),
             owned: Owned::default(),
-        };
+        });
         let shared = Arc::new(Shared {
             gate,
             agents: sources.agents(),
@@ -503,7 +506,8 @@ impl Server {
             stop: CancellationToken::new(),
             metrics: metrics.clone(),
             phones: Phones::new(&config.phone).map_err(ServeError::Phone)?,
-            desk: text::Desk::new(Arc::new(texts)),
+            batches: Arc::new(Batches::new(texts.clone())),
+            desk: text::Desk::new(texts),
             config,
         });
         let (router, stops, over) = (router(shared.clone()), Stops::default(), CancellationToken::new());
@@ -724,7 +728,7 @@ fn router(shared: Arc<Shared>) -> Router {
 fn for_pages() -> Router<Arc<Shared>> {
     let own = Router::new().route("/v1/voice", get(voice::voice)).route("/v1/agents", get(agents));
     let own = own.merge(tokens::routes()).merge(calls::routes()).merge(usage::routes());
-    own.merge(broker::routes()).merge(text::routes())
+    own.merge(broker::routes()).merge(text::routes()).merge(batches::routes())
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {

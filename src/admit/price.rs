@@ -76,6 +76,8 @@ pub struct Row {
     image: Rates,
     /// A minute of audio.
     minute: Option<Usd>,
+    /// What the same costs in a batch, percent.
+    batch_percent: u32,
 }
 
 /// What models cost, by name.
@@ -99,6 +101,14 @@ impl PriceList {
         let cost = self.row(model)?.cost(usage, seconds)?;
         // A ledger's number holds 9 million dollars: a count that is more is none.
         i64::try_from(cost.total().pico()).is_ok().then_some(cost)
+    }
+
+    /// The same of something that came in a batch, at its price; a fraction of a pico-dollar is a whole one.
+    pub fn batch_cost(&self, model: &str, usage: &Usage) -> Option<Cost> {
+        let percent = i128::from(self.row(model)?.batch_percent);
+        let part = |usd: Usd| Usd::from_pico((usd.pico().saturating_mul(percent).saturating_add(99)) / 100);
+        let Cost { text, audio, image, cached } = self.cost(model, usage, None)?;
+        Some(Cost { text: part(text), audio: part(audio), image: part(image), cached: part(cached) })
     }
 }
 

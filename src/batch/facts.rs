@@ -10,13 +10,15 @@ use serde_json::{Map, Value, json};
 
 use super::{
     extract::{
-        driver::{self, Extraction},
+        batchapi::file,
+        driver::{self, Extraction, Send},
         request::{Room, Setup, Transcript},
         schema::Schema,
     },
-    store::{Extracted, Item, Part, StoreError, Task},
+    store::{Batched, Extracted, Item, Part, Pending, StoreError, Task},
     work::{Ended, Run},
 };
+use crate::wall::unix_now_ms;
 
 /// Tokens that an answer may have.
 const OUTPUT: u64 = 4_096;
@@ -65,11 +67,11 @@ impl Facts {
         self.params.clone()
     }
 
-    /// Takes them from a claimed item's text.
-    pub(super) async fn of(&self, run: &Arc<Run>, item: &Item) -> Result<Ended<()>, StoreError> {
+    /// Takes them from a claimed item's text. None: its requests wait for a batch, and so does the item.
+    pub(super) async fn of(&self, run: &Arc<Run>, item: &Item) -> Result<Option<Ended<()>>, StoreError> {
         let n = item.n;
-        let Some(words) = run.on_disk(move |store| store.transcript(n)).await? else { return Ok(Ended::Later) };
-        let bad = |code: &str, message: String| Ok(Ended::Bad { code: code.to_owned(), message });
+        let Some(words) = run.on_disk(move |store| store.transcript(n)).await? else { return Ok(Some(Ended::Later)) };
+        let bad = |code: &str, message: String| Ok(Some(Ended::Bad { code: code.to_owned(), message }));
         if words.text.trim().is_empty() {
             return bad("no_words", "there are no words in it that anything could be taken from".to_owned());
         }
@@ -84,9 +86,29 @@ impl Facts {
             Err(error) => return bad("too_large", error.to_string()),
         };
         let mut requests = FuturesUnordered::new();
+        let mut pending = Vec::new();
         let mut later = false;
         loop {
             while let Some(send) = if later { None } else { extraction.poll() } {
+                if run.has_batches() {
+                    match known(run, n, &send).await? {
+                        Batched::New => {
+                            let follow = extraction.requests() > 0;
+                            let (part, line, tokens) = (part(&send.key), file::line(&send), send.request.input);
+                            pending.push(Pending { part, line, tokens, follow });
+                            continue;
+                        }
+                        Batched::Answered(answer) => {
+                            extraction.got(&send.key, &serde_json::from_str(&answer).unwrap_or_default());
+                            continue;
+                        }
+                        Batched::Failed { code, message } => {
+                            extraction.failed(&send.key, &code, &message);
+                            continue;
+                        }
+                        Batched::Direct => {}
+                    }
+                }
                 requests.push(async move {
                     let answer = run.respond(n, part(&send.key), &send.request.body).await;
                     (send.key, answer)
@@ -106,7 +128,11 @@ impl Facts {
             }
         }
         if later {
-            return Ok(Ended::Later);
+            return Ok(Some(Ended::Later));
+        }
+        if extraction.end().is_none() && !pending.is_empty() {
+            run.on_disk(move |store| store.park(n, &pending, unix_now_ms())).await?;
+            return Ok(None);
         }
         let model = extraction.model().unwrap_or_default().to_owned();
         let (extracted, ended) = match extraction.end() {
@@ -117,11 +143,17 @@ impl Facts {
                 let (code, message) = (code.clone(), message.clone());
                 (Extracted { json: None, error: Some(message.clone()), model }, Ended::Bad { code, message })
             }
-            None => return Ok(Ended::Later),
+            None => return Ok(Some(Ended::Later)),
         };
         run.on_disk(move |store| store.put_extract(n, &extracted)).await?;
-        Ok(ended)
+        Ok(Some(ended))
     }
+}
+
+/// What is known of a request where batches are made.
+async fn known(run: &Arc<Run>, n: i64, send: &Send) -> Result<Batched, StoreError> {
+    let part = part(&send.key);
+    run.on_disk(move |store| store.batched(n, &part)).await
 }
 
 /// How the job knows a request again: by its key, which always is the same one's.

@@ -16,6 +16,7 @@
 //! | [`relay`] | one request, and what a refusal means |
 //! | [`realtime`] | one recording in a session, where there is no address for files |
 //! | [`extract`], [`facts`] | facts from texts, in the shape of a schema: what to ask, and asking it |
+//! | [`rounds`] | what is not urgent, in batches |
 //! | [`table`] | csv, jsonl, parquet, folders of texts and subtitles |
 //! | [`show`] | progress and summary |
 pub mod cut;
@@ -26,6 +27,7 @@ pub mod gate;
 pub mod join;
 pub mod realtime;
 pub mod relay;
+pub mod rounds;
 pub mod show;
 pub mod source;
 pub mod store;

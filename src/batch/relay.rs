@@ -18,6 +18,10 @@ use crate::{
     upstream::{limits::QUOTA, rest::retry_after},
 };
 
+mod batches;
+
+pub use batches::NoBatch;
+
 /// Answers are not longer, bytes.
 const MAX_ANSWER: usize = 64 << 20;
 /// A wait beyond this is for another day.
@@ -193,15 +197,21 @@ async fn read(mut response: Response) -> Result<Bytes, Failure> {
     Ok(body.into())
 }
 
-/// What a refusal means.
-fn failure(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
+/// What a refusal says: its code, its message, and the wait that it names.
+fn told(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> (String, String, Option<Duration>) {
     let found = serde_json::from_slice::<Value>(body).unwrap_or_default();
     let text = |field: &str| found.get("error").and_then(|error| error.get(field)?.as_str());
     let message: String = text("message").unwrap_or_default().chars().take(SHOWN).collect();
     let message = if message.is_empty() { format!("HTTP {status}") } else { message };
     let code = text("code").or(text("type")).unwrap_or("refused").to_owned();
-    let (wait, named) = (retry_after(headers), headers.get("x-request-id").is_some());
+    (code, message, retry_after(headers))
+}
+
+/// What a refusal means.
+fn failure(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
+    let (code, message, wait) = told(status, headers, body);
     // No wait makes a request smaller.
+    let named = headers.get("x-request-id").is_some();
     if status == StatusCode::TOO_MANY_REQUESTS && wait.is_none() && named && !is_money(&code) {
         return Failure::Item { code, message };
     }

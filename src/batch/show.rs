@@ -3,7 +3,8 @@ use std::{fmt::Write as _, time::Duration};
 
 use super::{
     gate::Standing,
-    store::{Slow, Sums},
+    rounds::Afoot,
+    store::{ByBatch, Slow, Sums, Usage},
     table::Written,
     work::Stopped,
 };
@@ -23,6 +24,8 @@ pub struct Progress<'a> {
     pub took: Duration,
     /// The way to the relay.
     pub standing: &'a Standing,
+    /// Batches that are under way, and how long the first of them may still take; none: none is.
+    pub afoot: Option<(Afoot, Option<Duration>)>,
 }
 
 impl Progress<'_> {
@@ -61,14 +64,24 @@ impl Progress<'_> {
                 let reason = reason.as_deref().unwrap_or_default();
                 let _ = write!(line, "  waiting {:.1} s: {reason}", held.as_secs_f64());
             }
+            None if *running == 0 && self.afoot.is_some() => {}
             None => {
                 let _ = write!(line, "  {running} at once (of {width})");
+            }
+        }
+        if let Some((afoot, left)) = self.afoot {
+            let _ = match afoot.requests {
+                0 => write!(line, "  batch is being taken"),
+                all => write!(line, "  batch in progress {}/{}", grouped(afoot.done), grouped(all)),
+            };
+            if let Some(left) = left {
+                let _ = write!(line, ", {} of its window left", span(left));
             }
         }
         if self.now.failed.items > 0 {
             let _ = write!(line, "  {} failed", grouped(self.now.failed.items));
         }
-        if let Some(left) = self.left().filter(|_| ended < all) {
+        if let Some(left) = self.left().filter(|_| ended < all && self.afoot.is_none()) {
             let _ = write!(line, "  {} left", span(left));
         }
         line
@@ -84,6 +97,8 @@ pub struct Summary<'a> {
     pub stopped: Option<&'a Stopped>,
     /// Requests that were sent once more.
     pub retried: u64,
+    /// What came by batches.
+    pub by_batch: ByBatch,
     /// Where the results are.
     pub out: &'a str,
     /// What was written there.
@@ -130,6 +145,16 @@ impl Summary<'_> {
                 writeln!(text, "tokens     {} in, {} out", grouped(usage.input_tokens), grouped(usage.output_tokens));
         }
         let _ = writeln!(text, "cost       {}", cost(now));
+        let ByBatch { batches, answers, usage } = self.by_batch;
+        if batches > 0 {
+            let _ = writeln!(
+                text,
+                "by batch   {} answers of {} batches, {}",
+                grouped(answers),
+                grouped(batches),
+                priced(&usage)
+            );
+        }
         if self.retried + standing.refusals > 0 {
             let _ = writeln!(
                 text,
@@ -194,9 +219,13 @@ impl Summary<'_> {
 }
 
 fn cost(sums: &Sums) -> String {
-    match sums.usage.unpriced {
-        0 => format!("{} USD", sums.usage.cost),
-        unpriced => format!("{} USD, and {} requests without a price", sums.usage.cost, grouped(unpriced)),
+    priced(&sums.usage)
+}
+
+fn priced(usage: &Usage) -> String {
+    match usage.unpriced {
+        0 => format!("{} USD", usage.cost),
+        unpriced => format!("{} USD, and {} requests without a price", usage.cost, grouped(unpriced)),
     }
 }
 
@@ -226,7 +255,7 @@ fn span(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::store::{Count, Usage};
+    use crate::batch::store::Count;
 
     fn sums(done: u64, failed: u64, waiting: u64) -> Sums {
         let count = |items| Count { items, bytes: items * 1_000, duration_ms: items * 60_000 };
@@ -238,7 +267,8 @@ mod tests {
     fn a_line_says_how_far_it_is() {
         let (before, now) = (sums(0, 0, 1_000), sums(300, 2, 698));
         let standing = Standing { running: 15, width: 16, ..Standing::default() };
-        let progress = Progress { before: &before, now: &now, took: Duration::from_secs(60), standing: &standing };
+        let progress =
+            Progress { before: &before, now: &now, took: Duration::from_secs(60), standing: &standing, afoot: None };
         let line = progress.line();
         assert_eq!(
             line,
@@ -248,13 +278,22 @@ mod tests {
         let standing = Standing { held, reason: Some("tpm: need 1,830".to_owned()), ..standing };
         let line = Progress { standing: &standing, ..progress }.line();
         assert!(line.contains("waiting 2.1 s: tpm: need 1,830"), "{line}");
+        let standing = Standing::default();
+        let afoot = Afoot { batches: 2, requests: 5_000, done: 1_200, until: None };
+        let afoot = Some((afoot, Some(Duration::from_secs(82_800))));
+        let line = Progress { standing: &standing, afoot, ..progress }.line();
+        assert_eq!(
+            line,
+            "302/1,000 files  5.0 h of audio  300x real time  1.25 USD  batch in progress 1,200/5,000, 23.0 h of its window left  2 failed"
+        );
     }
 
     #[test]
     fn the_end_says_what_to_do() {
         let (before, now) = (sums(0, 0, 10), sums(8, 1, 1));
         let standing = Standing::default();
-        let progress = Progress { before: &before, now: &now, took: Duration::from_secs(6), standing: &standing };
+        let progress =
+            Progress { before: &before, now: &now, took: Duration::from_secs(6), standing: &standing, afoot: None };
         let stopped = Stopped::Refused {
             code: "budget_exhausted".to_owned(),
             message: "The day's budget is spent.".to_owned(),
@@ -265,6 +304,11 @@ mod tests {
             progress,
             stopped: Some(&stopped),
             retried: 0,
+            by_batch: ByBatch {
+                batches: 2,
+                answers: 1_500,
+                usage: Usage { cost: "0.5".parse().unwrap(), ..Usage::default() },
+            },
             out: "out.csv",
             written: None,
             errors: &errors,
@@ -275,6 +319,7 @@ mod tests {
         let text = summary.text();
         for part in [
             "8 done, 1 failed, 0 skipped, 1 left",
+            "by batch   1,500 answers of 2 batches, 0.5 USD\n",
             "a/b.wav: the file is empty (0 bytes)",
             "x.wav",
             "The day's budget is spent. (budget_exhausted)",

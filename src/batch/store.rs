@@ -22,6 +22,7 @@ use std::{
 
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
 
+mod batches;
 mod items;
 mod parts;
 mod rows;
@@ -30,6 +31,7 @@ mod sums;
 mod tests;
 
 pub use self::{
+    batches::{Batched, ByBatch, Came, Pending},
     items::{Added, Clash, Content, End, Item, Known, State},
     parts::{Begun, Extracted, Part, Segment, Task, Transcript, Usage},
     rows::{Order, Row, Slow},
@@ -272,6 +274,7 @@ impl Store {
         let change = sql.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if let Some(base) = base {
             change.execute_batch(SCHEMA)?;
+            change.execute_batch(batches::SCHEMA)?;
             change.pragma_update(None, "application_id", APPLICATION)?;
             change.pragma_update(None, "user_version", VERSION)?;
             put_meta(&change, "params", &serde_json::to_string(params).unwrap_or_default())?;
@@ -289,6 +292,7 @@ impl Store {
             "UPDATE items SET state = ?1, twin = NULL WHERE state IN (?2, ?3)",
             params![State::Waiting, State::Working, State::Held],
         )?;
+        batches::begin(&change)?;
         change.commit()?;
         let names =
             sql.prepare("SELECT name FROM columns")?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;

@@ -30,11 +30,13 @@ use super::{
     gate::{Gate, Pass},
     join::{self, join},
     relay::Relay,
+    rounds::{self, Afoot, Rounds},
     source::{Opened, Source, Sources},
     store::{Begun, Content, End, Item, Known, Part, Segment, Store, StoreError, Task, Transcript, Usage},
     width::class,
 };
 use crate::{
+    admit::price::Usd,
     text::{Kind, outcome::Outcome},
     wall::unix_now_ms,
 };
@@ -88,6 +90,7 @@ pub struct Run {
     /// Pieces are kept here until they are sent.
     folder: PathBuf,
     texts: bool,
+    rounds: Option<Rounds>,
     stop: CancellationToken,
     stopped: Mutex<Option<Stopped>>,
     retried: AtomicU64,
@@ -119,6 +122,8 @@ pub struct Plans {
     pub folder: PathBuf,
     /// The items are texts already.
     pub texts: bool,
+    /// What is not urgent goes in batches; none: all goes at once.
+    pub rounds: Option<Rounds>,
 }
 
 /// What became of a request, or of an item.
@@ -159,7 +164,7 @@ struct Written {
 impl Run {
     /// A run that has not begun.
     pub fn new(plans: Plans) -> Arc<Self> {
-        let Plans { store, sources, engine, relay, gate, wish, limits, extract, folder, texts } = plans;
+        let Plans { store, sources, engine, relay, gate, wish, limits, extract, folder, texts, rounds } = plans;
         let (stop, stopped) = (CancellationToken::new(), Mutex::new(None));
         let (retried, notes) = (AtomicU64::new(0), Mutex::new(Vec::new()));
         let came = Mutex::new((Instant::now(), 0, false));
@@ -174,6 +179,7 @@ impl Run {
             extract,
             folder,
             texts,
+            rounds,
             stop,
             stopped,
             retried,
@@ -214,14 +220,51 @@ impl Run {
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Does all that waits. What runs when it is stopped is waited for, but not for long.
+    /// Whether requests about texts go in batches.
+    pub(super) fn has_batches(&self) -> bool {
+        self.rounds.is_some()
+    }
+
+    /// The relay.
+    pub(super) fn relay(&self) -> &Relay {
+        &self.relay
+    }
+
+    /// Where files that live for a moment are kept.
+    pub(super) fn folder(&self) -> &std::path::Path {
+        &self.folder
+    }
+
+    /// Told when it is to end.
+    pub(super) fn stopping(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// The batches that are under way at the service; none: none is.
+    pub fn afoot(&self) -> Option<Afoot> {
+        self.rounds.as_ref().and_then(Rounds::afoot)
+    }
+
+    /// Does all that waits, and what then comes of batches.
     pub async fn run(self: &Arc<Self>) {
+        match &self.rounds {
+            None => self.items(false).await,
+            Some(rounds) => {
+                if let Err(error) = rounds::run(self, rounds).await {
+                    self.stop(Stopped::Job(error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// Does all that waits, or only what has come from batches. What runs when it is stopped is waited for, but not for long.
+    pub(super) async fn items(self: &Arc<Self>, only_ready: bool) {
         let mut items = JoinSet::new();
         loop {
             let room = (self.gate.standing().width + AHEAD).saturating_sub(items.len());
             let more = match self.stop.is_cancelled() || room == 0 {
                 true => Vec::new(),
-                false => match self.on_disk(move |store| store.claim(room, unix_now_ms())).await {
+                false => match self.on_disk(move |store| claim(store, room, only_ready)).await {
                     Ok(more) => more,
                     Err(error) => {
                         self.stop(Stopped::Job(error.to_string()));
@@ -270,9 +313,13 @@ impl Run {
         self.on_disk(move |store| store.end(n, &end, unix_now_ms())).await
     }
 
-    /// `Good(None)`: it waits for another one with the same content.
+    /// `Good(None)`: it waits for another one with the same content, or for a batch.
     async fn item_to_end(self: &Arc<Self>, item: &Item) -> Result<Ended<Option<End>>, StoreError> {
-        let words = if self.texts { self.text(item).await? } else { self.transcript(item).await? };
+        let words = match self.texts {
+            _ if item.ready => Ended::Good(Words::There),
+            true => self.text(item).await?,
+            false => self.transcript(item).await?,
+        };
         match words {
             Ended::Good(Words::There) => {}
             Ended::Good(Words::Another) => return Ok(Ended::Good(None)),
@@ -281,7 +328,8 @@ impl Run {
             Ended::Later => return Ok(Ended::Later),
         }
         let Some(facts) = &self.extract else { return Ok(Ended::Good(Some(End::Done))) };
-        Ok(facts.of(self, item).await?.map(|()| Some(End::Done)))
+        let ended = facts.of(self, item).await?;
+        Ok(ended.map_or(Ended::Good(None), |ended| ended.map(|()| Some(End::Done))))
     }
 
     /// Its words.
@@ -653,7 +701,7 @@ impl Run {
         in_a_row >= IN_A_ROW
     }
 
-    fn note(&self, note: String) {
+    pub(super) fn note(&self, note: String) {
         const MOST: usize = 100;
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         if notes.len() < MOST {
@@ -692,9 +740,18 @@ fn kept(joined: join::Transcript, language: Option<&String>, model: String) -> T
     }
 }
 
+fn claim(store: &Store, room: usize, only_ready: bool) -> Result<Vec<Item>, StoreError> {
+    if only_ready { store.claim_ready(room, unix_now_ms()) } else { store.claim(room, unix_now_ms()) }
+}
+
 /// What an answer says that it has used.
 fn usage(kind: Kind, answer: &Answer) -> Usage {
-    let outcome = Outcome::read(kind, &answer.body);
+    usage_of(kind, &answer.body, answer.cost)
+}
+
+/// The same of a body that cost so much.
+pub(super) fn usage_of(kind: Kind, body: &[u8], cost: Option<Usd>) -> Usage {
+    let outcome = Outcome::read(kind, body);
     let tokens = outcome.as_ref().and_then(|outcome| outcome.usage).unwrap_or_default();
     let seconds = outcome.and_then(|outcome| outcome.seconds).unwrap_or_default();
     Usage {
@@ -702,8 +759,8 @@ fn usage(kind: Kind, answer: &Answer) -> Usage {
         output_tokens: tokens.output_tokens,
         audio_ms: u64::try_from(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_millis())
             .unwrap_or(u64::MAX),
-        cost: answer.cost.unwrap_or_default(),
-        unpriced: u64::from(answer.cost.is_none()),
+        cost: cost.unwrap_or_default(),
+        unpriced: u64::from(cost.is_none()),
     }
 }
 

@@ -48,6 +48,9 @@ pub struct Booked {
     /// Of words that were written down: the model that did it, where the session has said so.
     #[serde(default)]
     pub writer: Option<String>,
+    /// It came in a batch, and has its price.
+    #[serde(default)]
+    pub batch: bool,
 }
 
 impl Booked {
@@ -55,8 +58,8 @@ impl Booked {
     pub fn reply(id: &str, status: &str, usage: Usage) -> Self {
         let (id, status) = (id.to_owned(), status.to_owned());
         let (seconds, writer, delay, first_audio_ms) = (None, None, None, None);
-        let (kind, audio_ms, heard_ms, estimated) = (Kind::Reply, 0, 0, false);
-        Self { id, kind, status, usage, seconds, audio_ms, heard_ms, first_audio_ms, estimated, delay, writer }
+        let (kind, audio_ms, heard_ms, estimated, batch) = (Kind::Reply, 0, 0, false, false);
+        Self { id, kind, status, usage, seconds, audio_ms, heard_ms, first_audio_ms, estimated, delay, writer, batch }
     }
 
     /// A reply that was refused for this reason.
@@ -127,8 +130,20 @@ impl Books {
     /// Books a count of this session, at these prices.
     pub fn book(&self, who: &Principal, session: &str, booked: Booked, prices: &PriceList) {
         let model = self.model_of(&booked).to_owned();
-        let Booked { id, kind, status, usage, seconds, audio_ms, heard_ms, first_audio_ms, estimated, delay, .. } =
-            booked;
+        let Booked {
+            id,
+            kind,
+            status,
+            usage,
+            seconds,
+            audio_ms,
+            heard_ms,
+            first_audio_ms,
+            estimated,
+            delay,
+            batch,
+            ..
+        } = booked;
         let waited_ms = delay.as_ref().map(|delay| delay.waited_ms).filter(|_| kind == Kind::Reply);
         self.ledger.book(Entry {
             id,
@@ -142,6 +157,7 @@ impl Books {
             route: format!("{}/{model}", self.account),
             cost: match kind {
                 Kind::Refusal | Kind::Call => Some(Cost::default()),
+                Kind::Reply if batch => prices.batch_cost(&model, &usage),
                 Kind::Reply | Kind::Transcription => prices.cost(&model, &usage, seconds),
             },
             model,

@@ -26,10 +26,12 @@ use crate::{
     batch::{
         cut,
         engine::{Either, Engine, Wish},
+        extract::batchapi::file::Limits as BatchLimits,
         facts::Facts,
         gate::Gate,
         realtime::Realtime,
         relay::Relay,
+        rounds::{Afoot, Rounds},
         show::{NAMED, Progress, Summary},
         source::{self, Listed, Sources, Unread, Wanted},
         store::{Order, Params, State, Store, StoreError, Sums},
@@ -38,6 +40,7 @@ use crate::{
         work::{Plans, Run, Stopped},
     },
     config::Config,
+    wall::unix_now,
 };
 
 /// Requests at once at most, where nothing is said.
@@ -137,6 +140,44 @@ struct ExtractWish {
     /// Tokens that the model can read and write at once
     #[arg(long, value_name = "N", default_value_t = 128_000)]
     context_tokens: u64,
+    #[command(flatten)]
+    batch: BatchWish,
+}
+
+/// What goes in batches, and how.
+#[derive(Debug, Clone, Args)]
+struct BatchWish {
+    /// Send what is extracted in batches: half the price, and answers within a day; stop it, and --resume goes on with them
+    #[arg(long, requires = "extract")]
+    batch_api: bool,
+    /// Cancel the batches of the job of --out: what they have done is taken along, and paid
+    #[arg(long, requires = "resume", conflicts_with = "batch_api")]
+    cancel_batch: bool,
+    /// Repairs and mergers are sent directly where they are fewer than this
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    batch_few: u64,
+    /// Tokens that a batch may read: the account's limit for what waits in batches [default: no limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    batch_tokens: Option<u64>,
+    /// Longest wait between two looks at a batch, seconds
+    #[arg(long, value_name = "S", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    batch_look: u64,
+}
+
+impl BatchWish {
+    /// How batches are made in this job; none: no request goes in one. What is under way already goes on, asked for or not.
+    fn rounds(&self, store: &Store) -> anyhow::Result<Option<Rounds>> {
+        let live = store.live_batches()?;
+        if self.cancel_batch && live.is_empty() {
+            return Err(Usage("--cancel-batch: no batch of this job is under way".to_owned()).into());
+        }
+        if !self.batch_api && live.is_empty() {
+            store.unpark()?;
+            return Ok(None);
+        }
+        let limits = BatchLimits { tokens: self.batch_tokens.unwrap_or(u64::MAX), ..BatchLimits::default() };
+        Ok(Some(Rounds::new(limits, self.batch_few, self.batch_look, self.cancel_batch)))
+    }
 }
 
 /// Where from, where to, and how.
@@ -216,6 +257,7 @@ struct Job {
     limits: cut::Limits,
     subtitles: Subtitles,
     extract: Option<Facts>,
+    batch: BatchWish,
     texts: bool,
     sent: Sent,
     args: JobArgs,
@@ -250,9 +292,10 @@ pub async fn run(args: TranscribeArgs) -> anyhow::Result<ExitCode> {
         shortest: Duration::from_secs_f64(min_seconds),
         ..cut::Limits::default()
     };
+    let batch = extract.batch.clone();
     let extract = extract.wanted()?;
-    let (command, texts) = ("transcribe", false);
-    Job { command, files, manifest, wish, limits, subtitles, extract, texts, sent: engine, args: job }.run().await
+    let (command, texts, sent) = ("transcribe", false, engine);
+    Job { command, files, manifest, wish, limits, subtitles, extract, batch, texts, sent, args: job }.run().await
 }
 
 /// Runs `extract`.
@@ -261,18 +304,19 @@ pub async fn run(args: TranscribeArgs) -> anyhow::Result<ExitCode> {
 /// When it cannot begin.
 pub async fn run_extract(args: ExtractArgs) -> anyhow::Result<ExitCode> {
     let ExtractArgs { files, extract, job } = args;
+    let batch = extract.batch.clone();
     let extract = extract
         .wanted()?
         .ok_or_else(|| Usage("--extract is missing: what is to be taken from the texts?".to_owned()))?;
     let wish = Wish { model: String::new(), language: None, prompt: None, times: false };
     let (limits, subtitles) = (cut::Limits::default(), Subtitles::default());
-    let (command, texts, sent, extract) = ("extract", true, Sent::Auto, Some(extract));
-    Job { command, files, manifest: None, wish, limits, subtitles, extract, texts, sent, args: job }.run().await
+    let (command, texts, sent, manifest, extract) = ("extract", true, Sent::Auto, None, Some(extract));
+    Job { command, files, manifest, wish, limits, subtitles, extract, batch, texts, sent, args: job }.run().await
 }
 
 impl ExtractWish {
     fn wanted(self) -> Result<Option<Facts>, Usage> {
-        let Self { extract, instructions, extract_model, make_strict, context_tokens } = self;
+        let Self { extract, instructions, extract_model, make_strict, context_tokens, batch: _ } = self;
         let Some(what) = extract else { return Ok(None) };
         let read = |file: PathBuf| {
             let text = std::fs::read_to_string(&file);
@@ -300,7 +344,7 @@ impl Job {
                 return Err(error);
             }
         };
-        if self.args.resume {
+        if self.args.resume && !self.batch.cancel_batch {
             store.retry_failed()?;
         }
         if store.sums().items() == 0 {
@@ -429,6 +473,7 @@ impl Job {
             Jobs::Fixed(many) => Width::fixed(many),
         };
         let before = store.sums();
+        let rounds = self.batch.rounds(&store)?;
         let run = Run::new(Plans {
             store: store.clone(),
             sources,
@@ -440,6 +485,7 @@ impl Job {
             extract: self.extract.clone(),
             folder: kept.0.clone(),
             texts: self.texts,
+            rounds,
         });
         let began = Instant::now();
         {
@@ -490,15 +536,23 @@ impl Job {
             let why = why.strip_prefix(&format!("{}: ", row.source)).unwrap_or(&why).chars().take(SHOWN).collect();
             errors.push((row.id, why));
         }
+        let mut notes = run.notes();
+        let live = store.live_batches()?.len();
+        if live > 0 {
+            notes.push(format!(
+                "{live} batches go on at the service, and are paid; --resume takes up what comes of them, --cancel-batch with it ends them"
+            ));
+        }
         let out = self.args.out.display().to_string();
         let summary = Summary {
-            progress: Progress { before, now: &now, took, standing: &standing },
+            progress: Progress { before, now: &now, took, standing: &standing, afoot: None },
             stopped: stopped.as_ref(),
             retried: run.retried(),
+            by_batch: store.by_batch()?,
             out: &out,
             written,
             errors: &errors,
-            notes: &run.notes(),
+            notes: &notes,
             slowest: &store.slowest(10)?,
             resume: &format!("the same command with --resume (voxrelay {} --out {out} --resume ...)", self.command),
         };
@@ -633,7 +687,7 @@ async fn show(run: &Run, before: &Sums, began: Instant, how: Shown) {
     loop {
         ticks.tick().await;
         let (now, standing) = (run.store().sums(), run.gate().standing());
-        let progress = Progress { before, now: &now, took: began.elapsed(), standing: &standing };
+        let progress = Progress { before, now: &now, took: began.elapsed(), standing: &standing, afoot: afoot(run) };
         let (ended, all) = progress.files();
         match &bar {
             Some(bar) => {
@@ -644,6 +698,12 @@ async fn show(run: &Run, before: &Sums, began: Instant, how: Shown) {
             None => tell(io::stderr(), &progress.line()),
         }
     }
+}
+
+/// Batches that are under way, and how long they may still take.
+fn afoot(run: &Run) -> Option<(Afoot, Option<Duration>)> {
+    let afoot = run.afoot()?;
+    Some((afoot, afoot.until.map(|until| Duration::from_secs(until.saturating_sub(unix_now())))))
 }
 
 /// The first signal ends it in order, the second at once.

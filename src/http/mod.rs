@@ -10,8 +10,10 @@
 //! | [`cors`] | which web pages may ask for these |
 //! | [`dial`] | `/v1/dial`: calls to telephones |
 //! | [`text`] | `/v1/responses`, `/v1/audio/transcriptions` |
+//! | [`batches`] | `/v1/files`, `/v1/batches` |
 //! | [`idempotency`] | requests that may come again |
 //! | [`body`] | bodies, bounded in size and time |
+pub mod batches;
 pub mod body;
 pub mod broker;
 pub mod calls;

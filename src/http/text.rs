@@ -110,14 +110,14 @@ async fn answered(shared: &Arc<Shared>, kind: Kind, request: Request) -> Respons
     response
 }
 
-fn put(headers: &mut HeaderMap, name: &str, value: &str) {
+pub(super) fn put(headers: &mut HeaderMap, name: &str, value: &str) {
     if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
         headers.insert(name, value);
     }
 }
 
 /// Why there is no answer.
-enum NotAnswered {
+pub(super) enum NotAnswered {
     /// In our words.
     Refused(Refusal),
     /// In the service's.
@@ -130,7 +130,7 @@ impl From<Refusal> for NotAnswered {
     }
 }
 
-async fn identify(shared: &Shared, head: &Parts) -> Result<Principal, Refusal> {
+pub(super) async fn identify(shared: &Shared, head: &Parts) -> Result<Principal, Refusal> {
     let who = shared.identify_often(head).await?;
     if !who.may(Scope::Text) || who.secret().is_some() {
         return Err(Denied::Scope(Scope::Text).into());
@@ -322,7 +322,7 @@ fn describe(headers: &mut HeaderMap, run: &Run) {
     put(headers, "x-voxrelay-waited-ms", &run.waited().as_millis().to_string());
 }
 
-fn wrong(wrong: Wrong) -> Refusal {
+pub(super) fn wrong(wrong: Wrong) -> Refusal {
     let Wrong { code, message, param } = wrong;
     Refusal { param: param.map(Cow::Borrowed), ..Refusal::new(StatusCode::BAD_REQUEST, code, message) }
 }
@@ -332,7 +332,7 @@ fn lost(message: &str) -> Refusal {
     Refusal { kind: SERVER_ERROR, retry_after: Some(Duration::from_secs(1)), ..refusal }
 }
 
-fn not(no: No) -> NotAnswered {
+pub(super) fn not(no: No) -> NotAnswered {
     let limited = |message: String, wait: Option<Duration>| Refusal {
         kind: "requests",
         retry_after: wait,

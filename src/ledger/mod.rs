@@ -26,7 +26,12 @@ pub mod spool;
 pub mod sums;
 pub mod writer;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::{self, Instant};
 
@@ -46,11 +51,14 @@ use self::{
 pub struct Ledger(Option<Arc<Owner>>);
 
 #[derive(Debug)]
-struct Owner(Arc<Desk>);
+struct Owner {
+    desk: Arc<Desk>,
+    file: Option<PathBuf>,
+}
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.0.leave();
+        self.desk.leave();
     }
 }
 
@@ -62,7 +70,7 @@ impl Ledger {
     /// When the file cannot be had, or is no ledger of ours.
     pub fn open(path: &Path, grace: Duration) -> Result<Self, LedgerError> {
         let mut sink = Sink::open(path)?;
-        Self::writing(Spool::new(grace), move |rows| sink.write(rows))
+        Self::writing(Spool::new(grace), Some(path.to_owned()), move |rows| sink.write(rows))
             .map_err(|source| LedgerError::File { file: path.to_owned(), source })
     }
 
@@ -73,15 +81,16 @@ impl Ledger {
 
     fn writing(
         spool: Spool,
+        file: Option<PathBuf>,
         write: impl FnMut(&Rows) -> Result<(), LedgerError> + Send + 'static,
     ) -> std::io::Result<Self> {
         let desk = Arc::new(Desk::new(spool));
         writer::start(desk.clone(), write)?;
-        Ok(Self(Some(Arc::new(Owner(desk)))))
+        Ok(Self(Some(Arc::new(Owner { desk, file }))))
     }
 
     fn desk(&self) -> Option<&Desk> {
-        self.0.as_ref().map(|owner| &*owner.0)
+        self.0.as_ref().map(|owner| &*owner.desk)
     }
 
     /// Takes a row, or what is known better about one. Never waits.
@@ -99,6 +108,16 @@ impl Ledger {
     /// Whether new calls may be taken at `now`.
     pub fn accepts(&self, now: Instant) -> bool {
         !matches!(self.health(now), Health::Refusing { .. })
+    }
+
+    /// The ids of the rows of a call that are in the file, booked from `since` on, Unix ms; none where there is no file. Reads it:
+    /// nothing for a task that must not wait.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn ids_of(&self, call: &str, since: u64) -> Result<HashSet<String>, LedgerError> {
+        let file = self.0.as_ref().and_then(|owner| owner.file.as_deref());
+        file.map_or_else(|| Ok(HashSet::new()), |file| spent::ids_of(file, call, since))
     }
 
     /// Has everything written at once, and waits for it, but not longer than `within`. Tells how many rows are not.

@@ -1,7 +1,10 @@
 //! What was spent since a day and a month began, by whom: what budgets begin with ([`crate::admit::budget`]).
 //!
 //! Reads the rows one after the other: for so few columns that is quicker than having them sorted.
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
 
 use rusqlite::{Connection, params};
 
@@ -54,6 +57,18 @@ type Sums = HashMap<(String, Option<String>), (Used, Used)>;
 pub fn spent(file: &Path, times: Times) -> Result<Vec<Spending>, LedgerError> {
     let sql = file::open_to_read(file)?;
     read(&sql, times).map_err(|source| LedgerError::Sql { file: file.to_owned(), source })
+}
+
+/// The ids of a call's rows since then, Unix ms.
+pub(super) fn ids_of(file: &Path, call: &str, since: u64) -> Result<HashSet<String>, LedgerError> {
+    let sql = file::open_to_read(file)?;
+    let ids = || {
+        // By their time, for which there is an index.
+        let mut ask = sql.prepare("SELECT id FROM usage WHERE at >= ?1 AND +call = ?2")?;
+        let ids = ask.query_map(params![i64::try_from(since).unwrap_or(i64::MAX), call], |row| row.get(0))?;
+        ids.collect::<rusqlite::Result<HashSet<String>>>()
+    };
+    ids().map_err(|source| LedgerError::Sql { file: file.to_owned(), source })
 }
 
 fn read(sql: &Connection, times: Times) -> rusqlite::Result<Vec<Spending>> {

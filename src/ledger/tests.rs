@@ -44,7 +44,7 @@ fn failing(file: &Path, grace: Duration) -> (Ledger, Arc<AtomicBool>, Arc<Atomic
     let (fails, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let (told, count) = (fails.clone(), failed.clone());
     let mut sink = Sink::open(file).unwrap();
-    let ledger = Ledger::writing(Spool::new(grace), move |rows| {
+    let ledger = Ledger::writing(Spool::new(grace), None, move |rows| {
         if told.load(Ordering::SeqCst) {
             assert!(sink.fill() > 0);
         }

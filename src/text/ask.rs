@@ -170,7 +170,17 @@ pub fn mark(asked: &Asked) -> [u8; 32] {
 pub fn response(body: &[u8], most: u64) -> Result<Asked, Wrong> {
     let broken = |message: String| Wrong { code: "invalid_json", message, param: None };
     let body: Value = serde_json::from_slice(body).map_err(|e| broken(format!("The body is not JSON: {e}.")))?;
-    let Value::Object(object) = body else { return Err(broken("The body must be a JSON object.".to_owned())) };
+    match body {
+        Value::Object(object) => response_of(object, most),
+        _ => Err(broken("The body must be a JSON object.".to_owned())),
+    }
+}
+
+/// The same of a body that was read.
+///
+/// # Errors
+/// As [`response`].
+pub fn response_of(object: Map<String, Value>, most: u64) -> Result<Asked, Wrong> {
     let there = |field: &str| object.get(field).filter(|value| !value.is_null());
     let model = model(there("model").map(|model| model.as_str()))?;
     let stream = match there("stream") {

@@ -16,12 +16,14 @@
 //! | [`sse`] | the events in a stream, found while it passes |
 //! | [`outcome`] | what an answer says of itself |
 //! | [`share`] | a tenant's own limits, and places |
+//! | [`batches`] | requests that have a day: files, batches, and their answers |
 //! | [`expert`] | a question of an agent's, from a call (`ask_expert`) |
 //! | [`kept`] | answers for whoever comes again |
 //! | [`room`] | bodies that are held |
 //! | [`owned`] | whose responses can be gone on from |
 pub mod answer;
 pub mod ask;
+pub mod batches;
 pub mod expert;
 pub mod hunt;
 pub mod kept;

@@ -196,8 +196,20 @@ impl Texts {
 
     fn choose(&self, order: &Order) -> Result<Chosen, No> {
         let Order { who, asked, .. } = order;
-        let caller = Caller { tenant: who.tenant_id(), expert: order.expert || who.may(Scope::Expert) };
-        let chosen = tier::choose(&self.config, asked, caller, |name| self.is_short(who, name));
+        self.chosen(who, asked, order.expert, |name| self.is_short(who, name))
+    }
+
+    /// Who answers what is asked for. `is_short`: whether requests for what has this name would have to wait now; `expert`: the expert may
+    /// be asked whatever the caller's scopes are.
+    pub(super) fn chosen(
+        &self,
+        who: &Principal,
+        asked: &Asked,
+        expert: bool,
+        is_short: impl Fn(&str) -> bool,
+    ) -> Result<Chosen, No> {
+        let caller = Caller { tenant: who.tenant_id(), expert: expert || who.may(Scope::Expert) };
+        let chosen = tier::choose(&self.config, asked, caller, is_short);
         let chosen = chosen.map_err(|why| match why {
             NotChosen::Unknown => No::Model(asked.model.clone()),
             NotChosen::Scope => No::Scope(Scope::Expert),
@@ -225,7 +237,7 @@ impl Texts {
         behind(TextTier::Expert) && !behind(TextTier::Fast) && !behind(TextTier::Best)
     }
 
-    fn reach(&self, who: &Principal, name: &str) -> Vec<Route> {
+    pub(super) fn reach(&self, who: &Principal, name: &str) -> Vec<Route> {
         match self.routes.resolve(name) {
             Some(tier) => self.routes.reach(tier, who.upstream()),
             None => vec![Route { upstream: who.upstream().map(str::to_owned), model: name.to_owned() }],

@@ -5,6 +5,7 @@
 //! the edge of its socket.
 pub mod accounts;
 pub mod azure;
+pub mod batches;
 pub mod beta;
 pub mod breaker;
 pub mod error;

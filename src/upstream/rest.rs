@@ -136,7 +136,18 @@ impl Rest {
 
     /// A request in the account's name, or with a credential of its own.
     pub(super) fn request(&self, path: &str, who: &Principal, credential: Option<&Secret>) -> RequestBuilder {
-        let mut request = self.http.request(Method::POST, format!("{}{path}", self.root));
+        self.request_by(Method::POST, path, who, credential)
+    }
+
+    /// The same by another method.
+    pub(super) fn request_by(
+        &self,
+        method: Method,
+        path: &str,
+        who: &Principal,
+        credential: Option<&Secret>,
+    ) -> RequestBuilder {
+        let mut request = self.http.request(method, format!("{}{path}", self.root));
         if let Some(credential) = credential.or(self.config.api_key.as_ref()) {
             let (name, value) = credential_header(self.config.dialect, credential.expose());
             if let Ok(mut value) = HeaderValue::try_from(value) {

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use bytes::Bytes;
-use reqwest::{Body, Response, multipart};
+use reqwest::{Body, RequestBuilder, Response, multipart};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -70,12 +70,22 @@ impl Rest {
         who: &Principal,
         longest: Duration,
     ) -> Result<Response, NoAnswer> {
-        let request = self.request(path, who, None).timeout(longest);
+        let request = self.request(path, who, None);
         let request = match content {
             Content::Json(object) => request.json(&object),
             Content::Form(parts) => request.multipart(form(parts).map_err(NoAnswer::Error)?),
         };
-        let response = match request.send().await {
+        self.told(request, who, longest).await
+    }
+
+    /// Sends what is ready to be sent.
+    pub(super) async fn told(
+        &self,
+        request: RequestBuilder,
+        who: &Principal,
+        longest: Duration,
+    ) -> Result<Response, NoAnswer> {
+        let response = match request.timeout(longest).send().await {
             Ok(response) => response,
             Err(error) if error.is_timeout() && !error.is_connect() => {
                 let timeout = UpstreamError::Timeout { stage: "answer a request", after: longest };

@@ -15,7 +15,7 @@ use voxrelay::{
 use crate::support::{Client, PATIENCE, Rig, answer, config, new_key, tenant, tenant_with, until};
 
 /// Every route that is not for everybody, with the method that does something.
-const ROUTES: [(&str, &str); 27] = [
+const ROUTES: [(&str, &str); 36] = [
     ("GET", "/v1/voice"),
     ("GET", "/v1/voice?resume=x&got=1"),
     ("GET", "/v1/realtime?model=gpt-realtime"),
@@ -36,6 +36,15 @@ const ROUTES: [(&str, &str); 27] = [
     ("POST", "/v1/realtime/client_secrets"),
     ("POST", "/v1/realtime/calls"),
     ("POST", "/v1/realtime/calls/rtc_1/hangup"),
+    ("POST", "/v1/files"),
+    ("GET", "/v1/files/rtc_1"),
+    ("DELETE", "/v1/files/rtc_1"),
+    ("GET", "/v1/files/rtc_1/content"),
+    ("POST", "/v1/batches"),
+    ("GET", "/v1/batches"),
+    ("GET", "/v1/batches/rtc_1"),
+    ("POST", "/v1/batches/rtc_1/cancel"),
+    ("POST", "/openai/v1/batches"),
     ("POST", "/openai/v1/realtime/client_secrets"),
     ("POST", "/openai/v1/realtime/calls"),
     ("POST", "/openai/v1/realtime/calls/rtc_1/accept"),
@@ -55,6 +64,7 @@ const PUBLIC: [&str; 4] = ["/healthz", "/readyz", "/metrics", "/"];
 fn the_table_of_routes_is_whole() {
     let sources = [
         include_str!("../../src/serve.rs"),
+        include_str!("../../src/http/batches.rs"),
         include_str!("../../src/http/broker.rs"),
         include_str!("../../src/http/calls.rs"),
         include_str!("../../src/http/dial.rs"),
@@ -176,6 +186,14 @@ async fn a_key_is_good_for_its_scopes_and_a_token_for_calls() {
             (Scope::Admin, "DELETE", "/v1/calls/call_1"),
             (Scope::Admin, "POST", "/v1/calls/call_1/rotate"),
             (Scope::Admin, "GET", "/v1/usage"),
+            (Scope::Text, "POST", "/v1/files"),
+            (Scope::Text, "GET", "/v1/files/file-1"),
+            (Scope::Text, "DELETE", "/v1/files/file-1"),
+            (Scope::Text, "GET", "/v1/files/file-1/content"),
+            (Scope::Text, "POST", "/v1/batches"),
+            (Scope::Text, "GET", "/v1/batches"),
+            (Scope::Text, "GET", "/v1/batches/batch_1"),
+            (Scope::Text, "POST", "/v1/batches/batch_1/cancel"),
             (Scope::Dial, "POST", "/v1/dial"),
             (Scope::Dial, "GET", "/v1/dial/dial_1"),
             (Scope::Dial, "DELETE", "/v1/dial/dial_1"),

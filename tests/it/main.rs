@@ -4,6 +4,8 @@ mod access;
 #[cfg(test)]
 mod accounting;
 #[cfg(test)]
+mod batches;
+#[cfg(test)]
 mod broker;
 #[cfg(test)]
 mod budget;
@@ -59,6 +61,7 @@ mod text;
 mod tls;
 #[cfg(test)]
 mod tools;
+#[cfg(test)]
 mod transcribe;
 #[cfg(test)]
 mod upstream;

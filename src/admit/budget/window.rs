@@ -92,6 +92,11 @@ impl Amount {
         Self { usd: cost.map(|cost| cost.total()), tokens: usage.total_tokens }
     }
 
+    /// The same of something that came in a batch, at its price.
+    pub fn of_batch(prices: &PriceList, model: &str, usage: &Usage) -> Self {
+        Self { usd: prices.batch_cost(model, usage).map(|cost| cost.total()), tokens: usage.total_tokens }
+    }
+
     /// What a reply comes to at most that reads and writes so many tokens: all of the dearest kind.
     pub fn at_most(prices: &PriceList, model: &str, input_tokens: u64, output_tokens: u64) -> Self {
         let total_tokens = input_tokens.saturating_add(output_tokens);

@@ -22,6 +22,8 @@ const DAY: u64 = 86_400;
 const MOST: Usd = Usd::from_pico(1_000_000_000_000_000_000);
 /// Pico-dollars a token for each dollar a million.
 const MILLION: i128 = 1_000_000;
+/// What a batch costs where a row does not say: half (OpenAI's Batch guide, read 2026-11-28).
+const USUAL_BATCH_PERCENT: u32 = 50;
 /// Prices a row may have, for a million tokens.
 const PRICES: &str =
     "text_in, text_cached, text_out, audio_in, audio_cached, audio_out, image_in, image_cached, or minute";
@@ -121,6 +123,7 @@ fn row_of(fields: &Table) -> Result<Row, Wrong> {
         audio: Default::default(),
         image: Default::default(),
         minute: None,
+        batch_percent: USUAL_BATCH_PERCENT,
     };
     let (mut tokens, mut minute) = (false, false);
     for (field, value) in fields {
@@ -131,6 +134,12 @@ fn row_of(fields: &Table) -> Result<Row, Wrong> {
                 minute = true;
                 continue;
             }
+            "batch_percent" => {
+                let percent = value.as_integer().and_then(|n| u32::try_from(n).ok()).filter(|n| (1..=100).contains(n));
+                row.batch_percent =
+                    percent.ok_or_else(|| at(field)(found(value, "a whole number of percent, 1 to 100")))?;
+                continue;
+            }
             "text_in" => &mut row.text.fresh,
             "text_cached" => &mut row.text.cached,
             "text_out" => &mut row.text.out,
@@ -139,7 +148,7 @@ fn row_of(fields: &Table) -> Result<Row, Wrong> {
             "audio_out" => &mut row.audio.out,
             "image_in" => &mut row.image.fresh,
             "image_cached" => &mut row.image.cached,
-            _ => return Err(at(field)(format!("unknown; known: as_of, source, {PRICES}"))),
+            _ => return Err(at(field)(format!("unknown; known: as_of, source, batch_percent, {PRICES}"))),
         };
         *rate = Some(price(value).and_then(a_token).map_err(at(field))?);
         tokens = true;

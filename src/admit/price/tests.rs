@@ -257,7 +257,7 @@ fn a_broken_list_is_refused_by_row_and_field() {
         (row("audio_out = \"-1\""), "models.\"m 1\".audio_out: found `-1`"),
         (row("audio_in = \"0.0000001\""), "models.\"m 1\".audio_in: found `0.0000001`; allowed: at most six digits"),
         (row("audio_in = \"2000000\""), "models.\"m 1\".audio_in: found `2000000`; allowed: up to 1000000 USD"),
-        (row("audio = \"1\""), "models.\"m 1\".audio: unknown; known: as_of, source, text_in"),
+        (row("audio = \"1\""), "models.\"m 1\".audio: unknown; known: as_of, source, batch_percent, text_in"),
         (row(""), "models.\"m 1\": no price"),
         (
             row("minute = \"1\"\ntext_in = \"1\""),
@@ -304,4 +304,36 @@ fn models_without_a_price_and_old_prices_are_doubted() {
     let none = doubts(&config, &ours(), new);
     assert_eq!(none.len(), 1, "{none:?}");
     assert!(none[0].contains("no price is known for `house-ears`, `house-model`:"), "{none:?}");
+}
+
+#[test]
+fn a_batch_costs_a_part_of_it() {
+    let usage = Usage {
+        total_tokens: 3,
+        input_tokens: 2,
+        output_tokens: 1,
+        input_text_tokens: 2,
+        output_text_tokens: 1,
+        ..Usage::default()
+    };
+    for (percent, want) in [
+        ("", Some("0.000006")),
+        ("batch_percent = 25\n", Some("0.000003")),
+        ("batch_percent = 100\n", Some("0.000012")),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("prices.toml");
+        let row = format!(
+            "[models.m]\nas_of = \"2026-11-28\"\nsource = \"test\"\ntext_in = \"1\"\ntext_out = \"10\"\n{percent}"
+        );
+        std::fs::write(&file, row).unwrap();
+        let cost = PriceList::load(Some(&file)).unwrap().batch_cost("m", &usage);
+        assert_eq!(cost.map(|cost| cost.total().to_string()).as_deref(), want, "{percent}");
+    }
+    assert_eq!(ours().batch_cost("no-such-model", &usage), None);
+    let wrong = "[models.m]\nas_of = \"2026-11-28\"\nsource = \"test\"\ntext_in = \"1\"\nbatch_percent = 0\n";
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("p.toml"), wrong).unwrap();
+    let error = PriceList::load(Some(&dir.path().join("p.toml"))).unwrap_err().to_string();
+    assert!(error.contains("batch_percent: found 0; allowed: a whole number of percent, 1 to 100"), "{error}");
 }

@@ -31,6 +31,10 @@ pub enum State {
     Skipped = 4,
     /// To be done when another item of the same content has ended.
     Held = 5,
+    /// Its requests are in a batch, or wait for one.
+    Parked = 6,
+    /// What was in a batch has come: to be gone on with.
+    Ready = 7,
 }
 
 impl ToSql for State {
@@ -48,6 +52,8 @@ impl FromSql for State {
             3 => Self::Failed,
             4 => Self::Skipped,
             5 => Self::Held,
+            6 => Self::Parked,
+            7 => Self::Ready,
             other => return Err(FromSqlError::OutOfRange(other)),
         })
     }
@@ -129,10 +135,12 @@ pub struct Item {
     pub metadata: Map<String, Value>,
     /// An earlier run got as far as its transcript: [`Store::transcript`].
     pub has_transcript: bool,
+    /// Its file was looked at, and its text is there: what was in a batch has come.
+    pub ready: bool,
 }
 
 impl Item {
-    fn of(row: &SqlRow<'_>) -> rusqlite::Result<Self> {
+    fn of(row: &SqlRow<'_>, ready: bool) -> rusqlite::Result<Self> {
         let metadata: String = row.get(3)?;
         Ok(Self {
             n: row.get(0)?,
@@ -140,6 +148,7 @@ impl Item {
             source: row.get(2)?,
             metadata: serde_json::from_str(&metadata).unwrap_or_default(),
             has_transcript: row.get(4)?,
+            ready,
         })
     }
 }
@@ -216,11 +225,28 @@ impl Store {
         Ok(())
     }
 
-    /// Takes the next items that wait, `most` of them.
+    /// Takes the next items that wait, `most` of them: first those of which something has come from a batch.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn claim(&self, most: usize, now: u64) -> Result<Vec<Item>, StoreError> {
+        let mut items = self.claim_in(State::Ready, most, now)?;
+        items.extend(self.claim_in(State::Waiting, most - items.len(), now)?);
+        Ok(items)
+    }
+
+    /// The same of those only of which something has come from a batch.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn claim_ready(&self, most: usize, now: u64) -> Result<Vec<Item>, StoreError> {
+        self.claim_in(State::Ready, most, now)
+    }
+
+    fn claim_in(&self, from: State, most: usize, now: u64) -> Result<Vec<Item>, StoreError> {
+        if most == 0 {
+            return Ok(Vec::new());
+        }
         let ask = format!(
             "UPDATE items SET state = ?1, started_ms = ?2 WHERE n IN (SELECT n FROM items WHERE state = ?3 ORDER BY n LIMIT ?4) \
              RETURNING {ITEM}, bytes, duration_ms"
@@ -228,11 +254,11 @@ impl Store {
         self.change(Sure::Committed, |change, sums| {
             let mut ask = change.prepare_cached(&ask)?;
             let most = i64::try_from(most).unwrap_or(i64::MAX);
-            let mut rows = ask.query(params![State::Working, signed(now), State::Waiting, most])?;
+            let mut rows = ask.query(params![State::Working, signed(now), from, most])?;
             let mut items = Vec::new();
             while let Some(row) = rows.next()? {
-                sums.moved(State::Waiting, State::Working, counted(row, 5)?);
-                items.push(Item::of(row)?);
+                sums.moved(from, State::Working, counted(row, 5)?);
+                items.push(Item::of(row, from == State::Ready)?);
             }
             items.sort_by_key(|item| item.n);
             Ok(items)
@@ -260,14 +286,15 @@ impl Store {
             let count = Count { items: 1, bytes: content.bytes, duration_ms: content.duration_ms };
             sums.take(State::Working, before);
             sums.add(State::Working, count);
-            let twin = "SELECT n FROM items WHERE hash = ?1 AND n <> ?2 AND state = ?3 LIMIT 1";
+            let twin = "SELECT n FROM items WHERE hash = ?1 AND n <> ?2 AND state IN (?3, ?4, ?5) LIMIT 1";
             let own = "SELECT 1 FROM transcripts WHERE item = ?";
             let own = change.query_row(own, [n], |_| Ok(())).optional()?.is_some();
             // What is there already need not wait for another's.
             let twin: Option<i64> = if own {
                 None
             } else {
-                change.query_row(twin, params![content.hash, n, State::Working], |row| row.get(0)).optional()?
+                let busy = params![content.hash, n, State::Working, State::Parked, State::Ready];
+                change.query_row(twin, busy, |row| row.get(0)).optional()?
             };
             if let Some(twin) = twin {
                 change.execute("UPDATE items SET state = ?2, twin = ?3 WHERE n = ?1", params![n, State::Held, twin])?;
@@ -356,13 +383,13 @@ fn add(change: &Transaction<'_>, item: &Listed, run: i64, added: &mut Added) -> 
 }
 
 /// One item, by its bytes and its duration.
-fn counted(row: &SqlRow<'_>, at: usize) -> rusqlite::Result<Count> {
+pub(super) fn counted(row: &SqlRow<'_>, at: usize) -> rusqlite::Result<Count> {
     let number = |at| row.get::<_, Option<i64>>(at).map(|number| unsigned(number.unwrap_or_default()));
     Ok(Count { items: 1, bytes: number(at)?, duration_ms: number(at + 1)? })
 }
 
 impl Sums {
-    fn moved(&mut self, from: State, to: State, count: Count) {
+    pub(super) fn moved(&mut self, from: State, to: State, count: Count) {
         self.take(from, count);
         self.add(to, count);
     }

@@ -99,7 +99,7 @@ pub(super) fn usage_at(row: &SqlRow<'_>, at: usize) -> rusqlite::Result<Usage> {
     })
 }
 
-fn pico(cost: Usd) -> i64 {
+pub(super) fn pico(cost: Usd) -> i64 {
     i64::try_from(cost.pico()).unwrap_or(i64::MAX)
 }
 
@@ -161,30 +161,42 @@ impl Store {
             let hash: Option<Option<Vec<u8>>> =
                 change.query_row(hash, params![n, State::Working], |row| row.get(0)).optional()?;
             let Some(hash) = hash else { return Ok(None) };
-            let had = "SELECT round, seal, answer FROM parts WHERE item = ?1 AND kind = ?2 AND number = ?3";
-            let had = change.prepare_cached(had)?.query_row(params![n, part.task as u8, part.number], |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Option<String>>(2)?))
-            });
-            // Another try of an extraction that has failed is another question.
-            let before = "SELECT tries FROM extracts WHERE item = ?1";
-            let before = match part.task {
-                Task::Piece => 0,
-                _ => change.query_row(before, [n], |row| row.get(0)).optional()?.unwrap_or(0),
-            };
-            let round = match had.optional()? {
-                Some((_, seal, Some(answer))) if seal == part.seal => return Ok(Some(Begun::Answered(answer))),
-                Some((round, seal, None)) if seal == part.seal => round,
-                _ => before,
-            };
-            let key = self.key(n, hash.as_deref(), part, round);
-            let put = "INSERT INTO parts (item, kind, number, round, begun_ms, key, seal) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
-                       ON CONFLICT DO UPDATE SET round = ?4, begun_ms = ?5, key = ?6, seal = ?7, answer = NULL, done_ms = NULL";
-            let row = params![n, part.task as u8, part.number, round, signed(now), key, part.seal];
-            change.prepare_cached(put)?.execute(row)?;
-            change.prepare_cached("UPDATE items SET attempts = attempts + 1 WHERE n = ?")?.execute([n])?;
-            Ok(Some(Begun::Ask { key }))
+            self.begin_in(change, n, hash.as_deref(), part, now).map(Some)
         });
         begun?.ok_or(StoreError::NotWorking { n })
+    }
+
+    /// The same in a change. `hash`: of the item's content.
+    pub(super) fn begin_in(
+        &self,
+        change: &Transaction<'_>,
+        n: i64,
+        hash: Option<&[u8]>,
+        part: &Part,
+        now: u64,
+    ) -> rusqlite::Result<Begun> {
+        let had = "SELECT round, seal, answer FROM parts WHERE item = ?1 AND kind = ?2 AND number = ?3";
+        let had = change.prepare_cached(had)?.query_row(params![n, part.task as u8, part.number], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Option<String>>(2)?))
+        });
+        // Another try of an extraction that has failed is another question.
+        let before = "SELECT tries FROM extracts WHERE item = ?1";
+        let before = match part.task {
+            Task::Piece => 0,
+            _ => change.query_row(before, [n], |row| row.get(0)).optional()?.unwrap_or(0),
+        };
+        let round = match had.optional()? {
+            Some((_, seal, Some(answer))) if seal == part.seal => return Ok(Begun::Answered(answer)),
+            Some((round, seal, None)) if seal == part.seal => round,
+            _ => before,
+        };
+        let key = self.key(n, hash, part, round);
+        let put = "INSERT INTO parts (item, kind, number, round, begun_ms, key, seal) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
+                       ON CONFLICT DO UPDATE SET round = ?4, begun_ms = ?5, key = ?6, seal = ?7, answer = NULL, done_ms = NULL";
+        let row = params![n, part.task as u8, part.number, round, signed(now), key, part.seal];
+        change.prepare_cached(put)?.execute(row)?;
+        change.prepare_cached("UPDATE items SET attempts = attempts + 1 WHERE n = ?")?.execute([n])?;
+        Ok(Begun::Ask { key })
     }
 
     /// Made of what is asked alone, so that the same question has it again, in whichever item and whichever run. `round`: how
@@ -320,6 +332,7 @@ impl Store {
             change.prepare_cached(&put)?.execute(row)?;
             let gone = "DELETE FROM parts WHERE item = ?1 AND kind BETWEEN ?2 AND ?3";
             change.prepare_cached(gone)?.execute(params![n, Task::Extract as u8, Task::Merge as u8])?;
+            change.prepare_cached("DELETE FROM requests WHERE item = ?")?.execute([n])?;
             Ok(true)
         })?;
         if done { Ok(()) } else { Err(StoreError::NotWorking { n }) }
@@ -355,7 +368,7 @@ pub(super) fn forget(change: &Transaction<'_>, n: i64, sums: &mut Sums) -> rusql
     let ask = format!("SELECT {SUMMED} FROM ({})", all.join(" UNION ALL "));
     let Usage { input_tokens, output_tokens, audio_ms, cost, unpriced } =
         change.query_row(&ask, [n], |row| usage_at(row, 0))?;
-    for table in ["parts", "transcripts", "extracts"] {
+    for table in ["parts", "transcripts", "extracts", "requests"] {
         change.execute(&format!("DELETE FROM {table} WHERE item = ?"), [n])?;
     }
     let put =

@@ -65,7 +65,7 @@ impl Sums {
 
     pub(super) fn of(&mut self, state: State) -> &mut Count {
         match state {
-            State::Waiting | State::Held => &mut self.waiting,
+            State::Waiting | State::Held | State::Parked | State::Ready => &mut self.waiting,
             State::Working => &mut self.working,
             State::Done => &mut self.done,
             State::Failed => &mut self.failed,

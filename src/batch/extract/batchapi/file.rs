@@ -36,16 +36,7 @@ pub struct TooLarge {
     pub limits: Limits,
 }
 
-/// A line and its place.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line {
-    /// Number of the file, from 0 on; never less than that of the line before.
-    pub file: usize,
-    /// With its line end.
-    pub bytes: Vec<u8>,
-}
-
-/// Puts lines into files, one after the other.
+/// Says which file each line goes into, one after the other.
 #[derive(Debug)]
 pub struct Packer {
     limits: Limits,
@@ -61,30 +52,33 @@ impl Packer {
         Self { limits, file: 0, requests: 0, bytes: 0, tokens: 0 }
     }
 
-    /// The next line. Its `custom_id` is the request's key. All of one file must name one model, as all of one setup do.
+    /// The file of the next line, of so many bytes and tokens: a number from 0 on, never less than that of the line before.
     ///
     /// # Errors
     /// It fits into no file; send it directly.
-    pub fn line(&mut self, send: &Send) -> Result<Line, TooLarge> {
-        let Request { body, input: tokens, .. } = &send.request;
-        let line = json!({"custom_id": send.key, "method": "POST", "url": ENDPOINT, "body": body});
-        let mut bytes = line.to_string().into_bytes();
-        bytes.push(b'\n');
-        let (size, tokens, limits) = (bytes.len() as u64, *tokens, self.limits);
-        if size > limits.bytes || tokens > limits.tokens || limits.requests == 0 {
-            return Err(TooLarge { bytes: size, tokens, limits });
+    pub fn put(&mut self, bytes: u64, tokens: u64) -> Result<usize, TooLarge> {
+        let limits = self.limits;
+        if bytes > limits.bytes || tokens > limits.tokens || limits.requests == 0 {
+            return Err(TooLarge { bytes, tokens, limits });
         }
         let full = self.requests == limits.requests
-            || self.bytes + size > limits.bytes
+            || self.bytes + bytes > limits.bytes
             || self.tokens.saturating_add(tokens) > limits.tokens;
         if full {
             *self = Self { file: self.file + 1, ..Self::new(limits) };
         }
         self.requests += 1;
-        self.bytes += size;
+        self.bytes += bytes;
         self.tokens += tokens;
-        Ok(Line { file: self.file, bytes })
+        Ok(self.file)
     }
+}
+
+/// A request as a line, with its end. Its `custom_id` is the request's key. All of one file must name one model, as all of one setup do.
+pub fn line(send: &Send) -> String {
+    let Request { body, .. } = &send.request;
+    let line = json!({"custom_id": send.key, "method": "POST", "url": ENDPOINT, "body": body});
+    format!("{line}\n")
 }
 
 /// The body that makes a batch of an uploaded file. `key` finds it again where the answer to this was lost.
@@ -106,9 +100,8 @@ mod tests {
 
     #[test]
     fn lines_are_what_the_service_reads() {
-        let line = Packer::new(Limits::default()).line(&send("k-1", "two\nlines", 5)).unwrap();
-        let text = String::from_utf8(line.bytes).unwrap();
-        assert_eq!((line.file, text.matches('\n').count()), (0, 1));
+        let text = line(&send("k-1", "two\nlines", 5));
+        assert_eq!(text.matches('\n').count(), 1);
         let want = json!({"custom_id": "k-1", "method": "POST", "url": "/v1/responses",
             "body": {"model": "m", "input": "two\nlines"}});
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), want);
@@ -116,23 +109,22 @@ mod tests {
 
     #[test]
     fn files_end_at_each_limit() {
-        let length = Packer::new(Limits::default()).line(&send("k", "x", 5)).unwrap().bytes.len() as u64;
         let none = Limits::default();
         for (name, limits, want) in [
             ("requests", Limits { requests: 2, ..none }, [0, 0, 1, 1, 2]),
-            ("bytes, exactly", Limits { bytes: length * 2, ..none }, [0, 0, 1, 1, 2]),
-            ("bytes, one less", Limits { bytes: length * 2 - 1, ..none }, [0, 1, 2, 3, 4]),
+            ("bytes, exactly", Limits { bytes: 100, ..none }, [0, 0, 1, 1, 2]),
+            ("bytes, one less", Limits { bytes: 99, ..none }, [0, 1, 2, 3, 4]),
             ("tokens", Limits { tokens: 15, ..none }, [0, 0, 0, 1, 1]),
             ("none", none, [0, 0, 0, 0, 0]),
         ] {
             let mut packer = Packer::new(limits);
-            let files: Vec<usize> = (0..5).map(|_| packer.line(&send("k", "x", 5)).unwrap().file).collect();
+            let files: Vec<usize> = (0..5).map(|_| packer.put(50, 5).unwrap()).collect();
             assert_eq!(files, want, "{name}");
         }
-        let mut packer = Packer::new(Limits { bytes: length, tokens: 10, ..none });
-        let error = packer.line(&send("k", "xx", 5)).unwrap_err();
-        assert_eq!((error.bytes, error.tokens), (length + 1, 5));
-        assert!(packer.line(&send("k", "x", 11)).is_err());
-        assert_eq!(packer.line(&send("k", "x", 10)).unwrap().file, 0, "what does not fit takes no place");
+        let mut packer = Packer::new(Limits { bytes: 50, tokens: 10, ..none });
+        let error = packer.put(51, 5).unwrap_err();
+        assert_eq!((error.bytes, error.tokens), (51, 5));
+        assert!(packer.put(50, 11).is_err());
+        assert_eq!(packer.put(50, 10).unwrap(), 0, "what does not fit takes no place");
     }
 }

@@ -125,6 +125,21 @@ pub struct Batch {
     stage: Stage,
     cancel: bool,
     counts: Counts,
+    /// When the service gives it up, Unix seconds.
+    #[serde(default)]
+    expires_at: Option<u64>,
+    /// How long is waited between two looks at most, seconds.
+    #[serde(skip)]
+    longest: Longest,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Longest(u64);
+
+impl Default for Longest {
+    fn default() -> Self {
+        Self(LONGEST_WAIT)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,7 +174,18 @@ enum Stage {
 impl Batch {
     /// `key`: our own name of it, at most 512 letters, that no other batch of the account has.
     pub fn new(key: &str) -> Self {
-        Self { key: key.to_owned(), stage: Stage::Upload, cancel: false, counts: Counts::default() }
+        let (stage, counts, longest) = (Stage::Upload, Counts::default(), Longest::default());
+        Self { key: key.to_owned(), stage, cancel: false, counts, expires_at: None, longest }
+    }
+
+    /// It is looked at every so many seconds at least; at first more often.
+    pub fn look_every(&mut self, longest: u64) {
+        self.longest = Longest(longest.max(1));
+    }
+
+    /// When the service gives it up, Unix seconds, as far as that is known.
+    pub fn expires_at(&self) -> Option<u64> {
+        self.expires_at
     }
 
     /// What the service has counted when it was last looked at.
@@ -175,6 +201,18 @@ impl Batch {
         }
     }
 
+    /// The service has it, or its files.
+    pub fn is_at_the_service(&self) -> bool {
+        matches!(self.stage, Stage::Look { .. } | Stage::Download { .. })
+    }
+
+    /// Another process goes on with it at `now`: a creation that was asked for may still be on its way, and is looked for a little later.
+    pub fn resumed(&mut self, now: u64) {
+        if matches!(self.stage, Stage::Create { asked: true, .. }) {
+            self.lost(now);
+        }
+    }
+
     /// It shall end soon. What was done is paid and downloaded all the same.
     pub fn cancel(&mut self) {
         self.cancel = true;
@@ -183,7 +221,8 @@ impl Batch {
     /// What to do, `now` in Unix seconds. Keep `self` before doing it.
     pub fn next(&mut self, now: u64) -> Do {
         // A clock that was set back must not stop us for long.
-        let later = |at: u64| Some(at.min(now.saturating_add(LONGEST_WAIT))).filter(|at| *at > now);
+        let longest = self.longest.0;
+        let later = |at: u64| Some(at.min(now.saturating_add(longest))).filter(|at| *at > now);
         let never_made = matches!(&self.stage, Stage::Upload | Stage::Create { asked: false, .. });
         if self.cancel && never_made {
             self.stage = Stage::Over { ended: Ended::Cancelled };
@@ -199,7 +238,12 @@ impl Batch {
                 *asked = true;
                 Do::Create(create(file, &self.key))
             }
-            Stage::Look { batch, cancelling, .. } if self.cancel && !*cancelling => Do::Cancel(batch.clone()),
+            Stage::Look { batch, cancelling, at, .. } if self.cancel && !*cancelling => {
+                // Asked for once, and then looked at: whether it was heard shows there.
+                *cancelling = true;
+                *at = now.saturating_add(FIRST_WAIT.min(longest));
+                Do::Cancel(batch.clone())
+            }
             Stage::Look { batch, at, .. } => match later(*at) {
                 Some(at) => Do::Wait(at),
                 None => Do::Look(batch.clone()),
@@ -229,20 +273,25 @@ impl Batch {
         let id = id(batch).ok_or_else(|| Odd::new("batch", batch, "an object with an id"))?;
         if let Stage::Create { file, refusals, .. } = &self.stage {
             let (file, refusals) = (file.clone(), *refusals);
-            let (at, wait, cancelling) = (now.saturating_add(FIRST_WAIT), longer(FIRST_WAIT), false);
+            let first = FIRST_WAIT.min(self.longest.0);
+            let (at, wait, cancelling) = (now.saturating_add(first), longer(first, self.longest.0), false);
             self.stage = Stage::Look { file, batch: id, at, wait, refusals, cancelling };
             self.seen(batch, now)?;
         }
         Ok(())
     }
 
-    /// The service has said no to the creation: none was made. `again`: it may say yes later, as for 429 and 5xx.
+    /// The service has said no to the file or to the creation: none was made. `again`: it may say yes later, as for 429 and 5xx.
     pub fn refused(&mut self, code: &str, message: &str, again: bool, now: u64) {
+        let longest = self.longest.0;
+        if self.stage == Stage::Upload && !again {
+            return self.end(code, message);
+        }
         let Stage::Create { asked, after, not_before, refusals, .. } = &mut self.stage else { return };
         if again && *refusals < MOST_REFUSALS {
             (*asked, *after) = (false, None);
             *refusals += 1;
-            *not_before = now.saturating_add(LONGEST_WAIT);
+            *not_before = now.saturating_add(longest);
         } else {
             self.end(code, message);
         }
@@ -251,8 +300,8 @@ impl Batch {
     /// What came of the last step is not known: the network was.
     pub fn lost(&mut self, now: u64) {
         match &mut self.stage {
-            Stage::Create { not_before, .. } => *not_before = now.saturating_add(FIRST_WAIT),
-            Stage::Look { at, wait, .. } => put_off(at, wait, now),
+            Stage::Create { not_before, .. } => *not_before = now.saturating_add(FIRST_WAIT.min(self.longest.0)),
+            Stage::Look { at, wait, .. } => put_off(at, wait, now, self.longest.0),
             Stage::Upload | Stage::Download { .. } | Stage::Over { .. } => {}
         }
     }
@@ -271,7 +320,9 @@ impl Batch {
         }
         if let Stage::Create { asked, after, .. } = &mut self.stage {
             let more = list.get("has_more").is_some_and(|more| more == true);
-            *after = all.last().filter(|_| more).and_then(id);
+            // A page may have none of ours, and more to come.
+            let last = list.get("last_id").and_then(Value::as_str).map(str::to_owned);
+            *after = last.or_else(|| all.last().and_then(id)).filter(|_| more);
             *asked = after.is_some();
         }
         Ok(())
@@ -285,8 +336,12 @@ impl Batch {
         if let Some(Ok(counts)) = batch.get("request_counts").map(Counts::deserialize) {
             self.counts = counts;
         }
+        if let Some(at) = batch.get("expires_at").and_then(Value::as_u64) {
+            self.expires_at = Some(at);
+        }
+        let longest = self.longest.0;
         let Stage::Look { file, at, wait, refusals, cancelling, .. } = &mut self.stage else { return Ok(()) };
-        put_off(at, wait, now);
+        put_off(at, wait, now, longest);
         let status = batch.get("status").and_then(Value::as_str);
         let ended = match status.ok_or_else(|| Odd::new("batch", batch, "an object with a status"))? {
             "completed" => Ended::Completed,
@@ -298,7 +353,7 @@ impl Batch {
             }
             "failed" if refusal(batch) && *refusals < MOST_REFUSALS => {
                 let (file, refusals) = (file.clone(), *refusals + 1);
-                let not_before = now.saturating_add(LONGEST_WAIT);
+                let not_before = now.saturating_add(longest);
                 self.stage = Stage::Create { file, asked: false, after: None, not_before, refusals };
                 return Ok(());
             }
@@ -310,7 +365,10 @@ impl Batch {
                 self.end(text("code").unwrap_or("batch_failed"), &message);
                 return Ok(());
             }
-            _ => return Ok(()),
+            _ => {
+                *cancelling = false;
+                return Ok(());
+            }
         };
         let file = |field: &str| batch.get(field).and_then(Value::as_str).map(str::to_owned);
         let files: Vec<String> = ["output_file_id", "error_file_id"].into_iter().filter_map(file).collect();
@@ -348,13 +406,13 @@ fn refusal(batch: &Value) -> bool {
         && batch.pointer("/errors/data/0/code").is_some_and(|code| code == "token_limit_exceeded")
 }
 
-fn longer(wait: u64) -> u64 {
-    (wait + wait.div_ceil(2)).min(LONGEST_WAIT)
+fn longer(wait: u64, longest: u64) -> u64 {
+    (wait + wait.div_ceil(2)).min(longest)
 }
 
-fn put_off(at: &mut u64, wait: &mut u64, now: u64) {
+fn put_off(at: &mut u64, wait: &mut u64, now: u64, longest: u64) {
     *at = now.saturating_add(*wait);
-    *wait = longer(*wait);
+    *wait = longer(*wait, longest);
 }
 
 #[cfg(test)]
@@ -453,7 +511,11 @@ mod tests {
         let mut it = Batch::new("k");
         it.uploaded(&json!({"id": "file-1"})).unwrap();
         assert!(matches!(it.next(1_000), Do::Create(_)));
-        // Killed before the answer: it is looked for, page by page.
+        // Killed before the answer: it is looked for, page by page, when it has had the time to arrive.
+        let mut soon = kept(&it);
+        soon.resumed(1_001);
+        assert_eq!(soon.next(1_001), Do::Wait(1_001 + FIRST_WAIT));
+        assert_eq!(soon.next(1_006), Do::Find { after: None });
         let mut it = kept(&it);
         assert_eq!(it.next(1_001), Do::Find { after: None });
         let other = json!({"id": "batch_0", "status": "completed", "metadata": {KEY: "other"}});
@@ -518,12 +580,49 @@ mod tests {
         assert_eq!(it.next(1_000), Do::Find { after: None }, "it may be there");
         it.created(&batch("in_progress"), 1_000).unwrap();
         assert_eq!(it.next(1_000), Do::Cancel("batch_1".to_owned()));
-        it.seen(&batch("cancelling"), 1_001).unwrap();
-        assert!(matches!(it.next(1_001), Do::Wait(_)));
+        // Whether it was heard is looked for, and asked again where it was not; never without a pause.
+        it.lost(1_000);
+        assert!(matches!(it.next(1_000), Do::Wait(_)));
+        assert_eq!(it.next(1_100), Do::Look("batch_1".to_owned()));
+        it.seen(&batch("in_progress"), 1_100).unwrap();
+        assert_eq!(kept(&it).next(1_100), Do::Cancel("batch_1".to_owned()));
+        it.next(1_100);
+        it.seen(&batch("cancelling"), 1_101).unwrap();
+        assert!(matches!(it.next(1_101), Do::Wait(_)));
         let mut done = batch("cancelled");
         done["output_file_id"] = "file-2".into();
-        it.seen(&done, 1_100).unwrap();
-        assert_eq!(it.next(1_100), Do::Download(vec!["file-2".to_owned()]));
+        it.seen(&done, 1_200).unwrap();
+        assert_eq!(it.next(1_200), Do::Download(vec!["file-2".to_owned()]));
+    }
+
+    #[test]
+    fn a_page_without_any_of_ours_is_not_the_last_one() {
+        let mut it = Batch::new("k");
+        it.uploaded(&json!({"id": "file-1"})).unwrap();
+        assert!(matches!(it.next(1_000), Do::Create(_)));
+        it.listed(&json!({"data": [], "has_more": true, "last_id": "batch_9"}), 1_000).unwrap();
+        assert_eq!(it.next(1_000), Do::Find { after: Some("batch_9".to_owned()) });
+    }
+
+    #[test]
+    fn a_file_that_is_refused_ends_it_and_looks_come_as_often_as_is_wanted() {
+        let mut it = Batch::new("k");
+        it.refused("too_large", "no", true, 1_000);
+        assert_eq!(it.next(1_000), Do::Upload);
+        it.refused("mixed_models", "Line 3", false, 1_000);
+        assert!(matches!(it.next(1_000), Do::Over(Ended::Failed { code, .. }) if code == "mixed_models"));
+        let mut it = Batch::new("k");
+        it.look_every(1);
+        it.uploaded(&json!({"id": "file-1"})).unwrap();
+        it.next(1_000);
+        let mut there = batch("in_progress");
+        there["expires_at"] = 87_400.into();
+        it.created(&there, 1_000).unwrap();
+        assert_eq!(it.expires_at(), Some(87_400));
+        for now in 1_000..1_010 {
+            assert_eq!(it.next(now), Do::Wait(now + 1));
+            it.seen(&there, now + 1).unwrap();
+        }
     }
 
     #[test]
