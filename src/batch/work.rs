@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tempfile::NamedTempFile;
 use tokio::{
+    sync::Semaphore,
     task::{JoinSet, spawn_blocking},
     time::{self, Instant},
 };
@@ -97,6 +98,8 @@ pub struct Run {
     /// When something came last, how often nothing has since, and whether anything ever did.
     came: Mutex<(Instant, u32, bool)>,
     notes: Mutex<Vec<String>>,
+    /// Files that are decoded at once: more than the machine has cores for would only hold memory.
+    hands: Semaphore,
 }
 
 /// What a run needs.
@@ -185,6 +188,7 @@ impl Run {
             retried,
             came,
             notes,
+            hands: Semaphore::new(std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2))),
         })
     }
 
@@ -341,7 +345,10 @@ impl Run {
             Ended::Later => return Ok(Ended::Later),
         };
         let (path, limits) = (opened.path().to_owned(), self.limits);
-        let looked = spawn_blocking(move || look(&path, &limits)).await;
+        let looked = {
+            let _hand = self.hands.acquire().await;
+            spawn_blocking(move || look(&path, &limits)).await
+        };
         let (plan, content) = match looked {
             Ok(Ok(looked)) => looked,
             Ok(Err((code, message))) => return Ok(Ended::Bad { code, message }),
@@ -484,6 +491,7 @@ impl Run {
                 continue;
             };
             let folder = self.folder.clone();
+            let hand = self.hands.acquire().await;
             let cut = spawn_blocking(move || {
                 let piece = NamedTempFile::new_in(&folder)
                     .map_err(|error| ("no_room".to_owned(), format!("{}: {error}", folder.display())))
@@ -493,7 +501,9 @@ impl Run {
                     });
                 (pieces, piece)
             });
-            let (back, cut) = match cut.await {
+            let cut = cut.await;
+            drop(hand);
+            let (back, cut) = match cut {
                 Ok(cut) => cut,
                 // A decoder that falls over one file is no reason to leave the others.
                 Err(panicked) => {
