@@ -19,7 +19,7 @@
 //! # Rooms, in the order in which audio passes
 //! | room | what it is |
 //! |---|---|
-//! | [`cli`] | one file per command: serve, say, talk, phone, sim, tenant, usage, route, check |
+//! | [`cli`] | one file per command: serve, say, talk, transcribe and extract, phone, sim, tenant, usage, route, check |
 //! | [`caller`] | our own client of `voxrelay.v1`: say, talk and the tests use it |
 //! | [`desktop`] | microphone and loudspeaker of this computer on a call: talk |
 //! | [`config`] | one struct per section, every default in one place |
@@ -51,8 +51,9 @@
 //!
 //! Who knows whom: `client`, `audio` and `upstream` do not know each other's insides; `call` knows all three; `serve`
 //! and `cli` stand above; `sim` knows `audio` and `net`, and `provider` for whom it calls, `chaos`
-//! none of them; `batch` knows `audio`, `net` and how `caller` connects, and of a relay what any client knows; `phone` knows `config` only; `provider` knows `audio`, `net` and how `caller` connects, and nothing of the telephone
-//! doors that it checks. Inside of the relay every message has the GA shape.
+//! none of them; `text` stands beside `call`, on `admit`, `upstream` and `ledger`; `batch` knows `audio`, `net`, how `caller` connects and how `text`
+//! reads an answer, and of a relay what any client knows; `phone` knows `config` only; `provider` knows `audio`, `net` and how `caller` connects, and
+//! nothing of the telephone doors that it checks. Inside of the relay every message has the GA shape.
 pub mod admit;
 pub mod audio;
 pub mod batch;

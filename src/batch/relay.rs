@@ -182,8 +182,12 @@ fn broke(error: &reqwest::Error) -> Failure {
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
-    let what = if error.is_timeout() { "it took too long".to_owned() } else { cause.to_string() };
-    Failure::Again { message: format!("no answer: {what}") }
+    let message = match (error.is_connect(), error.is_timeout()) {
+        (true, _) => format!("the relay is not reached: {cause}"),
+        (_, true) => "no answer: it took too long".to_owned(),
+        _ => format!("no answer: {cause}"),
+    };
+    Failure::Again { message }
 }
 
 async fn read(mut response: Response) -> Result<Bytes, Failure> {

@@ -106,7 +106,9 @@ async fn a_call_that_we_end_ends_at_every_provider() {
     for round in 0..2_u64 {
         for (_, door, outcome) in at_all(doors(), &world, round, |_, _| Vec::new()).await {
             let (summary, name) = (&outcome.summary, &door.name);
-            assert_eq!(summary.ended.who, Who::Relay, "{name}: {:?}", summary.ended);
+            // A provider that is asked to hang up may do so before the stream is closed.
+            let told = lasts(&door) && summary.ended.who == Who::Caller;
+            assert!(told || summary.ended.who == Who::Relay, "{name}: {:?}", summary.ended);
             assert_eq!(summary.violations, [], "{name}");
             assert!(summary.heard > 200 * MS, "{name}: {:?}", summary.heard);
             assert!(summary.ended.at < PATIENCE, "{name}");

@@ -183,7 +183,10 @@ async fn at_every_door_the_agent_hangs_up_when_its_goodbye_was_heard_whole() {
     let mut short = Vec::new();
     for (number, door, outcome) in &outcomes {
         let (line, summary, name) = (&outcome.line, &outcome.summary, &door.name);
-        assert_eq!((summary.ended.who, &summary.violations[..]), (Who::Relay, &[][..]), "{name}: {:?}", summary.ended);
+        // A provider that is asked to hang up may do so before the stream is closed.
+        let told = lasts(door) && summary.ended.who == Who::Caller;
+        assert!(told || summary.ended.who == Who::Relay, "{name}: {:?}", summary.ended);
+        assert_eq!(summary.violations, [], "{name}");
         let (rate, heard) = (line.ear().rate(), heard(outcome));
         let goodbye = voice(rate);
         let (place, alike) = found(&goodbye, &heard, rate);
