@@ -16,7 +16,7 @@ use super::{
         schema::Schema,
     },
     store::{Batched, Extracted, Item, Part, Pending, StoreError, Task},
-    work::{Ended, Run},
+    work::{Halt, Run},
 };
 use crate::wall::unix_now_ms;
 
@@ -67,13 +67,12 @@ impl Facts {
         self.params.clone()
     }
 
-    /// Takes them from a claimed item's text. None: its requests wait for a batch, and so does the item.
-    pub(super) async fn of(&self, run: &Arc<Run>, item: &Item) -> Result<Option<Ended<()>>, StoreError> {
+    /// Takes them from a claimed item's text. `false`: its requests wait for a batch, and so does the item.
+    pub(super) async fn of(&self, run: &Arc<Run>, item: &Item) -> Result<bool, Halt> {
         let n = item.n;
-        let Some(words) = run.on_disk(move |store| store.transcript(n)).await? else { return Ok(Some(Ended::Later)) };
-        let bad = |code: &str, message: String| Ok(Some(Ended::Bad { code: code.to_owned(), message }));
+        let Some(words) = run.on_disk(move |store| store.transcript(n)).await? else { return Err(Halt::Later) };
         if words.text.trim().is_empty() {
-            return bad("no_words", "there are no words in it that anything could be taken from".to_owned());
+            return Err(Halt::bad("no_words", "there are no words in it that anything could be taken from"));
         }
         let mut facts = Map::new();
         facts.insert("file".to_owned(), item.id.clone().into());
@@ -81,10 +80,8 @@ impl Facts {
             facts.insert("language".to_owned(), json!(language));
         }
         let text = Transcript { id: item.id.clone(), text: words.text, facts };
-        let mut extraction = match Extraction::new(self.setup.clone(), text) {
-            Ok(extraction) => extraction,
-            Err(error) => return bad("too_large", error.to_string()),
-        };
+        let extraction = Extraction::new(self.setup.clone(), text);
+        let mut extraction = extraction.map_err(|error| Halt::bad("too_large", error.to_string()))?;
         let mut requests = FuturesUnordered::new();
         let mut pending = Vec::new();
         let mut later = false;
@@ -115,38 +112,37 @@ impl Facts {
                 });
             }
             let Some((key, answer)) = requests.next().await else { break };
-            match answer? {
-                Ended::Good(answer) => {
+            match answer {
+                Ok(answer) => {
                     let answer = serde_json::from_str(&answer).unwrap_or_default();
                     extraction.got(&key, &answer);
                 }
-                Ended::Bad { code, message } => {
+                Err(Halt::Bad { code, message }) => {
                     extraction.failed(&key, &code, &message);
                 }
                 // What was sent is paid for: its answers are taken down first.
-                Ended::Later => later = true,
+                Err(Halt::Later) => later = true,
+                Err(Halt::Job(error)) => return Err(error.into()),
             }
         }
         if later {
-            return Ok(Some(Ended::Later));
+            return Err(Halt::Later);
         }
         if extraction.end().is_none() && !pending.is_empty() {
             run.on_disk(move |store| store.park(n, &pending, unix_now_ms())).await?;
-            return Ok(None);
+            return Ok(false);
         }
         let model = extraction.model().unwrap_or_default().to_owned();
         let (extracted, ended) = match extraction.end() {
-            Some(driver::End::Done(value)) => {
-                (Extracted { json: Some(value.clone()), error: None, model }, Ended::Good(()))
-            }
+            Some(driver::End::Done(value)) => (Extracted { json: Some(value.clone()), error: None, model }, Ok(true)),
             Some(driver::End::Failed { code, message }) => {
                 let (code, message) = (code.clone(), message.clone());
-                (Extracted { json: None, error: Some(message.clone()), model }, Ended::Bad { code, message })
+                (Extracted { json: None, error: Some(message.clone()), model }, Err(Halt::Bad { code, message }))
             }
-            None => return Ok(Some(Ended::Later)),
+            None => return Err(Halt::Later),
         };
         run.on_disk(move |store| store.put_extract(n, &extracted)).await?;
-        Ok(Some(ended))
+        ended
     }
 }
 

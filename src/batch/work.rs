@@ -129,11 +129,9 @@ pub struct Plans {
     pub rounds: Option<Rounds>,
 }
 
-/// What became of a request, or of an item.
-pub(super) enum Ended<T> {
-    /// It is there.
-    Good(T),
-    /// It is not, and will not be in this run.
+/// Why something is not there.
+pub(super) enum Halt {
+    /// It will not be in this run.
     Bad {
         /// For programs.
         code: String,
@@ -142,6 +140,20 @@ pub(super) enum Ended<T> {
     },
     /// The run ends: another one goes on with it.
     Later,
+    /// The job cannot be written, so that nothing can be kept.
+    Job(StoreError),
+}
+
+impl Halt {
+    pub(super) fn bad(code: &str, message: impl Into<String>) -> Self {
+        Self::Bad { code: code.to_owned(), message: message.into() }
+    }
+}
+
+impl From<StoreError> for Halt {
+    fn from(error: StoreError) -> Self {
+        Self::Job(error)
+    }
 }
 
 /// What became of an item's words.
@@ -308,122 +320,103 @@ impl Run {
     /// One item, to its end.
     async fn item(self: Arc<Self>, item: Item) -> Result<(), StoreError> {
         let n = item.n;
-        let end = match self.item_to_end(&item).await? {
-            Ended::Good(None) => return Ok(()),
-            Ended::Good(Some(end)) => end,
-            Ended::Bad { code, message } => End::Failed { code, message },
-            Ended::Later => End::Released,
+        let end = match self.item_to_end(&item).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(end)) => end,
+            Err(Halt::Bad { code, message }) => End::Failed { code, message },
+            Err(Halt::Later) => End::Released,
+            Err(Halt::Job(error)) => return Err(error),
         };
         self.on_disk(move |store| store.end(n, &end, unix_now_ms())).await
     }
 
-    /// `Good(None)`: it waits for another one with the same content, or for a batch.
-    async fn item_to_end(self: &Arc<Self>, item: &Item) -> Result<Ended<Option<End>>, StoreError> {
+    /// `None`: it waits for another one with the same content, or for a batch.
+    async fn item_to_end(self: &Arc<Self>, item: &Item) -> Result<Option<End>, Halt> {
         let words = match self.texts {
-            _ if item.ready => Ended::Good(Words::There),
+            _ if item.ready => Words::There,
             true => self.text(item).await?,
             false => self.transcript(item).await?,
         };
         match words {
-            Ended::Good(Words::There) => {}
-            Ended::Good(Words::Another) => return Ok(Ended::Good(None)),
-            Ended::Good(Words::Ended(end)) => return Ok(Ended::Good(Some(end))),
-            Ended::Bad { code, message } => return Ok(Ended::Bad { code, message }),
-            Ended::Later => return Ok(Ended::Later),
+            Words::There => {}
+            Words::Another => return Ok(None),
+            Words::Ended(end) => return Ok(Some(end)),
         }
-        let Some(facts) = &self.extract else { return Ok(Ended::Good(Some(End::Done))) };
-        let ended = facts.of(self, item).await?;
-        Ok(ended.map_or(Ended::Good(None), |ended| ended.map(|()| Some(End::Done))))
+        match &self.extract {
+            Some(facts) if !facts.of(self, item).await? => Ok(None),
+            _ => Ok(Some(End::Done)),
+        }
     }
 
     /// Its words.
-    async fn transcript(self: &Arc<Self>, item: &Item) -> Result<Ended<Words>, StoreError> {
+    async fn transcript(self: &Arc<Self>, item: &Item) -> Result<Words, Halt> {
         let n = item.n;
-        let opened = match self.open(&item.source).await {
-            Ended::Good(opened) => opened,
-            Ended::Bad { code, message } => return Ok(Ended::Bad { code, message }),
-            Ended::Later => return Ok(Ended::Later),
-        };
+        let opened = self.open(&item.source).await?;
         let (path, limits) = (opened.path().to_owned(), self.limits);
         let looked = {
             let _hand = self.hands.acquire().await;
             spawn_blocking(move || look(&path, &limits)).await
         };
-        let (plan, content) = match looked {
-            Ok(Ok(looked)) => looked,
-            Ok(Err((code, message))) => return Ok(Ended::Bad { code, message }),
-            Err(panicked) => return Ok(Ended::Bad { code: "undecodable".to_owned(), message: panicked.to_string() }),
-        };
+        let (plan, content) = looked.map_err(|panicked| Halt::bad("undecodable", panicked.to_string()))??;
         if let Plan::TooShort { length } = plan {
             let message =
                 format!("{:.1} s long, shorter than {} s", length.as_secs_f64(), self.limits.shortest.as_secs_f64());
-            return Ok(Ended::Good(Words::Ended(End::Skipped { code: "too_short".to_owned(), message })));
+            return Ok(Words::Ended(End::Skipped { code: "too_short".to_owned(), message }));
         }
-        match self.on_disk(move |store| store.describe(n, &content)).await? {
-            Known::New => {}
-            Known::Held => return Ok(Ended::Good(Words::Another)),
-            Known::Transcribed { complete: true } => return Ok(Ended::Good(Words::Ended(End::Done))),
-            Known::Transcribed { complete: false } => return Ok(Ended::Good(Words::There)),
+        if let Some(words) = self.known(n, content).await? {
+            return Ok(words);
         }
         let parts = match plan {
             Plan::Whole(whole) => self.whole(n, whole).await?,
             Plan::Pieces(pieces) => self.pieces(item, pieces).await?,
-            Plan::TooShort { .. } => Ended::Later,
+            Plan::TooShort { .. } => return Err(Halt::Later),
         };
         drop(opened);
-        let parts = match parts {
-            Ended::Good(parts) => parts,
-            Ended::Bad { code, message } => return Ok(Ended::Bad { code, message }),
-            Ended::Later => return Ok(Ended::Later),
-        };
         let model = parts.first().map_or_else(|| self.wish.model.clone(), |(_, model)| model.clone());
         let parts: Vec<join::Part> = parts.into_iter().map(|(part, _)| part).collect();
         let transcript = kept(join(&parts), self.wish.language.as_ref(), model);
         self.on_disk(move |store| store.put_transcript(n, &transcript)).await?;
-        Ok(Ended::Good(Words::There))
+        Ok(Words::There)
+    }
+
+    /// Says what is in an item's file; its words, if nobody need ask for them any more.
+    async fn known(&self, n: i64, content: Content) -> Result<Option<Words>, Halt> {
+        Ok(match self.on_disk(move |store| store.describe(n, &content)).await? {
+            Known::New => None,
+            Known::Held => Some(Words::Another),
+            Known::Transcribed { complete: true } => Some(Words::Ended(End::Done)),
+            Known::Transcribed { complete: false } => Some(Words::There),
+        })
     }
 
     /// A text that is there already, as [`Self::transcript`].
-    async fn text(self: &Arc<Self>, item: &Item) -> Result<Ended<Words>, StoreError> {
+    async fn text(self: &Arc<Self>, item: &Item) -> Result<Words, Halt> {
         let n = item.n;
-        let opened = match self.open(&item.source).await {
-            Ended::Good(opened) => opened,
-            Ended::Bad { code, message } => return Ok(Ended::Bad { code, message }),
-            Ended::Later => return Ok(Ended::Later),
-        };
+        let opened = self.open(&item.source).await?;
         let path = opened.path().to_owned();
-        let read = match spawn_blocking(move || read_text(&path)).await {
-            Ok(read) => read,
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-        };
-        let (text, content) = match read {
-            Ok(read) => read,
-            Err((code, message)) => return Ok(Ended::Bad { code: code.to_owned(), message }),
-        };
-        match self.on_disk(move |store| store.describe(n, &content)).await? {
-            Known::New => {}
-            Known::Held => return Ok(Ended::Good(Words::Another)),
-            Known::Transcribed { complete: false } => return Ok(Ended::Good(Words::There)),
-            Known::Transcribed { complete: true } => return Ok(Ended::Good(Words::Ended(End::Done))),
+        let read = spawn_blocking(move || read_text(&path)).await;
+        let (text, content) = read.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?;
+        if let Some(words) = self.known(n, content).await? {
+            return Ok(words);
         }
         let transcript = Transcript { text, ..Transcript::default() };
         self.on_disk(move |store| store.put_transcript(n, &transcript)).await?;
-        Ok(Ended::Good(Words::There))
+        Ok(Words::There)
     }
 
-    async fn open(&self, source: &str) -> Ended<Opened> {
+    async fn open(&self, source: &str) -> Result<Opened, Halt> {
         let mut tries = 0;
         loop {
             let error = match self.sources.open(source).await {
-                Ok(opened) => return Ended::Good(opened),
+                Ok(opened) => return Ok(opened),
                 Err(error) => error,
             };
             tries += 1;
             if !error.is_passing() || tries >= TRIES {
-                return Ended::Bad { code: error.code().to_owned(), message: error.to_string() };
+                return Err(Halt::bad(error.code(), error.to_string()));
             }
             if self.pause(tries).await {
-                return Ended::Later;
+                return Err(Halt::Later);
             }
         }
     }
@@ -439,41 +432,39 @@ impl Run {
     }
 
     /// A recording that is sent as it is.
-    async fn whole(self: &Arc<Self>, n: i64, whole: Whole) -> Result<Ended<Vec<Heard>>, StoreError> {
+    async fn whole(self: &Arc<Self>, n: i64, whole: Whole) -> Result<Vec<Heard>, Halt> {
         let Whole { path, name, media_type, length, .. } = whole;
         let part = Part { task: Task::Piece, number: 0, seal: format!("whole {}", length.as_millis()) };
-        let Some(pass) = self.enter().await else { return Ok(Ended::Later) };
+        let pass = self.enter().await?;
         let upload = Upload { path, name, media_type };
-        let written = self.piece(n, part, upload, Some(pass)).await?;
-        Ok(written.map(|Written { transcript, model }| {
-            let (start, overlap) = (Duration::ZERO, Duration::ZERO);
-            vec![(join::Part { start, length, overlap, transcript }, model)]
-        }))
+        let Written { transcript, model } = self.piece(n, part, upload, pass).await?;
+        let (start, overlap) = (Duration::ZERO, Duration::ZERO);
+        Ok(vec![(join::Part { start, length, overlap, transcript }, model)])
     }
 
-    /// Leave for a request; none: the run ends.
-    async fn enter(&self) -> Option<Pass> {
+    /// Leave for a request, if the run does not end.
+    async fn enter(&self) -> Result<Pass, Halt> {
         tokio::select! {
             biased;
-            () = self.stop.cancelled() => None,
-            pass = self.gate.enter() => Some(pass),
+            () = self.stop.cancelled() => Err(Halt::Later),
+            pass = self.gate.enter() => Ok(pass),
         }
     }
 
     /// A recording in pieces: the next one is cut when there is leave to send it.
-    async fn pieces(self: &Arc<Self>, item: &Item, mut pieces: Pieces) -> Result<Ended<Vec<Heard>>, StoreError> {
+    async fn pieces(self: &Arc<Self>, item: &Item, mut pieces: Pieces) -> Result<Vec<Heard>, Halt> {
         let n = item.n;
-        let mut requests: JoinSet<Result<(usize, Ended<Heard>), StoreError>> = JoinSet::new();
+        let mut requests: JoinSet<(usize, Result<Heard, Halt>)> = JoinSet::new();
         let mut done = BTreeMap::new();
         let mut bad = None;
         let mut more = true;
         loop {
             while let Some(ended) = if more { requests.try_join_next() } else { requests.join_next().await } {
-                let (index, ended) =
-                    ended.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?;
+                let (index, ended) = ended.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()));
                 match ended {
-                    Ended::Good(part) => drop(done.insert(index, part)),
-                    other => bad = bad.or(Some(other)),
+                    Ok(part) => drop(done.insert(index, part)),
+                    Err(Halt::Job(error)) => return Err(error.into()),
+                    Err(halt) => bad = bad.or(Some(halt)),
                 }
             }
             // What has been sent is paid for: its answers are taken down before it ends.
@@ -486,18 +477,21 @@ impl Run {
                 }
                 continue;
             }
-            let Some(pass) = self.enter().await else {
-                bad = Some(Ended::Later);
-                continue;
+            let pass = match self.enter().await {
+                Ok(pass) => pass,
+                Err(halt) => {
+                    bad = Some(halt);
+                    continue;
+                }
             };
             let folder = self.folder.clone();
             let hand = self.hands.acquire().await;
             let cut = spawn_blocking(move || {
                 let piece = NamedTempFile::new_in(&folder)
-                    .map_err(|error| ("no_room".to_owned(), format!("{}: {error}", folder.display())))
+                    .map_err(|error| Halt::bad("no_room", format!("{}: {error}", folder.display())))
                     .and_then(|mut file| {
                         let piece = pieces.write_next(file.as_file_mut());
-                        piece.map(|piece| (piece, file)).map_err(|error| (code_of(&error), error.to_string()))
+                        piece.map(|piece| (piece, file)).map_err(|error| Halt::bad(code_of(&error), error.to_string()))
                     });
                 (pieces, piece)
             });
@@ -507,9 +501,13 @@ impl Run {
                 Ok(cut) => cut,
                 // A decoder that falls over one file is no reason to leave the others.
                 Err(panicked) => {
-                    bad = Some(Ended::Bad { code: "undecodable".to_owned(), message: panicked.to_string() });
+                    bad = Some(Halt::bad("undecodable", panicked.to_string()));
                     while let Some(last) = requests.join_next().await {
-                        drop(last.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?);
+                        let (_, last) =
+                            last.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()));
+                        if let Err(Halt::Job(error)) = last {
+                            return Err(error.into());
+                        }
                     }
                     break;
                 }
@@ -527,8 +525,8 @@ impl Run {
                     more = false;
                     continue;
                 }
-                Err((code, message)) => {
-                    bad = Some(Ended::Bad { code, message });
+                Err(halt) => {
+                    bad = Some(halt);
                     continue;
                 }
             };
@@ -539,29 +537,19 @@ impl Run {
                 let part = Part { task: Task::Piece, number, seal };
                 let name = format!("piece-{}.wav", piece.index + 1);
                 let upload = Upload { path: file.path().to_owned(), name, media_type: "audio/wav" };
-                let written = run.piece(n, part, upload, Some(pass)).await?;
+                let written = run.piece(n, part, upload, pass).await;
                 drop(file);
                 let part = |Written { transcript, model }| {
                     (join::Part { start: piece.start, length: piece.length, overlap: piece.overlap, transcript }, model)
                 };
-                Ok((piece.index, written.map(part)))
+                (piece.index, written.map(part))
             });
         }
-        Ok(match bad {
-            None => Ended::Good(done.into_values().collect()),
-            Some(Ended::Bad { code, message }) => Ended::Bad { code, message },
-            Some(_) => Ended::Later,
-        })
+        bad.map_or_else(|| Ok(done.into_values().collect()), Err)
     }
 
     /// One recording, or one piece of one: from the job if it was answered, and else from the service.
-    async fn piece(
-        self: &Arc<Self>,
-        n: i64,
-        part: Part,
-        upload: Upload,
-        pass: Option<Pass>,
-    ) -> Result<Ended<Written>, StoreError> {
+    async fn piece(self: &Arc<Self>, n: i64, part: Part, upload: Upload, pass: Pass) -> Result<Written, Halt> {
         let send = |key: String| {
             let upload = &upload;
             async move { self.engine.transcribe(upload, &self.wish, &key).await }
@@ -575,34 +563,22 @@ impl Run {
         let bytes = std::fs::metadata(&upload.path).map_or(0, |there| there.len());
         let class = class(0, bytes);
         let answer = self.ask(n, part, pass, (Kind::Transcription, class), send, read).await?;
-        Ok(match answer {
-            Ended::Good(answer) => match serde_json::from_str(&answer) {
-                Ok(written) => Ended::Good(written),
-                Err(error) => Ended::Bad { code: "job_damaged".to_owned(), message: error.to_string() },
-            },
-            Ended::Bad { code, message } => Ended::Bad { code, message },
-            Ended::Later => Ended::Later,
-        })
+        serde_json::from_str(&answer).map_err(|error| Halt::bad("job_damaged", error.to_string()))
     }
 
     /// Asks for a response about an item's text; its body, as it came.
     ///
     /// # Errors
-    /// When the job cannot be written.
-    pub(super) async fn respond(
-        self: &Arc<Self>,
-        n: i64,
-        part: Part,
-        body: &Value,
-    ) -> Result<Ended<String>, StoreError> {
-        let Some(pass) = self.enter().await else { return Ok(Ended::Later) };
+    /// Why there is none.
+    pub(super) async fn respond(self: &Arc<Self>, n: i64, part: Part, body: &Value) -> Result<String, Halt> {
+        let pass = self.enter().await?;
         let send = |key: String| async move { self.relay.respond(body, &key).await };
         let read = |answer: &Answer| {
             serde_json::from_slice::<Value>(&answer.body)
                 .map_err(|error| format!("the answer is not JSON: {error}"))?;
             String::from_utf8(answer.body.to_vec()).map_err(|error| error.to_string())
         };
-        self.ask(n, part, Some(pass), (Kind::Response, class(1, body.to_string().len() as u64)), send, read).await
+        self.ask(n, part, pass, (Kind::Response, class(1, body.to_string().len() as u64)), send, read).await
     }
 
     /// One request, as often as it takes. `read`: what of its answer is kept.
@@ -610,25 +586,22 @@ impl Run {
         self: &Arc<Self>,
         n: i64,
         part: Part,
-        mut pass: Option<Pass>,
+        pass: Pass,
         (kind, class): (Kind, usize),
         send: impl Fn(String) -> F,
         read: impl Fn(&Answer) -> Result<String, String>,
-    ) -> Result<Ended<String>, StoreError> {
-        let part = Arc::new(part);
+    ) -> Result<String, Halt> {
+        let (part, mut pass) = (Arc::new(part), Some(pass));
         let mut tries = 0;
         loop {
             let asked = part.clone();
             let key = match self.on_disk(move |store| store.begin(n, &asked, unix_now_ms())).await? {
-                Begun::Answered(answer) => return Ok(Ended::Good(answer)),
+                Begun::Answered(answer) => return Ok(answer),
                 Begun::Ask { key } => key,
             };
             let own = match pass.take() {
                 Some(pass) => pass,
-                None => match self.enter().await {
-                    Some(pass) => pass,
-                    None => return Ok(Ended::Later),
-                },
+                None => self.enter().await?,
             };
             let began = Instant::now();
             let failure = match send(key).await {
@@ -644,7 +617,7 @@ impl Run {
                         Ok(kept) => {
                             let told = kept.clone();
                             self.on_disk(move |store| store.answered(n, &asked, &told, &usage, unix_now_ms())).await?;
-                            return Ok(Ended::Good(kept));
+                            return Ok(kept);
                         }
                         Err(problem) => {
                             let told = problem.clone();
@@ -653,7 +626,7 @@ impl Run {
                             self.on_disk(billed).await?;
                             tries += 3;
                             if tries >= TRIES {
-                                return Ok(Ended::Bad { code: "strange_answer".to_owned(), message: problem });
+                                return Err(Halt::bad("strange_answer", problem));
                             }
                             continue;
                         }
@@ -663,11 +636,11 @@ impl Run {
             };
             drop(own);
             match failure {
-                Failure::Item { code, message } => return Ok(Ended::Bad { code, message }),
+                Failure::Item { code, message } => return Err(Halt::Bad { code, message }),
                 Failure::Stop { code, message, wait } => {
                     let again_at = wait.map(|wait| unix_now_ms() + u64::try_from(wait.as_millis()).unwrap_or(0));
                     self.stop(Stopped::Refused { code, message, again_at });
-                    return Ok(Ended::Later);
+                    return Err(Halt::Later);
                 }
                 Failure::Wait { wait, message } => {
                     self.nothing_came(false, &message);
@@ -685,10 +658,10 @@ impl Run {
                     let (asked, told) = (part.clone(), message.clone());
                     self.on_disk(move |store| store.failed_try(n, &asked, &told, None, unix_now_ms())).await?;
                     if tries >= TRIES {
-                        return Ok(Ended::Bad { code: "no_answer".to_owned(), message });
+                        return Err(Halt::bad("no_answer", message));
                     }
                     if self.pause(tries).await {
-                        return Ok(Ended::Later);
+                        return Err(Halt::Later);
                     }
                 }
             }
@@ -716,16 +689,6 @@ impl Run {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         if notes.len() < MOST {
             notes.push(note);
-        }
-    }
-}
-
-impl<T> Ended<T> {
-    fn map<U>(self, good: impl FnOnce(T) -> U) -> Ended<U> {
-        match self {
-            Self::Good(value) => Ended::Good(good(value)),
-            Self::Bad { code, message } => Ended::Bad { code, message },
-            Self::Later => Ended::Later,
         }
     }
 }
@@ -775,9 +738,9 @@ pub(super) fn usage_of(kind: Kind, body: &[u8], cost: Option<Usd>) -> Usage {
 }
 
 /// What is to be done with a file, and what is in it.
-fn look(path: &std::path::Path, limits: &cut::Limits) -> Result<(Plan, Content), (String, String)> {
-    let plan = cut::plan(path, limits).map_err(|error| (code_of(&error), error.to_string()))?;
-    let hash = cut::fingerprint(path).map_err(|error| ("unreadable".to_owned(), error.to_string()))?;
+fn look(path: &std::path::Path, limits: &cut::Limits) -> Result<(Plan, Content), Halt> {
+    let plan = cut::plan(path, limits).map_err(|error| Halt::bad(code_of(&error), error.to_string()))?;
+    let hash = cut::fingerprint(path).map_err(|error| Halt::bad("unreadable", error.to_string()))?;
     let bytes = std::fs::metadata(path).map_or(0, |there| there.len());
     let length = match &plan {
         Plan::Whole(whole) => whole.length,
@@ -789,29 +752,28 @@ fn look(path: &std::path::Path, limits: &cut::Limits) -> Result<(Plan, Content),
 }
 
 /// A text file, whole.
-fn read_text(path: &std::path::Path) -> Result<(String, Content), (&'static str, String)> {
+fn read_text(path: &std::path::Path) -> Result<(String, Content), Halt> {
     let unreadable =
-        |error: &dyn std::fmt::Display| ("unreadable", format!("{}: cannot be read: {error}", path.display()));
+        |error: &dyn std::fmt::Display| Halt::bad("unreadable", format!("{}: cannot be read: {error}", path.display()));
     let bytes = std::fs::metadata(path).map_err(|error| unreadable(&error))?.len();
     if bytes > MAX_TEXT {
-        return Err(("too_large", format!("{}: {bytes} bytes; allowed: {MAX_TEXT}", path.display())));
+        return Err(Halt::bad("too_large", format!("{}: {bytes} bytes; allowed: {MAX_TEXT}", path.display())));
     }
     let text = std::fs::read(path).map_err(|error| unreadable(&error))?;
-    let text =
-        String::from_utf8(text).map_err(|_| ("not_text", format!("{}: it is not UTF-8 text", path.display())))?;
+    let text = String::from_utf8(text)
+        .map_err(|_| Halt::bad("not_text", format!("{}: it is not UTF-8 text", path.display())))?;
     if text.trim().is_empty() {
-        return Err(("empty", format!("{}: there is no text in it", path.display())));
+        return Err(Halt::bad("empty", format!("{}: there is no text in it", path.display())));
     }
     let hash = cut::fingerprint(path).map_err(|error| unreadable(&error))?;
     Ok((text, Content { hash, bytes, duration_ms: 0 }))
 }
 
 /// For programs.
-fn code_of(error: &cut::CutError) -> String {
-    let code = match error {
+fn code_of(error: &cut::CutError) -> &'static str {
+    match error {
         cut::CutError::Write { .. } => "no_room",
         cut::CutError::Limits { .. } => "limits",
         cut::CutError::Decode(error) => error.code(),
-    };
-    code.to_owned()
+    }
 }
