@@ -25,7 +25,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Query as UrlQuery, Request, State},
-    http::{Response, StatusCode, Uri, header, request::Parts},
+    http::{Method, Response, StatusCode, Uri, header, request::Parts},
     response::IntoResponse as _,
     routing::get,
 };
@@ -721,6 +721,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_page))
         .fallback(nowhere)
+        .method_not_allowed_fallback(not_so)
         .with_state(shared)
 }
 
@@ -728,7 +729,9 @@ fn router(shared: Arc<Shared>) -> Router {
 fn for_pages() -> Router<Arc<Shared>> {
     let own = Router::new().route("/v1/voice", get(voice::voice)).route("/v1/agents", get(agents));
     let own = own.merge(tokens::routes()).merge(calls::routes()).merge(usage::routes());
-    own.merge(broker::routes()).merge(text::routes()).merge(batches::routes())
+    let own = own.merge(broker::routes()).merge(text::routes()).merge(batches::routes());
+    // In here, so that a page may read it too.
+    own.method_not_allowed_fallback(not_so)
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {
@@ -764,12 +767,20 @@ async fn metrics_page(State(shared): State<Arc<Shared>>) -> Response<Body> {
     }
 }
 
-async fn nowhere(request: Request) -> Response<Body> {
-    let message = format!(
-        "nothing at `{}`; calls are at /v1/voice and /v1/realtime",
-        request.uri().path().chars().take(80).collect::<String>()
-    );
+async fn nowhere(uri: Uri) -> Response<Body> {
+    let message = format!("nothing at `{}`; calls are at /v1/voice and /v1/realtime", start_of(&uri));
     Refusal::new(StatusCode::NOT_FOUND, "not_found", message).into()
+}
+
+/// There is something, but not by this method. The router adds `Allow`.
+async fn not_so(method: Method, uri: Uri) -> Response<Body> {
+    let message = format!("`{}` takes no {method}; the header `Allow` says what it takes", start_of(&uri));
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "not_found", message).into()
+}
+
+/// As much of a path as a message wants to repeat.
+fn start_of(uri: &Uri) -> String {
+    uri.path().chars().take(80).collect()
 }
 
 /// A name for something of ours.

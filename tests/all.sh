@@ -61,8 +61,9 @@ tools() {
 
 # The lines that count are kept, to stand at the end too.
 tests() {
-  # Many of them wait for promised times on real sockets: more at once than there are cores keep those busy.
-  RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}" cargo test --locked 2>&1 | tee "$scratch/tests"
+  # Many of them wait for promised times on real sockets: more at once than there are cores keep those busy. One failure
+  # does not hide the others.
+  RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}" cargo test --locked --no-fail-fast 2>&1 | tee "$scratch/tests"
 }
 
 # Microphone and loudspeaker: the feature that needs a sound library, on real streams. The script brings what it needs.

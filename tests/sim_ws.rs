@@ -240,7 +240,11 @@ mod tests {
         assert_eq!(refused("?model=gpt-realtime").await.body().as_deref(), Some(&b"busy"[..]));
         let unknown = refused("?call_id=rtc_1").await;
         assert_eq!((unknown.status().as_u16(), unknown.body().as_ref().map_or(0, Vec::len)), (404, 0));
-        for (path, status) in [("/v1/realtime?model=gpt-realtime", "426"), ("/v1/audio/transcriptions", "404")] {
+        for (path, status) in [
+            ("/v1/realtime?model=gpt-realtime", "426"),
+            ("/v1/audio/transcriptions", "405"),
+            ("/v1/audio/whispers", "404"),
+        ] {
             let mut tcp = TcpStream::connect(sim.addr()).await.unwrap();
             tcp.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes())
                 .await

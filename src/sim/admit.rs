@@ -153,6 +153,7 @@ pub(super) fn http_error(status: u16) -> Value {
         401 => (INVALID_REQUEST, json!("invalid_api_key"), "Incorrect API key provided."),
         403 => (INVALID_REQUEST, json!("unsupported_country_region_territory"), "Access is not allowed."),
         404 => (INVALID_REQUEST, Value::Null, "Unknown request URL. Simulated: GET /v1/realtime."),
+        405 => (INVALID_REQUEST, Value::Null, "Invalid method for this URL: see the header Allow."),
         429 => ("requests", json!("rate_limit_exceeded"), "Rate limit reached for requests."),
         400..=499 => (INVALID_REQUEST, Value::Null, "The request cannot be served."),
         503 => ("server_error", Value::Null, "The server is overloaded or not ready yet."),

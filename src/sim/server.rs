@@ -166,6 +166,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .merge(rest::routes(shared.world.clone()))
         .merge(text::routes(shared.world.clone(), shared.began))
         .fallback(elsewhere)
+        .method_not_allowed_fallback(|| async { error(StatusCode::METHOD_NOT_ALLOWED) })
         .with_state(shared)
 }
 

@@ -253,6 +253,7 @@ async fn pages_for_telephone_providers_are_shut_for_whoever_is_none() {
                 let got = answer(request.body("CallSid=CA1&To=%2B15550100")).await;
                 let want = if path.ends_with("stream") && method == "POST" { 405 } else { 403 };
                 assert_eq!(got.status, want, "{method} {path} with {credential:?}: {}", got.text);
+                assert!(want != 405 || got.text.contains("takes no POST"), "{method} {path}: {}", got.text);
             }
         }
         let other = path.replace("twilio", "telnyx");

@@ -107,6 +107,9 @@ async fn pages_of_known_origins_may_ask_and_read_all_that_is_told() {
             assert_eq!(got.header("access-control-allow-methods").contains("POST"), status == 204);
         }
     }
+    let got = answer(desk.rig.request("PUT", RESPONSES, &desk.key).header("origin", origin)).await;
+    assert_eq!((got.status, got.header("access-control-allow-origin"), got.header("allow")), (405, origin, "POST"));
+    assert!(got.text.contains("`/v1/responses` takes no PUT"), "{}", got.text);
     let ask = |from: &'static str| {
         answer(
             desk.request(&json!({"model": "auto", "input": "hello"}))
