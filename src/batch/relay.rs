@@ -32,9 +32,18 @@ const USUAL_WAIT: Duration = Duration::from_secs(2);
 const SHOWN: usize = 300;
 
 impl Wish {
-    /// The form in which it is answered: only the oldest model knows times (realtime-protocol section 9).
+    /// The form in which it is answered: only the oldest model knows times, and one tells speakers (realtime-protocol section 9).
     fn format(&self) -> &'static str {
-        if self.times && self.model.starts_with("whisper") { "verbose_json" } else { "json" }
+        match () {
+            () if self.diarizes() => "diarized_json",
+            () if self.times && self.model.starts_with("whisper") => "verbose_json",
+            () => "json",
+        }
+    }
+
+    /// Whether the model tells who speaks.
+    fn diarizes(&self) -> bool {
+        self.model.ends_with("-diarize")
     }
 }
 
@@ -114,6 +123,10 @@ impl Relay {
             if let Some(value) = value {
                 form = form.text(name, value.clone());
             }
+        }
+        if wish.diarizes() {
+            // What is longer than 30 s has to be cut by the service, and it wants to be told so.
+            form = form.text("chunking_strategy", "auto");
         }
         // The file comes last, so that whoever reads the form as it comes knows what it is for.
         let form = form.text("response_format", wish.format()).part("file", part);

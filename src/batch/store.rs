@@ -33,7 +33,7 @@ mod tests;
 pub use self::{
     batches::{Batched, ByBatch, Came, Pending},
     items::{Added, Clash, Content, End, Item, Known, State},
-    parts::{Begun, Extracted, Part, Segment, Task, Transcript, Usage},
+    parts::{Begun, Extracted, Part, Task, Transcript, Usage},
     rows::{Order, Row, Slow},
     sums::{Count, Sums},
 };

@@ -33,7 +33,7 @@ use super::{
     relay::Relay,
     rounds::{self, Afoot, Rounds},
     source::{Opened, Source, Sources},
-    store::{Begun, Content, End, Item, Known, Part, Segment, Store, StoreError, Task, Transcript, Usage},
+    store::{Begun, Content, End, Item, Known, Part, Store, StoreError, Task, Transcript, Usage},
     width::class,
 };
 use crate::{
@@ -695,21 +695,11 @@ impl Run {
 
 /// A text as the job keeps it.
 fn kept(joined: join::Transcript, language: Option<&String>, model: String) -> Transcript {
-    let ms = |seconds: f64| {
-        u64::try_from(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
-    };
-    let segment = |segment: join::Segment| {
-        let text = match segment.speaker {
-            Some(speaker) => format!("{speaker}: {}", segment.text),
-            None => segment.text,
-        };
-        Segment { start_ms: ms(segment.start_s), end_ms: ms(segment.end_s), text }
-    };
     Transcript {
         text: joined.text,
         language: joined.language.or_else(|| language.cloned()),
         model,
-        segments: joined.segments.into_iter().map(segment).collect(),
+        segments: joined.segments,
     }
 }
 

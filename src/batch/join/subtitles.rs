@@ -4,15 +4,15 @@
 //! sentence, spread over its piece by the number of characters.
 use std::fmt::Write as _;
 
-use super::{Segment, Transcript};
+use super::Segment;
 
 /// A player shows no cue that lasts no time.
 const SHORTEST_MS: u64 = 1;
 
 /// As SubRip: numbered cues, times with a comma, a speaker before the text. After 99:59:59 hours have three digits.
-pub fn srt(transcript: &Transcript) -> String {
+pub fn srt(segments: &[Segment]) -> String {
     let mut out = String::new();
-    for (number, segment) in transcript.segments.iter().enumerate() {
+    for (number, segment) in segments.iter().enumerate() {
         let (start, end) = times(segment);
         let speaker = segment.speaker.as_ref().map(|speaker| format!("{}: ", line(speaker))).unwrap_or_default();
         // What looks like the line of times is taken for one.
@@ -23,9 +23,9 @@ pub fn srt(transcript: &Transcript) -> String {
 }
 
 /// As WebVTT (W3C, section 4): times with a full stop, `&`, `<` and `>` escaped, a speaker as a voice span.
-pub fn vtt(transcript: &Transcript) -> String {
+pub fn vtt(segments: &[Segment]) -> String {
     let mut out = String::from("WEBVTT\n\n");
-    for segment in &transcript.segments {
+    for segment in segments {
         let (start, end) = times(segment);
         let text = escaped(&line(&segment.text));
         let speaker = segment.speaker.as_ref().map(|speaker| format!("<v {}>", escaped(&line(speaker))));
@@ -68,17 +68,13 @@ mod tests {
         Segment { start_s, end_s, text: text.to_owned(), speaker, estimated: false }
     }
 
-    fn transcript(segments: Vec<Segment>) -> Transcript {
-        Transcript { segments, ..Transcript::default() }
-    }
-
     #[test]
     fn the_formats_are_exact() {
-        let both = transcript(vec![
+        let both = vec![
             spoken(0.0, 1.234_6, "Hello,\n\n there.", None),
             spoken(3_599.999_6, 3_600.0, "a --> b & <c>", Some("A")),
             spoken(363_599.5, 363_601.0, "好。", Some("B <b>")),
-        ]);
+        ];
         let want = "1\n00:00:00,000 --> 00:00:01,235\nHello, there.\n\n\
             2\n01:00:00,000 --> 01:00:00,001\nA: a -> b & <c>\n\n\
             3\n100:59:59,500 --> 101:00:01,000\nB <b>: 好。\n\n";
@@ -87,7 +83,7 @@ mod tests {
             01:00:00.000 --> 01:00:00.001\n<v A>a --&gt; b &amp; &lt;c&gt;\n\n\
             100:59:59.500 --> 101:00:01.000\n<v B &lt;b&gt;>好。\n\n";
         assert_eq!(vtt(&both), want);
-        assert_eq!((srt(&Transcript::default()).as_str(), vtt(&Transcript::default()).as_str()), ("", "WEBVTT\n\n"));
+        assert_eq!((srt(&[]).as_str(), vtt(&[]).as_str()), ("", "WEBVTT\n\n"));
     }
 
     /// SubRip as players read it.
@@ -114,7 +110,7 @@ mod tests {
             let segment = |(start, length, text): &(u32, u32, String)| {
                 spoken(f64::from(*start) / 1_000.0, f64::from(start + length) / 1_000.0, text, None)
             };
-            let read = parse(&srt(&transcript(cues.iter().map(segment).collect())));
+            let read = parse(&srt(&cues.iter().map(segment).collect::<Vec<_>>()));
             prop_assert_eq!(read.len(), cues.len());
             for ((start, length, text), (from, to, line_read)) in cues.iter().zip(read) {
                 prop_assert_eq!((from, to), (u64::from(*start), u64::from(start + (*length).max(1))));

@@ -4,11 +4,10 @@ use std::ops::{Add, AddAssign};
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rusqlite::{OptionalExtension as _, Row as SqlRow, Transaction, params};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Content, State, Store, StoreError, Sums, Sure, signed, unsigned};
-use crate::admit::price::Usd;
+use crate::{admit::price::Usd, batch::join::Segment};
 
 /// What idempotency keys begin with.
 const PREFIX: &str = "vrj-";
@@ -116,7 +115,7 @@ pub enum Begun {
 }
 
 /// A recording's text.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Transcript {
     /// All of it.
     pub text: String,
@@ -124,19 +123,8 @@ pub struct Transcript {
     pub language: Option<String>,
     /// The model that wrote it.
     pub model: String,
-    /// Its parts with their times, as far as there are times.
+    /// Its parts with their times; none of a text that was given as one.
     pub segments: Vec<Segment>,
-}
-
-/// What was said from one time to another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Segment {
-    /// From the recording's beginning, ms.
-    pub start_ms: u64,
-    /// From the recording's beginning, ms.
-    pub end_ms: u64,
-    /// The words.
-    pub text: String,
 }
 
 /// What was extracted from a text.

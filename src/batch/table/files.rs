@@ -9,7 +9,10 @@ use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 
 use super::{Fresh, Kind, Output, Row, State, Store, TableError, columns};
-use crate::batch::store::Transcript;
+use crate::batch::join::{
+    Segment,
+    subtitles::{srt, vtt},
+};
 
 /// Longest name, bytes: file systems take 255, and the hash and the extension come behind it.
 const LONGEST: usize = 200;
@@ -45,10 +48,10 @@ pub(super) fn write(output: &Output, store: &Store) -> Result<u64, TableError> {
         };
         let transcript = row.transcript.clone().unwrap_or_default();
         if output.subtitles.srt {
-            put("srt", srt(&transcript, row.duration_ms))?;
+            put("srt", srt(&transcript.segments))?;
         }
         if output.subtitles.vtt {
-            put("vtt", vtt(&transcript, row.duration_ms))?;
+            put("vtt", vtt(&transcript.segments))?;
         }
         let fields = columns.iter().map(|column| {
             let value = column.value(&row);
@@ -56,10 +59,7 @@ pub(super) fn write(output: &Output, store: &Store) -> Result<u64, TableError> {
             (column.name.clone(), value)
         });
         let mut fields: Map<String, Value> = fields.collect();
-        let seconds = |ms: u64| u32::try_from(ms).map(|ms| f64::from(ms) / 1_000.0).unwrap_or_default();
-        let segments = transcript.segments.iter().map(
-            |segment| json!({"start": seconds(segment.start_ms), "end": seconds(segment.end_ms), "text": segment.text}),
-        );
+        let segments = transcript.segments.iter().map(shown);
         fields.insert("segments".to_owned(), segments.collect());
         put("json", format!("{:#}\n", Value::Object(fields)))?;
         put("txt", format!("{}\n", transcript.text.trim_end()))?;
@@ -101,39 +101,15 @@ pub(super) fn name(id: &str) -> String {
     name
 }
 
-/// Subtitles, each line of a number of segments; a text without times is one that is shown all the time.
-fn shown(transcript: &Transcript, duration_ms: Option<u64>) -> Vec<(u64, u64, String)> {
-    // A blank line would end it, and an arrow would be taken for times.
-    let plain = |text: &str| {
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-        lines.collect::<Vec<_>>().join("\n").replace("-->", "->")
-    };
-    let segments = transcript.segments.iter().map(|segment| (segment.start_ms, segment.end_ms, plain(&segment.text)));
-    let mut shown: Vec<_> = segments.filter(|(_, _, text)| !text.is_empty()).collect();
-    if shown.is_empty() && !transcript.text.trim().is_empty() {
-        shown.push((0, duration_ms.unwrap_or_default(), plain(&transcript.text)));
+/// A segment as the service writes one, and who spoke and whether its times are a guess, where that is so.
+fn shown(segment: &Segment) -> Value {
+    let ms = |seconds: f64| (seconds * 1_000.0).round() / 1_000.0;
+    let mut shown = json!({"start": ms(segment.start_s), "end": ms(segment.end_s), "text": segment.text});
+    if let Some(speaker) = &segment.speaker {
+        shown["speaker"] = json!(speaker);
+    }
+    if segment.estimated {
+        shown["estimated"] = json!(true);
     }
     shown
-}
-
-fn clock(ms: u64, point: char) -> String {
-    let (seconds, minutes) = (ms / 1_000, ms / 60_000);
-    format!("{:02}:{:02}:{:02}{point}{:03}", minutes / 60, minutes % 60, seconds % 60, ms % 1_000)
-}
-
-fn srt(transcript: &Transcript, duration_ms: Option<u64>) -> String {
-    let mut text = String::new();
-    for (n, (start, end, words)) in shown(transcript, duration_ms).into_iter().enumerate() {
-        let _ = write!(text, "{}\n{} --> {}\n{words}\n\n", n + 1, clock(start, ','), clock(end, ','));
-    }
-    text
-}
-
-fn vtt(transcript: &Transcript, duration_ms: Option<u64>) -> String {
-    let mut text = "WEBVTT\n\n".to_owned();
-    for (start, end, words) in shown(transcript, duration_ms) {
-        let words = words.replace('&', "&amp;").replace('<', "&lt;");
-        let _ = write!(text, "{} --> {}\n{words}\n\n", clock(start, '.'), clock(end, '.'));
-    }
-    text
 }

@@ -13,8 +13,9 @@ use super::*;
 use crate::{
     admit::price::Usd,
     batch::{
+        join::Segment,
         source::Listed,
-        store::{Content, End, Extracted, Params, Part, Segment, Task, Transcript, Usage},
+        store::{Content, End, Extracted, Params, Part, Task, Transcript, Usage},
     },
 };
 
@@ -25,6 +26,10 @@ fn schema() -> Value {
         "mood": {"$ref": "#/$defs/mood"}, "score": {"type": ["number", "null"]}, "count": {"type": "integer"},
         "sold": {"type": "boolean"}, "tags": {"type": "array", "items": {"type": "string"}}, "model": {"type": "string"},
     }})
+}
+
+fn segment(start_s: f64, end_s: f64, text: &str, speaker: Option<&str>) -> Segment {
+    Segment { start_s, end_s, text: text.to_owned(), speaker: speaker.map(str::to_owned), estimated: speaker.is_none() }
 }
 
 /// Two that are done (one with all, one with little), one that failed, one that was skipped.
@@ -54,10 +59,8 @@ fn job(dir: &Path) -> Store {
     };
     store.begin(full, &part, 1).unwrap();
     store.answered(full, &part, "", &usage, 1).unwrap();
-    let segments = vec![
-        Segment { start_ms: 0, end_ms: 1_250, text: " He said --> <no> ".into() },
-        Segment { start_ms: 3_661_007, end_ms: 3_662_000, text: "then\n\nleft".into() },
-    ];
+    let segments =
+        vec![segment(0.0, 1.25, " He said --> <no> ", None), segment(3_661.007, 3_662.0, "then\n\nleft", Some("B"))];
     store
         .put_transcript(
             full,
@@ -214,14 +217,16 @@ fn a_folder_has_files_for_each_recording() {
     assert_eq!((read("b/x.wav.txt"), read("a/x.wav.txt")), (format!("{TEXT}\n"), "bare\n".to_owned()));
     assert_eq!(
         read("b/x.wav.srt"),
-        "1\n00:00:00,000 --> 00:00:01,250\nHe said -> <no>\n\n2\n01:01:01,007 --> 01:01:02,000\nthen\nleft\n\n"
+        "1\n00:00:00,000 --> 00:00:01,250\nHe said -> <no>\n\n2\n01:01:01,007 --> 01:01:02,000\nB: then left\n\n"
     );
-    assert!(read("b/x.wav.vtt").starts_with("WEBVTT\n\n00:00:00.000 --> 00:00:01.250\nHe said -> &lt;no>\n\n"));
+    assert!(read("b/x.wav.vtt").starts_with("WEBVTT\n\n00:00:00.000 --> 00:00:01.250\nHe said --&gt; &lt;no&gt;\n\n"));
     let json: Value = serde_json::from_str(&read("b/x.wav.json")).unwrap();
     assert_eq!(
         (&json["segments"][0]["end"], &json["mood"], &json["agent"]),
         (&json!(1.25), &json!("good"), &json!("Doe, J"))
     );
+    let [first, second] = [0, 1].map(|n| (json["segments"][n].get("speaker"), json["segments"][n].get("estimated")));
+    assert_eq!((first, second), ((None, Some(&json!(true))), (Some(&json!("B")), None)));
     out.write(&store).unwrap();
 }
 

@@ -56,3 +56,23 @@ async fn a_long_recording_in_pieces_has_the_words_and_times_of_the_whole() {
     assert_eq!(json["duration_s"].as_f64(), Some(whole.len() as f64 / f64::from(RATE)));
     assert_eq!(desk.paid().paid_again(), 0, "nothing was heard twice");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_spoke_is_told_where_the_model_tells_it() {
+    let desk = Desk::new().await;
+    let talk: Vec<i16> = (0..18).flat_map(|n| sound(n, RATE)).collect();
+    wav(&desk.path("talk.wav"), RATE, 1, &talk);
+    let more = ["--model", "gpt-4o-transcribe-diarize", "--srt", "--out", "texts"];
+    let ran = desk.run(&[&["transcribe", "talk.wav"], &more[..]].concat()).await;
+    assert_eq!(ran.code, 0, "more than 30 s, which the service cuts itself: {}", ran.said);
+    let read = |name: &str| fs::read_to_string(desk.path(&format!("texts/talk.wav.{name}"))).unwrap();
+    let json: Value = serde_json::from_str(&read("json")).unwrap();
+    let segments = json["segments"].as_array().unwrap();
+    assert!(json["duration_s"].as_f64().unwrap() > 30.0 && segments.len() > 2, "{json}");
+    for (n, segment) in segments.iter().enumerate() {
+        assert_eq!(segment["speaker"], if n % 2 == 0 { "A" } else { "B" }, "{segment}");
+        assert_eq!(segment.get("estimated"), None, "{segment}");
+    }
+    assert!(read("srt").contains("\nA: ") && read("srt").contains("\nB: "));
+    assert!(!read("txt").contains("A: "), "the text is what was said");
+}
