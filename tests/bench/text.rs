@@ -25,7 +25,7 @@ async fn once(http: &reqwest::Client, base: &str, number: usize) -> (Duration, D
     let body =
         json!({"model": "gpt-5.4-mini", "stream": true, "input": format!("Question {number}: how long does it take?")});
     let began = Instant::now();
-    let mut response = http.post(format!("{base}/responses")).json(&body).send().await.unwrap();
+    let mut response = http.post(format!("{base}/responses")).bearer_auth("sk-bench").json(&body).send().await.unwrap();
     assert_eq!(response.status(), 200);
     let mut first = None;
     let mut bytes = 0;
@@ -52,6 +52,8 @@ async fn main() {
     config.upstream.api_key = Some(Secret::new("sk-bench"));
     let relay = Server::start(config, None).await.unwrap();
     let through = format!("http://{}/v1", relay.addr());
+    // It speaks no TLS, and still wants to be told which cryptography it does not use.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let (mut direct, mut relayed) = (Vec::new(), Vec::new());
     for number in 0..WARM + requests {

@@ -104,12 +104,15 @@ pub(super) fn name(id: &str) -> String {
 /// A segment as the service writes one, and who spoke and whether its times are a guess, where that is so.
 fn shown(segment: &Segment) -> Value {
     let ms = |seconds: f64| (seconds * 1_000.0).round() / 1_000.0;
-    let mut shown = json!({"start": ms(segment.start_s), "end": ms(segment.end_s), "text": segment.text});
+    let mut shown = Map::new();
+    shown.insert("start".to_owned(), json!(ms(segment.start_s)));
+    shown.insert("end".to_owned(), json!(ms(segment.end_s)));
+    shown.insert("text".to_owned(), json!(segment.text));
     if let Some(speaker) = &segment.speaker {
-        shown["speaker"] = json!(speaker);
+        shown.insert("speaker".to_owned(), json!(speaker));
     }
     if segment.estimated {
-        shown["estimated"] = json!(true);
+        shown.insert("estimated".to_owned(), json!(true));
     }
-    shown
+    Value::Object(shown)
 }
