@@ -48,6 +48,8 @@ impl Cost {
 struct Rates {
     fresh: Option<u64>,
     cached: Option<u64>,
+    /// What is newly written into the cache.
+    written: Option<u64>,
     out: Option<u64>,
 }
 
@@ -55,6 +57,11 @@ impl Rates {
     /// A list without a price for cached tokens knows no discount.
     fn cached(self) -> Option<u64> {
         self.cached.or(self.fresh)
+    }
+
+    /// Nor one of its own for what is written into the cache.
+    fn written(self) -> Option<u64> {
+        self.written.or(self.fresh)
     }
 
     fn saved_by_cache(self) -> u64 {
@@ -146,6 +153,10 @@ impl Row {
             from_cache += cost_of(cached, rates.cached())?;
         }
         let [mut text, image, mut audio] = parts;
+        // Never more than there is of text that was not in the cache yet.
+        let [cached_text, ..] = cached;
+        let written = usage.cache_write_tokens.min(usage.input_text_tokens.saturating_sub(cached_text));
+        text = text - cost_of(written, self.text.fresh)? + cost_of(written, self.text.written())?;
         text += cost_of(usage.output_text_tokens, self.text.out)?;
         audio += cost_of(usage.output_audio_tokens, self.audio.out)?;
         // Tokens of which the kind is not said are of the dearest one.

@@ -146,10 +146,18 @@ pub struct Usage {
     pub cached_audio_tokens: u64,
     /// Of what was cached: images.
     pub cached_image_tokens: u64,
+    /// Of the input: text that the service newly wrote into its cache, which some models bill as a class of its own. Left out where it
+    /// is none, as it is in calls.
+    #[serde(skip_serializing_if = "is_none")]
+    pub cache_write_tokens: u64,
     /// Of the output: text.
     pub output_text_tokens: u64,
     /// Of the output: audio.
     pub output_audio_tokens: u64,
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What went wrong. `code` is stable, `message` is for people.

@@ -29,11 +29,13 @@ const BUSY: Duration = Duration::from_secs(1);
 /// How long somebody who reads waits for a relay that begins to write.
 const READ_BUSY: Duration = Duration::from_secs(5);
 /// What this version writes.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 /// Had no routes, no costs, and cached tokens of all kinds together.
 const FIRST_VERSION: i64 = 1;
 /// Did not say how soon a reply was heard, and what it had waited for.
 const SECOND_VERSION: i64 = 2;
+/// Did not say what was written into the service's cache.
+const THIRD_VERSION: i64 = 3;
 /// Tells a ledger from other SQLite files: `vrlg`.
 const APPLICATION: i64 = 0x7672_6C67;
 /// No count is larger, so that no sum is more than a number can hold.
@@ -68,34 +70,42 @@ const THIRD: &str = "
     ALTER TABLE usage ADD COLUMN waited_ms INTEGER;
     ALTER TABLE usage ADD COLUMN reason TEXT;
 ";
+/// What version 4 has more.
+const FOURTH: &str = "ALTER TABLE usage ADD COLUMN cache_write_tokens INTEGER NOT NULL DEFAULT 0;";
 /// Lets a file of version 1 be read as if it were of this one. It hides the table of the same name, and is never in the file.
 const FIRST_AS_THIS: &str = "
     CREATE TEMP VIEW usage AS SELECT *, '' AS route, 0 AS input_image_tokens, 0 AS cached_text_tokens,
         0 AS cached_audio_tokens, 0 AS cached_image_tokens, NULL AS cost, NULL AS cost_text, NULL AS cost_audio,
-        NULL AS cost_image, NULL AS cost_cached, NULL AS first_audio_ms, NULL AS waited_ms, NULL AS reason
+        NULL AS cost_image, NULL AS cost_cached, NULL AS first_audio_ms, NULL AS waited_ms, NULL AS reason,
+        0 AS cache_write_tokens
     FROM main.usage;
 ";
 /// The same for a file of version 2.
 const SECOND_AS_THIS: &str = "
-    CREATE TEMP VIEW usage AS SELECT *, NULL AS first_audio_ms, NULL AS waited_ms, NULL AS reason FROM main.usage;
+    CREATE TEMP VIEW usage AS SELECT *, NULL AS first_audio_ms, NULL AS waited_ms, NULL AS reason, 0 AS cache_write_tokens
+    FROM main.usage;
 ";
+/// The same for a file of version 3.
+const THIRD_AS_THIS: &str = "CREATE TEMP VIEW usage AS SELECT *, 0 AS cache_write_tokens FROM main.usage;";
 /// One row of each id; [`Entry::replaces`] says which.
 const PUT: &str = "
     INSERT INTO usage (
         kind, id, at, call, session, tenant, key, user, agent, model, door, status, total_tokens, input_tokens, output_tokens,
         input_text_tokens, input_audio_tokens, cached_tokens, output_text_tokens, output_audio_tokens, seconds, audio_ms,
         heard_ms, estimated, route, input_image_tokens, cached_text_tokens, cached_audio_tokens, cached_image_tokens, cost,
-        cost_text, cost_audio, cost_image, cost_cached, first_audio_ms, waited_ms, reason
+        cost_text, cost_audio, cost_image, cost_cached, first_audio_ms, waited_ms, reason,
+        cache_write_tokens
     ) VALUES (
         ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25,
-        ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37
+        ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37, ?38
     ) ON CONFLICT (kind, id) DO UPDATE SET
         at = ?3, call = ?4, session = ?5, tenant = ?6, key = ?7, user = ?8, agent = ?9, model = ?10, door = ?11, status = ?12,
         total_tokens = ?13, input_tokens = ?14, output_tokens = ?15, input_text_tokens = ?16, input_audio_tokens = ?17,
         cached_tokens = ?18, output_text_tokens = ?19, output_audio_tokens = ?20, seconds = ?21, audio_ms = ?22,
         heard_ms = ?23, estimated = ?24, route = ?25, input_image_tokens = ?26, cached_text_tokens = ?27,
         cached_audio_tokens = ?28, cached_image_tokens = ?29, cost = ?30, cost_text = ?31, cost_audio = ?32,
-        cost_image = ?33, cost_cached = ?34, first_audio_ms = ?35, waited_ms = ?36, reason = ?37
+        cost_image = ?33, cost_cached = ?34, first_audio_ms = ?35, waited_ms = ?36, reason = ?37,
+        cache_write_tokens = ?38
     WHERE ?24 = 0 OR usage.estimated = 1
 ";
 /// What a row has cost so far.
@@ -234,7 +244,8 @@ fn connect(file: &Path) -> rusqlite::Result<Result<Connection, LedgerError>> {
         change.pragma_update(None, "user_version", FIRST_VERSION)?;
     }
     if let Ok(found @ FIRST_VERSION..VERSION) = version(&change, file)? {
-        let mut lacks = [SECOND, THIRD].into_iter().skip(usize::try_from(found - FIRST_VERSION).unwrap_or_default());
+        let mut lacks =
+            [SECOND, THIRD, FOURTH].into_iter().skip(usize::try_from(found - FIRST_VERSION).unwrap_or_default());
         lacks.try_for_each(|more| change.execute_batch(more))?;
         change.pragma_update(None, "user_version", VERSION)?;
     }
@@ -258,6 +269,7 @@ pub(super) fn open_to_read(file: &Path) -> Result<Connection, LedgerError> {
         match version {
             Ok(FIRST_VERSION) => sql.execute_batch(FIRST_AS_THIS)?,
             Ok(SECOND_VERSION) => sql.execute_batch(SECOND_AS_THIS)?,
+            Ok(THIRD_VERSION) => sql.execute_batch(THIRD_AS_THIS)?,
             _ => {}
         }
         Ok(version.map(|_| sql))
@@ -327,6 +339,7 @@ fn put(sql: &mut Connection, rows: &Rows) -> rusqlite::Result<Vec<Change>> {
             first_audio_ms.map(number),
             waited_ms.map(number),
             reason,
+            number(usage.cache_write_tokens),
         ])?;
         if taken > 0 && !matches!(kind, Kind::Refusal | Kind::Call) {
             let pico = i128::from(now.unwrap_or_default()) - i128::from(before.flatten().unwrap_or_default());

@@ -33,7 +33,7 @@ pub struct Replied {
 
 const COLUMNS: &str = "at, call, tenant, user, agent, model, route, cost, first_audio_ms, total_tokens, input_tokens,
     output_tokens, input_text_tokens, input_audio_tokens, input_image_tokens, cached_tokens, cached_text_tokens,
-    cached_audio_tokens, cached_image_tokens, output_text_tokens, output_audio_tokens";
+    cached_audio_tokens, cached_image_tokens, cache_write_tokens, output_text_tokens, output_audio_tokens";
 
 impl Replied {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -49,6 +49,7 @@ impl Replied {
             cached_text_tokens: count("cached_text_tokens")?,
             cached_audio_tokens: count("cached_audio_tokens")?,
             cached_image_tokens: count("cached_image_tokens")?,
+            cache_write_tokens: count("cache_write_tokens")?,
             output_text_tokens: count("output_text_tokens")?,
             output_audio_tokens: count("output_audio_tokens")?,
         };

@@ -451,7 +451,7 @@ async fn a_file_of_the_first_version_is_read_as_it_is_and_grows_when_a_relay_ope
     // A relay of the first version has it open meanwhile.
     let elder = Connection::open(&file).unwrap();
     let ledger = Ledger::open(&file, GRACE).unwrap();
-    assert_eq!(version_of(&file), 3);
+    assert_eq!(version_of(&file), 4);
     first_version_writes(&elder, "old, too");
     let cost = Cost { text: Usd::from_pico(7), cached: Usd::from_pico(3), ..Cost::default() };
     ledger.book(Entry { cost: Some(cost), ..reply("new", 1, false) });
@@ -460,11 +460,17 @@ async fn a_file_of_the_first_version_is_read_as_it_is_and_grows_when_a_relay_ope
     let found = sums.iter().map(|sum| (sum.names[0].as_str(), sum.replies, sum.unpriced, sum.cost_usd.pico()));
     assert_eq!(found.collect::<Vec<_>>(), [("", 2, 2, 0), ("default/gpt-realtime-2.1", 1, 0, 10)]);
     drop(Ledger::open(&file, GRACE).unwrap());
-    assert_eq!(version_of(&file), 3, "once is enough");
+    assert_eq!(version_of(&file), 4, "once is enough");
 }
 
 #[tokio::test]
-async fn a_file_of_the_second_version_gets_its_columns_and_keeps_its_costs() {
+async fn a_file_of_a_later_version_gets_its_columns_and_keeps_its_costs() {
+    gets(2, &["first_audio_ms", "waited_ms", "reason", "cache_write_tokens"]).await;
+    gets(3, &["cache_write_tokens"]).await;
+}
+
+/// A file of this version, which had all but these.
+async fn gets(version: i64, columns: &[&str]) {
     let (_dir, file) = folder();
     let cost = Cost { text: Usd::from_pico(7), ..Cost::default() };
     let ledger = Ledger::open(&file, GRACE).unwrap();
@@ -473,21 +479,27 @@ async fn a_file_of_the_second_version_gets_its_columns_and_keeps_its_costs() {
     drop(ledger);
     let elder = Connection::open(&file).unwrap();
     elder.busy_timeout(PATIENCE).unwrap();
-    for column in ["first_audio_ms", "waited_ms", "reason"] {
+    for column in columns {
         elder.execute_batch(&format!("ALTER TABLE usage DROP COLUMN {column}")).unwrap();
     }
-    elder.pragma_update(None, "user_version", 2).unwrap();
+    elder.pragma_update(None, "user_version", version).unwrap();
     let costs = || report(&file, &ALL).unwrap().total.map(|total| (total.replies, total.cost_usd.pico()));
-    assert_eq!((costs(), version_of(&file)), (Some((1, 7)), 2), "whoever reads changes nothing");
+    assert_eq!((costs(), version_of(&file)), (Some((1, 7)), version), "whoever reads changes nothing");
     let ledger = Ledger::open(&file, GRACE).unwrap();
     ledger.book(Entry { first_audio_ms: Some(640), ..reply("new", 1, false) });
     ledger.book(Entry { first_audio_ms: Some(0), ..reply("at once", 1, false) });
+    let written = Usage { cache_write_tokens: 5, ..reply("", 1, false).usage };
+    ledger.book(Entry { usage: written, ..reply("a", 1, false) });
     assert_eq!(ledger.flush(PATIENCE).await, 0);
     let sql = Connection::open(&file).unwrap();
     let mut ask = sql.prepare("SELECT first_audio_ms FROM usage ORDER BY id DESC").unwrap();
     let found = ask.query_map([], |row| row.get::<_, Option<i64>>(0)).unwrap().collect::<Result<Vec<_>, _>>();
-    assert_eq!(found.unwrap(), [None, Some(640), Some(0)]);
-    assert_eq!((costs(), version_of(&file)), (Some((3, 7)), 3));
+    assert_eq!(found.unwrap(), [None, Some(640), Some(0), None]);
+    assert_eq!((costs(), version_of(&file)), (Some((4, 7)), 4));
+    let mut read = Vec::new();
+    replay::replies(&file, (None, None), |reply| read.push(reply.usage.cache_write_tokens)).unwrap();
+    read.sort_unstable();
+    assert_eq!(read, [0, 0, 0, 5]);
 }
 
 #[tokio::test]

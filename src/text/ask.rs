@@ -72,6 +72,13 @@ pub struct Asked {
     pub content: Content,
 }
 
+impl Asked {
+    /// Whether the service keeps the answer, so that another one can go on from it.
+    pub fn is_kept(&self) -> bool {
+        matches!(&self.content, Content::Json(object) if object.get("store") != Some(&Value::Bool(false)))
+    }
+}
+
 /// What the rules for tiers look at.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Traits {

@@ -112,15 +112,18 @@ impl Expert {
             return Err("`question` is empty".to_owned());
         }
         let (agent, instructions) = (&self.asker.agent, &self.config.instructions);
+        let most = self.texts.config.output_tokens;
         let body = json!({
             "model": TextTier::Expert.name(),
             "stream": true,
             // Nobody goes on from it.
             "store": false,
+            // What was taken from the budget for it is then all that it can cost.
+            "max_output_tokens": most,
             "instructions": format!("The voice agent `{agent}` is on a call and asks you something. {instructions}"),
             "input": [{"role": "user", "content": question.written(&job.dialogue)}],
         });
-        ask::response(body.to_string().as_bytes(), self.texts.config.output_tokens).map_err(|wrong| wrong.message)
+        ask::response(body.to_string().as_bytes(), most).map_err(|wrong| wrong.message)
     }
 
     /// Reads the answer as long as there is time.

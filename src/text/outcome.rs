@@ -59,6 +59,8 @@ struct Details {
     #[serde(deserialize_with = "null_too")]
     cached_tokens: u64,
     #[serde(deserialize_with = "null_too")]
+    cache_write_tokens: u64,
+    #[serde(deserialize_with = "null_too")]
     audio_tokens: u64,
 }
 
@@ -93,6 +95,7 @@ impl Counted {
         let details = self.input_tokens_details.as_ref();
         let audio = details.map_or(0, |details| details.audio_tokens).min(self.input_tokens);
         let cached = details.map_or(0, |details| details.cached_tokens).min(self.input_tokens);
+        let written = details.map_or(0, |details| details.cache_write_tokens).min(self.input_tokens - cached);
         let usage = Usage {
             total_tokens: self.total_tokens.max(self.input_tokens.saturating_add(self.output_tokens)),
             input_tokens: self.input_tokens,
@@ -101,6 +104,7 @@ impl Counted {
             input_audio_tokens: audio,
             cached_tokens: cached,
             cached_text_tokens: if audio == 0 { cached } else { 0 },
+            cache_write_tokens: written,
             output_text_tokens: self.output_tokens,
             ..Usage::default()
         };
@@ -189,11 +193,12 @@ mod tests {
 
     #[test]
     fn bodies_are_read() {
-        let body = br#"{"id":"resp_1","status":"incomplete","usage":{"input_tokens":10,"input_tokens_details":{"cached_tokens":4},"output_tokens":5,"total_tokens":15}}"#;
+        let body = br#"{"id":"resp_1","status":"incomplete","usage":{"input_tokens":10,"input_tokens_details":{"cached_tokens":4,"cache_write_tokens":5},"output_tokens":5,"total_tokens":15}}"#;
         let outcome = Outcome::read(Kind::Response, body).unwrap();
         let usage = outcome.usage.unwrap();
         assert_eq!((outcome.id.as_str(), outcome.status.as_str()), ("resp_1", "incomplete"));
         assert_eq!((usage.input_text_tokens, usage.cached_text_tokens, usage.output_text_tokens), (10, 4, 5));
+        assert_eq!(usage.cache_write_tokens, 5);
         assert_eq!(Outcome::read(Kind::Response, b"<html>"), None);
         for (body, seconds, audio) in [
             (&br#"{"text":"a","usage":{"type":"duration","seconds":3}}"#[..], Some(3.0), None),

@@ -42,6 +42,8 @@ use crate::{
 
 /// What an answer of unknown length is taken to have written, bytes of its stream for a token: an event has much around a word.
 const STREAMED: u64 = 150;
+/// What a model writes in a second at least, tokens, seen or not: one that reasons shows little of it until the end. A rule of thumb.
+const A_SECOND: u64 = 50;
 
 /// Everything that requests for text stand on; one of a process.
 #[derive(Debug)]
@@ -302,7 +304,7 @@ impl Run {
     /// It is over; what it has cost, if that is known.
     pub fn over(mut self, outcome: Outcome) -> Option<Usd> {
         self.named(&outcome.id);
-        if self.order.asked.kind == Kind::Response && !outcome.id.is_empty() {
+        if self.order.asked.is_kept() && !outcome.id.is_empty() {
             let tokens = outcome.usage.map_or(0, |usage| usage.total_tokens);
             let (tenant, route) = (self.order.who.tenant_id().to_owned(), self.on.route.clone());
             self.texts.owned.put(&outcome.id, Response { tenant, route, tokens });
@@ -362,7 +364,8 @@ impl Run {
 
     /// What an answer that was never counted has used, as far as it came.
     fn guess(&self, status: &str) -> (Usage, Option<f64>) {
-        let written = if status == "completed" { self.passed / 4 } else { self.passed / STREAMED };
+        let seen = if status == "completed" { self.passed / 4 } else { self.passed / STREAMED };
+        let written = seen.max(self.began.elapsed().as_secs().saturating_mul(A_SECOND));
         guess(&self.order.asked, written, &self.texts.prices.load(), &self.on.route.model)
     }
 }

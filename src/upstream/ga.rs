@@ -575,6 +575,7 @@ impl From<UsageBody> for Usage {
             cached_text_tokens: cached.text_tokens,
             cached_audio_tokens: cached.audio_tokens,
             cached_image_tokens: cached.image_tokens,
+            cache_write_tokens: 0,
             output_text_tokens: body.output_token_details.text_tokens,
             output_audio_tokens: body.output_token_details.audio_tokens,
         }
@@ -1016,6 +1017,7 @@ mod tests {
             cached_text_tokens: 64,
             cached_audio_tokens: 0,
             cached_image_tokens: 0,
+            cache_write_tokens: 0,
             output_text_tokens: 30,
             output_audio_tokens: 91,
         };

@@ -25,8 +25,7 @@ const MILLION: i128 = 1_000_000;
 /// What a batch costs where a row does not say: half (OpenAI's Batch guide, read 2026-11-28).
 const USUAL_BATCH_PERCENT: u32 = 50;
 /// Prices a row may have, for a million tokens.
-const PRICES: &str =
-    "text_in, text_cached, text_out, audio_in, audio_cached, audio_out, image_in, image_cached, or minute";
+const PRICES: &str = "text_in, text_cached, text_cache_write, text_out, audio_in, audio_cached, audio_out, image_in, image_cached, or minute";
 
 /// Why a price list cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +141,7 @@ fn row_of(fields: &Table) -> Result<Row, Wrong> {
             }
             "text_in" => &mut row.text.fresh,
             "text_cached" => &mut row.text.cached,
+            "text_cache_write" => &mut row.text.written,
             "text_out" => &mut row.text.out,
             "audio_in" => &mut row.audio.fresh,
             "audio_cached" => &mut row.audio.cached,

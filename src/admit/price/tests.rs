@@ -175,6 +175,7 @@ proptest! {
                 cached_text_tokens: a,
                 cached_audio_tokens: b,
                 cached_image_tokens: c,
+                cache_write_tokens: (text - a) / 3,
                 output_text_tokens: written,
                 output_audio_tokens: spoken,
             }
@@ -190,12 +191,12 @@ proptest! {
     }
 
     #[test]
-    fn no_count_whatsoever_panics(counts in prop::array::uniform12(any::<u64>()), seconds in prop::option::of(any::<f64>())) {
-        let [total, input, output, it, ia, ii, c, ct, ca, ci, ot, oa] = counts;
+    fn no_count_whatsoever_panics(counts in prop::array::uniform13(any::<u64>()), seconds in prop::option::of(any::<f64>())) {
+        let [total, input, output, it, ia, ii, c, ct, ca, ci, cw, ot, oa] = counts;
         let usage = Usage {
             total_tokens: total, input_tokens: input, output_tokens: output, input_text_tokens: it, input_audio_tokens: ia,
             input_image_tokens: ii, cached_tokens: c, cached_text_tokens: ct, cached_audio_tokens: ca,
-            cached_image_tokens: ci, output_text_tokens: ot, output_audio_tokens: oa,
+            cached_image_tokens: ci, cache_write_tokens: cw, output_text_tokens: ot, output_audio_tokens: oa,
         };
         for model in ["gpt-realtime-2.1", "gpt-transcribe", "gpt-4o-transcribe"] {
             let _ = ours().cost(model, &usage, seconds);
@@ -215,6 +216,7 @@ fn plus(one: Usage, other: Usage) -> Usage {
         cached_text_tokens: one.cached_text_tokens + other.cached_text_tokens,
         cached_audio_tokens: one.cached_audio_tokens + other.cached_audio_tokens,
         cached_image_tokens: one.cached_image_tokens + other.cached_image_tokens,
+        cache_write_tokens: one.cache_write_tokens + other.cache_write_tokens,
         output_text_tokens: one.output_text_tokens + other.output_text_tokens,
         output_audio_tokens: one.output_audio_tokens + other.output_audio_tokens,
     }
@@ -229,6 +231,31 @@ fn own(text: &str) -> Result<PriceList, String> {
 }
 
 const DAY: &str = "as_of = \"2026-11-01\"\nsource = \"our contract\"\n";
+
+#[test]
+fn what_is_written_into_the_cache_has_its_own_price_where_the_list_has_one() {
+    let list = |more: &str| {
+        own(&format!("[models.m]\n{DAY}text_in = \"2\"\ntext_cached = \"0.20\"\ntext_out = \"8\"\n{more}")).unwrap()
+    };
+    let (plain, dear) = (list(""), list("text_cache_write = \"2.50\"\n"));
+    let read = |cached, written| Usage {
+        total_tokens: 1_000,
+        input_tokens: 1_000,
+        input_text_tokens: 1_000,
+        cached_tokens: cached,
+        cached_text_tokens: cached,
+        cache_write_tokens: written,
+        ..Usage::default()
+    };
+    for (name, list, usage, want) in [
+        ("none", &dear, read(400, 0), "0.00128"),
+        ("without a price of its own", &plain, read(400, 500), "0.00128"),
+        ("500 at 2.50, 100 at 2, 400 at 0.20", &dear, read(400, 500), "0.00153"),
+        ("more than there is", &dear, read(400, 9_999), "0.00158"),
+    ] {
+        assert_eq!(list.cost("m", &usage, None).unwrap().total().to_string(), want, "{name}");
+    }
+}
 
 #[test]
 fn an_own_row_takes_the_place_of_ours_and_others_stay() {

@@ -71,7 +71,7 @@ impl Used {
     }
 }
 
-fn fields(usage: &mut Usage) -> [&mut u64; 12] {
+fn fields(usage: &mut Usage) -> [&mut u64; 13] {
     [
         &mut usage.total_tokens,
         &mut usage.input_tokens,
@@ -83,6 +83,7 @@ fn fields(usage: &mut Usage) -> [&mut u64; 12] {
         &mut usage.cached_text_tokens,
         &mut usage.cached_audio_tokens,
         &mut usage.cached_image_tokens,
+        &mut usage.cache_write_tokens,
         &mut usage.output_text_tokens,
         &mut usage.output_audio_tokens,
     ]
