@@ -214,17 +214,21 @@ impl Accounts {
         let goes = by_tenant.into_iter().filter_map(|(tenant, mut touched)| {
             touched.sort_unstable();
             let count = touched.len().saturating_sub(each);
-            let last = touched.get(count.checked_sub(1)?)?;
-            Some((tenant, (*last, count)))
+            let last = *touched.get(count.checked_sub(1)?)?;
+            // All that are older, and so many of those that are as old.
+            let older = touched.partition_point(|touched| *touched < last);
+            Some((tenant, (last, count - older)))
         });
         let mut goes: HashMap<String, (Duration, usize)> = goes.collect();
         self.all.retain(|subject, account| {
             let of = goes.get_mut(&subject.tenant).filter(|_| subject.whose == Whose::User && account.holds == 0);
-            let Some((_, count)) = of.filter(|(last, count)| account.touched <= *last && *count > 0) else {
-                return true;
-            };
-            *count -= 1;
-            false
+            let Some((last, as_old)) = of.filter(|(last, _)| account.touched <= *last) else { return true };
+            if account.touched < *last {
+                return false;
+            }
+            let stays = *as_old == 0;
+            *as_old = as_old.saturating_sub(1);
+            stays
         });
         self.users = self.all.keys().filter(|subject| subject.whose == Whose::User).count();
     }
