@@ -71,7 +71,8 @@ async fn limited(requests: u64, at_once: u64) -> Desk {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_at_once_wait_for_the_accounts_limits_and_the_service_refuses_nobody() {
-    let desk = limited(1_200, 10).await;
+    // So slow that a busy machine which takes seconds to ask still asks them at once.
+    let desk = limited(300, 10).await;
     let mut all = JoinSet::new();
     for n in 0..30 {
         let request = desk.request(&json!({"model": LUNA, "input": "hello", "stream": n % 2 == 0}));
