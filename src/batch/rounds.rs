@@ -7,6 +7,10 @@
 //!
 //! What is sent directly: what follows from answers, where it is all there is and less than [`Rounds::few`]; what fits into no file; what
 //! a batch was not able to answer, or has expired twice. Told to stop, it leaves: batches go on at the service.
+//!
+//! Files hold what people said, and are deleted at the service when their batch is over and merged; those that could not be are when
+//! the run ends, or another one does ([`sweep`]). One stays: a file whose upload nobody has heard the end of. The service forgets it after
+//! 30 days, and it has the batch's name.
 use std::{
     collections::BTreeMap,
     path::PathBuf,
@@ -19,7 +23,11 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use serde::Deserialize;
 use tempfile::{NamedTempFile, TempPath};
-use tokio::{fs::File, io::AsyncWriteExt as _, time};
+use tokio::{
+    fs::File,
+    io::AsyncWriteExt as _,
+    time::{self, Instant},
+};
 
 use super::{
     extract::batchapi::{
@@ -29,7 +37,7 @@ use super::{
         results::Answer,
     },
     relay::NoBatch,
-    store::{Came, StoreError},
+    store::{Came, Store, StoreError},
     work::{Run, Stopped, usage_of},
 };
 use crate::{
@@ -42,6 +50,13 @@ use crate::{
 const AT_ONCE: usize = 500;
 /// Longest line of an answer, bytes.
 const LONGEST_LINE: usize = 64 << 20;
+/// What is not begun within this, seconds, will not be soon; and when it may be.
+const SILENT: u64 = 300;
+const LATER_MS: u64 = 600_000;
+/// Files are not deleted for longer than this.
+const SWEEP: Duration = Duration::from_secs(30);
+/// Longest list of them that is shown, characters.
+const SHOWN: usize = 300;
 
 /// How batches are made.
 #[derive(Debug)]
@@ -172,20 +187,15 @@ impl Way<'_> {
         loop {
             let step = self.batch.next(unix_now());
             self.keep().await?;
-            let done = match step {
-                Do::Over(ended) => {
-                    let (n, over) = (self.n, ended.clone());
-                    self.run.on_disk(move |store| store.batch_over(n, &over)).await?;
-                    self.rounds.all().remove(&self.n);
-                    return Ok(ended);
-                }
+            let done = match &step {
+                Do::Over(ended) => return self.over(ended.clone()).await,
                 Do::Wait(until) => {
                     time::sleep(Duration::from_secs(until.saturating_sub(unix_now()))).await;
                     continue;
                 }
                 Do::Upload => self.upload().await?,
                 Do::Create(body) => {
-                    let created = self.run.relay().create_batch(&body).await;
+                    let created = self.run.relay().create_batch(body).await;
                     created.map(|batch| {
                         if self.batch.created(&batch, unix_now()).is_err() {
                             self.batch.lost(unix_now());
@@ -201,19 +211,37 @@ impl Way<'_> {
                     })
                 }
                 Do::Look(id) => {
-                    let seen = self.run.relay().look_at_batch(&id).await;
+                    let seen = self.run.relay().look_at_batch(id).await;
                     seen.map(|batch| drop(self.batch.seen(&batch, unix_now())))
                 }
                 Do::Cancel(id) => {
-                    let seen = self.run.relay().cancel_batch(&id).await;
+                    let seen = self.run.relay().cancel_batch(id).await;
                     seen.map(|batch| drop(self.batch.seen(&batch, unix_now())))
                 }
-                Do::Download(files) => self.download(&files).await?,
+                Do::Download(file) => self.download(file).await?,
             };
             if let Err(no) = done {
-                self.failed(no).await;
+                self.failed(&step, no).await;
             }
         }
+    }
+
+    /// It has ended, and what came of it is in the job.
+    async fn over(self, ended: Ended) -> Result<Ended, StoreError> {
+        let (n, over) = (self.n, ended.clone());
+        let rest = self.run.on_disk(move |store| store.batch_over(n, &over)).await?;
+        if ended == Ended::Completed && rest > 0 {
+            let all = self.batch.counts().total;
+            self.run.note(format!(
+                "{rest} of {all} requests of a batch have no answer, and are asked directly, at the usual price"
+            ));
+        }
+        self.rounds.all().remove(&n);
+        // Whoever comes too late here is met by the sweep.
+        if let Ok(tidied) = time::timeout(SWEEP, tidy(self.run, n, self.batch)).await {
+            tidied?;
+        }
+        Ok(ended)
     }
 
     /// How far it is, on the disk and on the screen.
@@ -224,37 +252,47 @@ impl Way<'_> {
     }
 
     /// A step was not done.
-    async fn failed(&mut self, no: NoBatch) {
+    async fn failed(&mut self, step: &Do, no: NoBatch) {
         let now = unix_now();
         match no {
             NoBatch::Stop { code, message, wait } => {
                 let again_at = wait.map(|wait| unix_now_ms() + u64::try_from(wait.as_millis()).unwrap_or(0));
-                self.run.stop(Stopped::Refused { code, message, again_at });
-                // Whoever waits for it leaves now.
-                std::future::pending().await
+                self.stop(code, message, again_at).await
+            }
+            // It may run, so that it is not made once more; the job keeps that it is to be looked for.
+            NoBatch::Never { code, message } if matches!(step, Do::Find { .. }) => {
+                let message = format!("whether a batch that was asked for is there cannot be found out: {message}");
+                self.stop(code, message, None).await
+            }
+            NoBatch::Gone if matches!(step, Do::Upload | Do::Find { .. }) => {
+                let message = "there is nobody here who takes batches".to_owned();
+                self.stop("not_found".to_owned(), message, None).await
             }
             NoBatch::Later { code, message } => {
-                self.batch.refused(&code, &message, true, now);
-                self.pause().await;
+                self.batch.refused(step, &code, &message, true, now);
+                self.give_up_if_stuck(&code, &message, now).await;
             }
-            NoBatch::Never { code, message } => self.batch.refused(&code, &message, false, now),
-            NoBatch::Gone if self.batch.is_at_the_service() => self.batch.gone(),
-            NoBatch::Gone => {
-                let message = "there is nobody here who takes batches".to_owned();
-                let code = "not_found".to_owned();
-                self.run.stop(Stopped::Refused { code, message, again_at: None });
-                std::future::pending().await
-            }
+            NoBatch::Never { code, message } => self.batch.refused(step, &code, &message, false, now),
+            NoBatch::Gone => self.batch.gone(step, now),
             NoBatch::Lost(why) => {
                 tracing::info!(%why, "a step of a batch is done once more");
                 self.batch.lost(now);
-                self.pause().await;
+                self.give_up_if_stuck("service_unavailable", &why, now).await;
             }
         }
     }
 
-    async fn pause(&self) {
-        time::sleep(Duration::from_secs(self.rounds.look_every.min(5))).await;
+    /// What has not begun does not get on by itself, as a batch does that is looked at in vain: another run may go on with it.
+    async fn give_up_if_stuck(&self, code: &str, why: &str, now: u64) {
+        if self.batch.stuck_since().is_some_and(|since| now.saturating_sub(since) > SILENT) {
+            self.stop(code.to_owned(), why.to_owned(), Some(unix_now_ms() + LATER_MS)).await
+        }
+    }
+
+    /// The run ends, and whoever waits for it leaves now.
+    async fn stop(&self, code: String, message: String, again_at: Option<u64>) {
+        self.run.stop(Stopped::Refused { code, message, again_at });
+        std::future::pending().await
     }
 
     async fn upload(&mut self) -> Result<Result<(), NoBatch>, StoreError> {
@@ -265,7 +303,8 @@ impl Way<'_> {
                 return Ok(Err(NoBatch::Stop { code, message, wait: None }));
             }
         };
-        let uploaded = self.run.relay().upload_batch(&file).await;
+        let name = format!("{}.jsonl", self.batch.key());
+        let uploaded = self.run.relay().upload_batch(&file, name).await;
         Ok(uploaded.and_then(|object| self.batch.uploaded(&object).map_err(|odd| NoBatch::Lost(odd.to_string()))))
     }
 
@@ -290,24 +329,63 @@ impl Way<'_> {
         }
     }
 
-    /// Merges what is in its files.
-    async fn download(&mut self, files: &[String]) -> Result<Result<(), NoBatch>, StoreError> {
+    /// Merges what is in one of its files.
+    async fn download(&mut self, file: &str) -> Result<Result<(), NoBatch>, StoreError> {
         let n = self.n;
         let keys = self.run.on_disk(move |store| store.batch_keys(n)).await?;
         let mut merger = Merger { way: self, results: Results::new(keys), came: Vec::new() };
-        for file in files {
-            if let Err(no) = merger.file(file).await? {
-                return Ok(Err(no));
-            }
-        }
+        let read = merger.file(file).await?;
+        // However it ended, what came is paid.
         merger.put().await?;
         let odd = merger.results.odd();
         if odd.broken + odd.unknown > 0 {
             tracing::info!(odd.broken, odd.unknown, odd.doubled, "lines of a batch that gave nothing");
         }
-        self.batch.downloaded();
-        Ok(Ok(()))
+        if read.is_ok() {
+            self.batch.downloaded();
+        }
+        Ok(read)
     }
+}
+
+/// Deletes what batches that are over have left at the service, of this run or earlier ones.
+pub(super) async fn sweep(run: &Run) {
+    if matches!(run.stopped(), Some(Stopped::Asked | Stopped::Job(_))) {
+        return;
+    }
+    let swept = async {
+        let end = Instant::now() + SWEEP;
+        for (n, batch) in run.on_disk(Store::littering).await? {
+            match time::timeout_at(end, tidy(run, n, batch)).await {
+                Ok(tidied) => tidied?,
+                Err(_) => break,
+            }
+        }
+        run.on_disk(Store::littering).await
+    };
+    match swept.await {
+        Err(error) => run.stop(Stopped::Job(error.to_string())),
+        Ok(left) if left.is_empty() => {}
+        Ok(left) => {
+            let files: Vec<&str> = left.iter().flat_map(|(_, batch)| batch.files()).map(String::as_str).collect();
+            let names = files.join(", ").chars().take(SHOWN).collect::<String>();
+            run.note(format!(
+                "{} files of batches are still at the service, until --resume deletes them: {names}",
+                files.len()
+            ));
+        }
+    }
+}
+
+/// Deletes the files of a batch that is over. What is not deleted stays noted: whoever is killed here tries once more.
+async fn tidy(run: &Run, n: i64, mut batch: Batch) -> Result<(), StoreError> {
+    for file in batch.files().to_vec() {
+        match run.relay().delete_file(&file).await {
+            Ok(_) | Err(NoBatch::Gone) => batch.deleted(&file),
+            Err(no) => tracing::info!(?no, file, "a file of a batch is not deleted"),
+        }
+    }
+    run.on_disk(move |store| store.put_batch(n, &batch)).await
 }
 
 /// Answers on their way into the job.
@@ -328,11 +406,8 @@ impl Merger<'_, '_> {
             let piece = match response.chunk().await {
                 Ok(Some(piece)) => piece,
                 Ok(None) => break,
-                Err(_) => {
-                    // What came is kept; the rest comes with the next try.
-                    self.put().await?;
-                    return Ok(Err(NoBatch::Lost("the file broke off".to_owned())));
-                }
+                // What came is kept; the rest comes with the next try.
+                Err(_) => return Ok(Err(NoBatch::Lost("the file broke off".to_owned()))),
             };
             rest.extend_from_slice(&piece);
             let Some(end) = rest.iter().rposition(|b| *b == b'\n').map(|end| end + 1) else {

@@ -271,6 +271,7 @@ impl Run {
                 }
             }
         }
+        rounds::sweep(self).await;
     }
 
     /// Does all that waits, or only what has come from batches. What runs when it is stopped is waited for, but not for long.

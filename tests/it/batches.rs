@@ -14,6 +14,9 @@ use voxrelay::{
 use crate::support::{Answer, PATIENCE, Rig, answer, config, tenant, tenant_with};
 
 mod command;
+mod desk;
+mod service;
+mod steps;
 
 const MODEL: &str = "gpt-5.6-luna";
 /// A dollar for a million tokens that are read, ten for those that are written.

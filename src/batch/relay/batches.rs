@@ -6,7 +6,12 @@ use reqwest::{RequestBuilder, Response, multipart};
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
 
-use super::{Failure, Relay, broke, read, told};
+use super::{Failure, Relay, broke, is_money, read, told};
+
+/// A file goes or comes within this.
+const LONGEST_FILE: Duration = Duration::from_secs(3_600);
+/// A file is forgotten within this.
+const LONGEST_DELETE: Duration = Duration::from_secs(10);
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,16 +54,16 @@ impl Relay {
         }
     }
 
-    /// Uploads a file of requests; its object.
+    /// Uploads a file of requests under this name; its object.
     ///
     /// # Errors
     /// Why it was not taken.
-    pub async fn upload_batch(&self, file: &Path) -> Result<Value, NoBatch> {
+    pub async fn upload_batch(&self, file: &Path, name: String) -> Result<Value, NoBatch> {
         let gone = |error: std::io::Error| NoBatch::Lost(format!("{}: cannot be read: {error}", file.display()));
-        let part = multipart::Part::file(file).await.map_err(gone)?.file_name("requests.jsonl");
+        let part = multipart::Part::file(file).await.map_err(gone)?.file_name(name);
         let part = part.mime_str("application/jsonl").map_err(|error| NoBatch::Lost(error.to_string()))?;
         let form = multipart::Form::new().text("purpose", "batch").part("file", part);
-        object(self.batches(Method::POST, "/files").multipart(form)).await
+        object(self.batches(Method::POST, "/files").multipart(form).timeout(LONGEST_FILE)).await
     }
 
     /// Makes a batch; it.
@@ -101,7 +106,15 @@ impl Relay {
     /// Why it cannot be had.
     pub async fn batch_file(&self, id: &str) -> Result<Response, NoBatch> {
         let request = self.batches(Method::GET, &format!("/files/{id}/content")).header("x-voxrelay-costs", "lines");
-        sent(request).await
+        sent(request.timeout(LONGEST_FILE)).await
+    }
+
+    /// Has a file forgotten.
+    ///
+    /// # Errors
+    /// Why it was not.
+    pub async fn delete_file(&self, id: &str) -> Result<Value, NoBatch> {
+        object(self.batches(Method::DELETE, &format!("/files/{id}")).timeout(LONGEST_DELETE)).await
     }
 }
 
@@ -132,7 +145,10 @@ fn lost(failure: Failure) -> NoBatch {
 
 fn meaning(status: StatusCode, code: String, message: String, wait: Option<Duration>) -> NoBatch {
     match (status.as_u16(), code.as_str()) {
-        (401..=403, _) | (429, "insufficient_quota" | "budget_exhausted") => NoBatch::Stop { code, message, wait },
+        (401..=403, _) => NoBatch::Stop { code, message, wait },
+        (429, money) if is_money(money) => NoBatch::Stop { code, message, wait },
+        // The relay's own account: no batch will fare better.
+        (502, "upstream_auth" | "upstream_refused") => NoBatch::Stop { code, message, wait: None },
         (429, _) => NoBatch::Later { code, message },
         (404, _) => NoBatch::Gone,
         (408 | 409 | 425 | 500..=599, _) => NoBatch::Lost(format!("HTTP {status}: {message}")),
@@ -152,6 +168,8 @@ mod tests {
             (401, "invalid_api_key", "stop"),
             (403, "forbidden", "stop"),
             (429, "budget_exhausted", "stop"),
+            (429, "insufficient_quota", "stop"),
+            (502, "upstream_auth", "stop"),
             (429, "rate_limit_exceeded", "later"),
             (404, "not_found", "gone"),
             (409, "", "lost"),

@@ -227,8 +227,20 @@ impl Store {
     /// # Errors
     /// When the file cannot be read.
     pub fn live_batches(&self) -> Result<Vec<(i64, Batch)>, StoreError> {
+        self.batches("live")
+    }
+
+    /// Batches that are over, and have files at the service.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn littering(&self) -> Result<Vec<(i64, Batch)>, StoreError> {
+        self.batches("NOT live AND json_array_length(state, '$.files') > 0")
+    }
+
+    fn batches(&self, which: &str) -> Result<Vec<(i64, Batch)>, StoreError> {
         self.read(|sql| {
-            let mut ask = sql.prepare("SELECT n, state FROM batches WHERE live ORDER BY n")?;
+            let mut ask = sql.prepare(&format!("SELECT n, state FROM batches WHERE {which} ORDER BY n"))?;
             let rows = ask.query_map([], |row| {
                 let (n, state) = (row.get::<_, i64>(0)?, row.get::<_, String>(1)?);
                 let broken = |e| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(e));
@@ -292,11 +304,11 @@ impl Store {
         })
     }
 
-    /// A batch is over; what becomes of requests without an answer, [`Ended::rest`] says.
+    /// A batch is over; what becomes of requests without an answer, [`Ended::rest`] says. How many they are.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn batch_over(&self, n: i64, ended: &Ended) -> Result<(), StoreError> {
+    pub fn batch_over(&self, n: i64, ended: &Ended) -> Result<usize, StoreError> {
         self.change(Sure::Synced, |change, _| {
             let stands = |rest| match rest {
                 Rest::Batch => Stands::Pending as u8,
@@ -306,9 +318,11 @@ impl Store {
             let put = "UPDATE requests SET state = CASE WHEN expired = 0 THEN ?3 ELSE ?4 END, expired = expired + ?5, batch = NULL \
                        WHERE batch = ?1 AND state = ?2";
             let expired = *ended == Ended::Expired;
-            change.execute(put, params![n, Stands::Sent as u8, stands(ended.rest(0)), stands(ended.rest(1)), expired])?;
+            let row = params![n, Stands::Sent as u8, stands(ended.rest(0)), stands(ended.rest(1)), expired];
+            let rest = change.execute(put, row)?;
             change.execute("UPDATE batches SET live = 0 WHERE n = ?", [n])?;
-            free(change).map(drop)
+            free(change)?;
+            Ok(rest)
         })
     }
 

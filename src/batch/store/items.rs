@@ -248,7 +248,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let ask = format!(
-            "UPDATE items SET state = ?1, started_ms = ?2 WHERE n IN (SELECT n FROM items WHERE state = ?3 ORDER BY n LIMIT ?4) \
+            "UPDATE items SET state = ?1, started_ms = coalesce(started_ms, ?2) WHERE n IN (SELECT n FROM items WHERE state = ?3 ORDER BY n LIMIT ?4) \
              RETURNING {ITEM}, bytes, duration_ms"
         );
         self.change(Sure::Committed, |change, sums| {
@@ -297,7 +297,9 @@ impl Store {
                 change.query_row(twin, busy, |row| row.get(0)).optional()?
             };
             if let Some(twin) = twin {
-                change.execute("UPDATE items SET state = ?2, twin = ?3 WHERE n = ?1", params![n, State::Held, twin])?;
+                // Its own work has not begun.
+                let put = "UPDATE items SET state = ?2, twin = ?3, started_ms = NULL WHERE n = ?1";
+                change.execute(put, params![n, State::Held, twin])?;
                 sums.moved(State::Working, State::Waiting, count);
                 return Ok(Some(Known::Held));
             }
@@ -344,7 +346,7 @@ impl Store {
     /// # Errors
     /// When the file cannot be written.
     pub fn retry_failed(&self) -> Result<u64, StoreError> {
-        let put = "UPDATE items SET state = ?1, code = NULL, message = NULL, finished_ms = NULL WHERE state = ?2";
+        let put = "UPDATE items SET state = ?1, code = NULL, message = NULL, started_ms = NULL, finished_ms = NULL WHERE state = ?2";
         self.change(Sure::Committed, |change, sums| {
             let again = change.execute(put, params![State::Waiting, State::Failed])?;
             let failed = std::mem::take(&mut sums.failed);

@@ -38,7 +38,7 @@ pub struct Row {
     pub bytes: Option<u64>,
     /// How long it plays, ms, if it was looked at.
     pub duration_ms: Option<u64>,
-    /// When the last work on it began, Unix ms.
+    /// When work on it began, Unix ms: the day of a batch and pauses between runs come after. One that had failed begins anew.
     pub started_ms: Option<u64>,
     /// When it ended, Unix ms.
     pub finished_ms: Option<u64>,
@@ -67,7 +67,7 @@ pub struct Row {
 pub struct Slow {
     /// Its name.
     pub id: String,
-    /// From claimed to ended, ms.
+    /// From its beginning to its end, ms.
     pub took_ms: u64,
     /// How long it plays, ms.
     pub duration_ms: u64,

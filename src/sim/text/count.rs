@@ -35,6 +35,8 @@ pub struct TextStats {
     pub batch_input_tokens: u64,
     /// Tokens that batches have written.
     pub batch_output_tokens: u64,
+    /// Files that are there: uploaded, or written by batches, and not deleted.
+    pub files: u64,
     /// How often each `Idempotency-Key` came. The service does not answer from memory: a repeated request is paid again.
     pub idempotency_keys: BTreeMap<String, u64>,
     /// How often each content was paid, by a hash of the request without its `stream`.

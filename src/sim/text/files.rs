@@ -76,6 +76,13 @@ impl Text {
         if files.0.len() < MAX_KEPT {
             files.0.insert(id.to_owned(), file);
         }
+        self.world.stats.lock().text.files = files.0.len() as u64;
+    }
+
+    fn drop_file(&self, id: &str) {
+        let mut files = self.files();
+        files.0.remove(id);
+        self.world.stats.lock().text.files = files.0.len() as u64;
     }
 }
 
@@ -161,7 +168,7 @@ pub(super) async fn delete(
     let mut visit = Visit::new(&text, Place::Files, &headers);
     let answer = visit.enter(&headers).await.and_then(|()| {
         text.file(&visit.account, &id).ok_or_else(|| no_file(&id))?;
-        text.files().0.remove(&id);
+        text.drop_file(&id);
         Ok(sse::json(&json!({"id": id, "object": "file", "deleted": true}), visit.fault.as_ref()))
     });
     visit.leave(answer)

@@ -1,78 +1,52 @@
 //! `voxrelay extract --batch-api` from outside: a real process, killed where it hurts, and the bill at the simulator.
 use std::{
+    ops::Deref,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use tokio::{task::spawn_blocking, time};
+use tokio::time;
 use voxrelay::sim::{
     SimConfig,
     config::{Delay, Delays},
     text::TextConfig,
 };
 
-use super::{PRICES, rows, written};
-use crate::{
-    commands::voxrelay,
-    support::{PATIENCE, Rig, tenant},
+use super::{
+    PRICES,
+    desk::{Desk, interrupt, kill, until},
+    rows, written,
 };
+use crate::support::{Rig, tenant};
 
 /// A folder of texts, a relay, and a job.
 struct Work {
-    dir: tempfile::TempDir,
+    desk: Desk,
     rig: Rig,
-    key: String,
+}
+
+impl Deref for Work {
+    type Target = Desk;
+
+    fn deref(&self) -> &Desk {
+        &self.desk
+    }
 }
 
 impl Work {
     async fn new(texts: usize, sim: TextConfig, faults: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        std::fs::write(at("prices.toml"), PRICES).unwrap();
-        std::fs::write(at("schema.jsonc"), "{\"topic\": \"an invoice\", \"urgent\": true}").unwrap();
-        std::fs::create_dir(at("texts")).unwrap();
-        for n in 0..texts {
-            std::fs::write(at("texts").join(format!("{n}.txt")), format!("This is call {n}, about an invoice."))
-                .unwrap();
-        }
-        let mut key = String::new();
+        let mut desk = Desk::new(texts);
+        std::fs::write(desk.at("prices.toml"), PRICES).unwrap();
+        let (ledger, prices) = (desk.at("ledger.db"), desk.at("prices.toml"));
         let change = |config: &mut voxrelay::config::Config| {
-            (config.ledger.file, config.prices.file) = (Some(at("ledger.db")), Some(at("prices.toml")));
-            key = tenant(config, "acme", |_| {});
+            (config.ledger.file, config.prices.file) = (Some(ledger.clone()), Some(prices.clone()));
+            desk.key = tenant(config, "acme", |_| {});
         };
         // An answer takes its time: whoever is killed when a request came does not have it.
         let delays = Delays { rest: Delay::ms(300), ..SimConfig::instant().delays };
         let rig = Rig::with(change, SimConfig { text: sim, delays, ..SimConfig::instant() }, faults).await;
-        Self { dir, rig, key }
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, more: &[&str]) -> Command {
-        let mut command = voxrelay();
-        command.arg("extract").args(["--extract", "schema.jsonc", "--out", "out.csv", "--batch-look", "1"]).args(more);
-        command.args(["--progress", "lines", "--url", &format!("http://{}", self.rig.relay.addr())]);
-        command.args(["--extract-model", "fast"]).env("VOXRELAY_TOKEN", &self.key).current_dir(self.dir.path());
-        command
-    }
-
-    /// To its end: exit code, and what it says.
-    async fn run(&self, more: &[&str]) -> (i32, String) {
-        let mut command = self.command(more);
-        let ended = spawn_blocking(move || command.output().unwrap());
-        let output = time::timeout(PATIENCE, ended).await.expect("the command has not ended").unwrap();
-        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
-    }
-
-    fn start(&self, more: &[&str]) -> Child {
-        self.command(more).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
-    }
-
-    fn table(&self) -> usize {
-        std::fs::read_to_string(self.at("out.csv")).map_or(0, |text| text.lines().count().saturating_sub(1))
+        desk.url = format!("http://{}", rig.relay.addr());
+        Self { desk, rig }
     }
 
     /// The simulator's requests at a door.
@@ -85,29 +59,16 @@ impl Work {
         list.json()["data"].as_array().unwrap().len()
     }
 
-    /// Nothing was paid twice, and the ledger knows what was.
+    /// Nothing was paid twice, the ledger knows what was, and nothing stays at the service.
     async fn bill_is_right(&self, by_batch: usize) {
         let stats = self.rig.sim.stats().text;
-        assert_eq!(stats.paid_again(), 0, "{stats:?}");
+        assert_eq!((stats.paid_again(), stats.files), (0, 0), "{stats:?}");
         written(&self.at("ledger.db"), by_batch).await;
         let rows = rows(&self.at("ledger.db"));
         let booked: i64 = rows.iter().map(|row| row.tokens).sum();
         assert_eq!(rows.len(), by_batch);
         assert_eq!(u64::try_from(booked).unwrap(), stats.batch_input_tokens + stats.batch_output_tokens);
     }
-}
-
-async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
-    let end = time::Instant::now() + PATIENCE;
-    while !so().await {
-        assert!(time::Instant::now() < end, "never came: {what}");
-        time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn kill(mut child: Child) {
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,10 +103,8 @@ async fn who_is_killed_goes_on_with_the_batch_that_there_is() {
     until("a look", async || work.came("batches") > before).await;
     // Told to stop it leaves at once, and says what goes on.
     let began = time::Instant::now();
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    let output = spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let (code, said) = interrupt(child).await;
+    assert_eq!(code, 1, "{said}");
     assert!(began.elapsed() < Duration::from_secs(10), "{said}");
     assert!(said.contains("1 batches go on at the service"), "{said}");
     // Without the flag it goes on all the same: they are paid.

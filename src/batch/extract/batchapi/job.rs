@@ -2,8 +2,9 @@
 //! of it; waits for nothing itself. Times are Unix seconds: a batch outlives processes.
 //!
 //! A batch must not be created twice, for both would be paid. The state is kept *before* each step: where creation was asked for and its
-//! answer is not known, the next step is to look for the batch by our own name in its `metadata`, and only where it is not there to create
-//! it. Everything else may be done twice. What a state of the service's means for us:
+//! answer is not known, the next step is to look for the batch by our own name in its `metadata`, and only where it is not there, twice
+//! with a pause between, to create it. A search that is refused has found nothing out. Everything else may be done twice. What a state of
+//! the service's means for us:
 //!
 //! | `status` | next |
 //! |---|---|
@@ -12,6 +13,11 @@
 //! | `expired` | download what was done; the rest goes into a further batch once, then directly |
 //! | `cancelled` | download what was done and paid; the rest stays undone |
 //! | `failed` | for the account's limit of waiting tokens: create it later; else the batch has failed, and nothing was done |
+//! | one of the last four, and answers are nowhere | look again a few times; then it has failed |
+//!
+//! A step that was not done is done again after a pause that grows; how often, depends on what was said ([`Batch::refused`],
+//! [`Batch::gone`], [`Batch::lost`]). Files that it leaves at the service hold what people said: [`Batch::files`] names them, for whoever
+//! deletes them when it is over.
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -25,13 +31,22 @@ const FIRST_WAIT: u64 = 5;
 const LONGEST_WAIT: u64 = 300;
 /// How often a batch is created that finds no place among the waiting tokens: one every five minutes, for two days.
 const MOST_REFUSALS: u32 = 576;
+/// How often a batch is looked for before it is taken not to be there, and the pause between, seconds: a creation may be on its way.
+const SEARCHES: u32 = 2;
+const BETWEEN_SEARCHES: u64 = 30;
+/// How often in a row it is refused to look at a batch or its files, about twenty minutes, before it is given up.
+const MOST_DENIALS: u32 = 12;
+/// The same where the service does not know them.
+const MOST_ABSENCES: u32 = 3;
+/// How often a batch is looked at that has ended and does not say where its answers are.
+const MOST_UNNAMED: u32 = 5;
 
-/// What to do. Keep the batch before doing it.
+/// What to do. Keep the batch before doing it. Where it was not done: [`Batch::refused`], [`Batch::gone`] or [`Batch::lost`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Do {
     /// `POST /v1/files` with `purpose` `batch`, then [`Batch::uploaded`].
     Upload,
-    /// `POST /v1/batches` with this body, then [`Batch::created`], [`Batch::refused`], or [`Batch::lost`] if nothing is known.
+    /// `POST /v1/batches` with this body, then [`Batch::created`].
     Create(Value),
     /// `GET /v1/batches`, from this id on, then [`Batch::listed`].
     Find {
@@ -40,12 +55,12 @@ pub enum Do {
     },
     /// Nothing, up to then; Unix seconds.
     Wait(u64),
-    /// `GET /v1/batches/{id}`, then [`Batch::seen`] or [`Batch::lost`].
+    /// `GET /v1/batches/{id}`, then [`Batch::seen`].
     Look(String),
-    /// `POST /v1/batches/{id}/cancel`, then [`Batch::seen`] or [`Batch::lost`].
+    /// `POST /v1/batches/{id}/cancel`, then [`Batch::seen`].
     Cancel(String),
-    /// `GET /v1/files/{id}/content` for each, in this order, merge what is in them, then [`Batch::downloaded`].
-    Download(Vec<String>),
+    /// `GET /v1/files/{id}/content`, merge what is in it, then [`Batch::downloaded`].
+    Download(String),
     /// It is over.
     Over(Ended),
 }
@@ -81,6 +96,10 @@ pub enum Rest {
 }
 
 impl Ended {
+    fn failed(code: &str, message: &str) -> Self {
+        Self::Failed { code: shortened(code, 100), message: shortened(message, 300) }
+    }
+
     /// What becomes of requests without an answer. `expired`: batches of this job that have expired before.
     pub fn rest(&self, expired: u32) -> Rest {
         match self {
@@ -128,9 +147,25 @@ pub struct Batch {
     /// When the service gives it up, Unix seconds.
     #[serde(default)]
     expires_at: Option<u64>,
+    /// Its files at the service.
+    #[serde(default)]
+    files: Vec<String>,
     /// How long is waited between two looks at most, seconds.
     #[serde(skip)]
     longest: Longest,
+    #[serde(skip)]
+    misses: Misses,
+}
+
+/// Steps in a row that were not done. Another process begins anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Misses {
+    steps: u32,
+    /// Of them those to which the service has said no.
+    denials: u32,
+    /// When the first was, and when the next step may be, Unix seconds.
+    since: u64,
+    until: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,14 +181,17 @@ impl Default for Longest {
 #[serde(rename_all = "snake_case")]
 enum Stage {
     Upload,
-    /// `asked`: creation was asked for, and nothing is known of it. `after`: so far it was looked for.
+    /// `asked`: creation was asked for, and nothing is known of it. `after`: so far it was looked for; `searches`: in vain, to the end.
     Create {
         file: String,
         asked: bool,
         after: Option<String>,
+        #[serde(default)]
+        searches: u32,
         not_before: u64,
         refusals: u32,
     },
+    /// `unnamed`: how often it had ended without naming files.
     Look {
         file: String,
         batch: String,
@@ -161,9 +199,13 @@ enum Stage {
         wait: u64,
         refusals: u32,
         cancelling: bool,
+        #[serde(default)]
+        unnamed: u32,
     },
+    /// `files`: those that are still to be read; `errors`: the one of them that holds no answers.
     Download {
         files: Vec<String>,
+        errors: Option<String>,
         ended: Ended,
     },
     Over {
@@ -175,7 +217,13 @@ impl Batch {
     /// `key`: our own name of it, at most 512 letters, that no other batch of the account has.
     pub fn new(key: &str) -> Self {
         let (stage, counts, longest) = (Stage::Upload, Counts::default(), Longest::default());
-        Self { key: key.to_owned(), stage, cancel: false, counts, expires_at: None, longest }
+        let (files, misses) = (Vec::new(), Misses::default());
+        Self { key: key.to_owned(), stage, cancel: false, counts, expires_at: None, files, longest, misses }
+    }
+
+    /// Our own name of it.
+    pub fn key(&self) -> &str {
+        &self.key
     }
 
     /// It is looked at every so many seconds at least; at first more often.
@@ -193,23 +241,27 @@ impl Batch {
         self.counts
     }
 
-    /// The service's name of the batch, while it has one and is not over.
-    pub fn id(&self) -> Option<&str> {
-        match &self.stage {
-            Stage::Look { batch, .. } => Some(batch),
-            _ => None,
-        }
+    /// What the service has of it in files, by their ids: nobody needs them when it is over.
+    pub fn files(&self) -> &[String] {
+        &self.files
     }
 
-    /// The service has it, or its files.
-    pub fn is_at_the_service(&self) -> bool {
-        matches!(self.stage, Stage::Look { .. } | Stage::Download { .. })
+    /// A file of its is not at the service any more.
+    pub fn deleted(&mut self, file: &str) {
+        self.files.retain(|kept| kept != file);
+    }
+
+    /// Nothing has come of anything since then, Unix seconds, and it is not known to run: without that it will not get on.
+    pub fn stuck_since(&self) -> Option<u64> {
+        let begun = matches!(self.stage, Stage::Look { .. } | Stage::Download { .. } | Stage::Over { .. });
+        (self.misses.steps > 0 && !begun).then_some(self.misses.since)
     }
 
     /// Another process goes on with it at `now`: a creation that was asked for may still be on its way, and is looked for a little later.
     pub fn resumed(&mut self, now: u64) {
-        if matches!(self.stage, Stage::Create { asked: true, .. }) {
-            self.lost(now);
+        let soon = now.saturating_add(FIRST_WAIT.min(self.longest.0));
+        if let Stage::Create { asked: true, after, not_before, .. } = &mut self.stage {
+            (*after, *not_before) = (None, soon);
         }
     }
 
@@ -227,6 +279,12 @@ impl Batch {
         if self.cancel && never_made {
             self.stage = Stage::Over { ended: Ended::Cancelled };
         }
+        if let Stage::Over { ended } = &self.stage {
+            return Do::Over(ended.clone());
+        }
+        if let Some(at) = later(self.misses.until) {
+            return Do::Wait(at);
+        }
         match &mut self.stage {
             Stage::Upload => Do::Upload,
             Stage::Create { not_before, .. } if later(*not_before).is_some() => {
@@ -234,8 +292,8 @@ impl Batch {
                 Do::Wait(*not_before)
             }
             Stage::Create { asked: true, after, .. } => Do::Find { after: after.clone() },
-            Stage::Create { file, asked, .. } => {
-                *asked = true;
+            Stage::Create { file, asked, searches, .. } => {
+                (*asked, *searches) = (true, 0);
                 Do::Create(create(file, &self.key))
             }
             Stage::Look { batch, cancelling, at, .. } if self.cancel && !*cancelling => {
@@ -248,7 +306,10 @@ impl Batch {
                 Some(at) => Do::Wait(at),
                 None => Do::Look(batch.clone()),
             },
-            Stage::Download { files, .. } => Do::Download(files.clone()),
+            Stage::Download { files, ended, .. } => match files.first() {
+                Some(file) => Do::Download(file.clone()),
+                None => Do::Over(ended.clone()),
+            },
             Stage::Over { ended } => Do::Over(ended.clone()),
         }
     }
@@ -259,8 +320,10 @@ impl Batch {
     /// It names no file.
     pub fn uploaded(&mut self, file: &Value) -> Result<(), Odd> {
         let id = id(file).ok_or_else(|| Odd::new("file", file, "an object with an id"))?;
+        self.done();
         if self.stage == Stage::Upload {
-            self.stage = Stage::Create { file: id, asked: false, after: None, not_before: 0, refusals: 0 };
+            self.files.push(id.clone());
+            self.stage = Stage::Create { file: id, asked: false, after: None, searches: 0, not_before: 0, refusals: 0 };
         }
         Ok(())
     }
@@ -271,39 +334,90 @@ impl Batch {
     /// It names no batch; it will be looked for.
     pub fn created(&mut self, batch: &Value, now: u64) -> Result<(), Odd> {
         let id = id(batch).ok_or_else(|| Odd::new("batch", batch, "an object with an id"))?;
+        self.done();
         if let Stage::Create { file, refusals, .. } = &self.stage {
             let (file, refusals) = (file.clone(), *refusals);
             let first = FIRST_WAIT.min(self.longest.0);
-            let (at, wait, cancelling) = (now.saturating_add(first), longer(first, self.longest.0), false);
-            self.stage = Stage::Look { file, batch: id, at, wait, refusals, cancelling };
+            let (at, wait) = (now.saturating_add(first), longer(first, self.longest.0));
+            self.stage = Stage::Look { file, batch: id, at, wait, refusals, cancelling: false, unnamed: 0 };
             self.seen(batch, now)?;
         }
         Ok(())
     }
 
-    /// The service has said no to the file or to the creation: none was made. `again`: it may say yes later, as for 429 and 5xx.
-    pub fn refused(&mut self, code: &str, message: &str, again: bool, now: u64) {
-        let longest = self.longest.0;
-        if self.stage == Stage::Upload && !again {
-            return self.end(code, message);
+    /// The service has said no to a step. `again`: it may say yes later, as for 429. Only a no to the creation itself means that there is no
+    /// batch: one to the search for it leaves that open.
+    pub fn refused(&mut self, step: &Do, code: &str, message: &str, again: bool, now: u64) {
+        match step {
+            Do::Upload if !again => self.end(code, message),
+            Do::Create(_) => {
+                let longest = self.longest.0;
+                let Stage::Create { asked, after, not_before, refusals, .. } = &mut self.stage else { return };
+                if again && *refusals < MOST_REFUSALS {
+                    (*asked, *after) = (false, None);
+                    *refusals += 1;
+                    *not_before = now.saturating_add(longest);
+                } else {
+                    self.end(code, message);
+                }
+            }
+            Do::Look(_) | Do::Cancel(_) | Do::Download(_) if !again => self.denied(MOST_DENIALS, code, message, now),
+            _ => self.missed(now),
         }
-        let Stage::Create { asked, after, not_before, refusals, .. } = &mut self.stage else { return };
-        if again && *refusals < MOST_REFUSALS {
-            (*asked, *after) = (false, None);
-            *refusals += 1;
-            *not_before = now.saturating_add(longest);
-        } else {
-            self.end(code, message);
+    }
+
+    /// The service does not know what a step was about. It is asked again: who asks at the wrong place, or too soon, is told the same.
+    pub fn gone(&mut self, step: &Do, now: u64) {
+        match step {
+            Do::Create(_) => self.refused(step, "file_not_found", "the service does not know its file", false, now),
+            Do::Download(_) => {
+                let message = "the service does not know the file of its answers any more";
+                self.denied(MOST_ABSENCES, "file_not_found", message, now);
+            }
+            _ => {
+                let message = "the service does not know this batch any more";
+                self.denied(MOST_ABSENCES, "batch_not_found", message, now);
+            }
         }
     }
 
     /// What came of the last step is not known: the network was.
     pub fn lost(&mut self, now: u64) {
-        match &mut self.stage {
-            Stage::Create { not_before, .. } => *not_before = now.saturating_add(FIRST_WAIT.min(self.longest.0)),
-            Stage::Look { at, wait, .. } => put_off(at, wait, now, self.longest.0),
-            Stage::Upload | Stage::Download { .. } | Stage::Over { .. } => {}
+        self.missed(now);
+    }
+
+    /// A step was done.
+    fn done(&mut self) {
+        self.misses = Misses::default();
+    }
+
+    /// A step was not done, and is done again after a pause that grows.
+    fn missed(&mut self, now: u64) {
+        let (longest, misses) = (self.longest.0, &mut self.misses);
+        let wait = (0..misses.steps.min(30)).fold(FIRST_WAIT.min(longest), |wait, _| longer(wait, longest));
+        if misses.steps == 0 {
+            misses.since = now;
         }
+        misses.steps = misses.steps.saturating_add(1);
+        misses.until = now.saturating_add(wait);
+    }
+
+    /// The same, and the service has said no: after `most` of them it is believed.
+    fn denied(&mut self, most: u32, code: &str, message: &str, now: u64) {
+        self.missed(now);
+        self.misses.denials += 1;
+        if self.misses.denials < most {
+            return;
+        }
+        let Stage::Download { files, errors, .. } = &mut self.stage else { return self.end(code, message) };
+        // Without the file of errors nothing is missed but why some have none; what is in the other one is taken all the same.
+        if files.first() == errors.as_ref() {
+            return self.downloaded();
+        }
+        let errors = errors.take();
+        let ended = Ended::failed(code, message);
+        self.stage = Stage::Download { files: errors.clone().into_iter().collect(), errors, ended };
+        self.done();
     }
 
     /// A page of the account's batches.
@@ -318,12 +432,22 @@ impl Batch {
         if let Some(ours) = all.iter().filter(named).find(|batch| !refusal(batch)) {
             return self.created(ours, now);
         }
-        if let Stage::Create { asked, after, .. } = &mut self.stage {
-            let more = list.get("has_more").is_some_and(|more| more == true);
-            // A page may have none of ours, and more to come.
-            let last = list.get("last_id").and_then(Value::as_str).map(str::to_owned);
-            *after = last.or_else(|| all.last().and_then(id)).filter(|_| more);
-            *asked = after.is_some();
+        let more = list.get("has_more").is_some_and(|more| more == true);
+        // A page may have none of ours, and more to come.
+        let last = list.get("last_id").and_then(Value::as_str).map(str::to_owned);
+        let last = last.or_else(|| all.last().and_then(id)).filter(|_| more);
+        if more && last.is_none() {
+            return Err(odd());
+        }
+        self.done();
+        let pause = BETWEEN_SEARCHES.min(self.longest.0);
+        if let Stage::Create { asked, after, searches, not_before, .. } = &mut self.stage {
+            *after = last;
+            if after.is_none() {
+                *searches += 1;
+                *asked = *searches < SEARCHES;
+                *not_before = if *asked { now.saturating_add(pause) } else { 0 };
+            }
         }
         Ok(())
     }
@@ -343,7 +467,9 @@ impl Batch {
         let Stage::Look { file, at, wait, refusals, cancelling, .. } = &mut self.stage else { return Ok(()) };
         put_off(at, wait, now, longest);
         let status = batch.get("status").and_then(Value::as_str);
-        let ended = match status.ok_or_else(|| Odd::new("batch", batch, "an object with a status"))? {
+        let status = status.ok_or_else(|| Odd::new("batch", batch, "an object with a status"))?;
+        self.misses = Misses::default();
+        let ended = match status {
             "completed" => Ended::Completed,
             "expired" => Ended::Expired,
             "cancelled" => Ended::Cancelled,
@@ -354,7 +480,7 @@ impl Batch {
             "failed" if refusal(batch) && *refusals < MOST_REFUSALS => {
                 let (file, refusals) = (file.clone(), *refusals + 1);
                 let not_before = now.saturating_add(longest);
-                self.stage = Stage::Create { file, asked: false, after: None, not_before, refusals };
+                self.stage = Stage::Create { file, asked: false, after: None, searches: 0, not_before, refusals };
                 return Ok(());
             }
             "failed" => {
@@ -370,29 +496,49 @@ impl Batch {
                 return Ok(());
             }
         };
-        let file = |field: &str| batch.get(field).and_then(Value::as_str).map(str::to_owned);
-        let files: Vec<String> = ["output_file_id", "error_file_id"].into_iter().filter_map(file).collect();
-        self.stage = if files.is_empty() { Stage::Over { ended } } else { Stage::Download { files, ended } };
+        self.ended(batch, ended);
         Ok(())
     }
 
-    /// The service does not know the batch, or its files, any more.
-    pub fn gone(&mut self) {
-        if matches!(self.stage, Stage::Look { .. } | Stage::Download { .. }) {
-            self.end("batch_not_found", "the service does not know this batch or its files any more");
+    /// It has ended, and something was done of it: in the files that it names.
+    fn ended(&mut self, batch: &Value, mut ended: Ended) {
+        let file =
+            |field: &str| batch.get(field).and_then(Value::as_str).filter(|id| !id.is_empty()).map(str::to_owned);
+        let (output, errors) = (file("output_file_id"), file("error_file_id"));
+        let answers = self.counts.completed;
+        let nowhere = output.is_none() && (answers > 0 || (errors.is_none() && ended == Ended::Completed));
+        if let Stage::Look { unnamed, .. } = &mut self.stage
+            && nowhere
+        {
+            *unnamed += 1;
+            if *unnamed < MOST_UNNAMED {
+                return;
+            }
+            // Its requests would go a second time otherwise, at twice the price.
+            let message =
+                format!("the service says that it has ended with {answers} answers, and names no file of them");
+            ended = Ended::failed("no_output_file", &message);
         }
+        let files: Vec<String> = [&output, &errors].into_iter().flatten().cloned().collect();
+        self.files.extend(files.iter().cloned());
+        self.stage = if files.is_empty() { Stage::Over { ended } } else { Stage::Download { files, errors, ended } };
     }
 
-    /// What was in its files is merged and kept.
+    /// What was in the file is merged and kept.
     pub fn downloaded(&mut self) {
-        if let Stage::Download { ended, .. } = &self.stage {
-            self.stage = Stage::Over { ended: ended.clone() };
+        self.done();
+        if let Stage::Download { files, ended, .. } = &mut self.stage {
+            if !files.is_empty() {
+                files.remove(0);
+            }
+            if files.is_empty() {
+                self.stage = Stage::Over { ended: ended.clone() };
+            }
         }
     }
 
     fn end(&mut self, code: &str, message: &str) {
-        let (code, message) = (shortened(code, 100), shortened(message, 300));
-        self.stage = Stage::Over { ended: Ended::Failed { code, message } };
+        self.stage = Stage::Over { ended: Ended::failed(code, message) };
     }
 }
 
@@ -416,225 +562,4 @@ fn put_off(at: &mut u64, wait: &mut u64, now: u64, longest: u64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn batch(status: &str) -> Value {
-        json!({"id": "batch_1", "object": "batch", "status": status, "metadata": {KEY: "k"},
-            "output_file_id": null, "error_file_id": null, "request_counts": {"total": 3, "completed": 1, "failed": 0}})
-    }
-
-    /// A batch that was created at second 1,000.
-    fn running() -> Batch {
-        let mut it = Batch::new("k");
-        it.uploaded(&json!({"id": "file-1"})).unwrap();
-        assert!(matches!(it.next(1_000), Do::Create(_)));
-        it.created(&batch("validating"), 1_000).unwrap();
-        it
-    }
-
-    /// As another process would find it.
-    fn kept(it: &Batch) -> Batch {
-        serde_json::from_str(&serde_json::to_string(it).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn from_the_file_to_the_end() {
-        let mut it = Batch::new("k");
-        assert_eq!(it.next(1_000), Do::Upload);
-        assert!(it.uploaded(&json!({})).is_err());
-        it.uploaded(&json!({"id": "file-1", "object": "file"})).unwrap();
-        let Do::Create(body) = it.next(1_000) else { panic!() };
-        let want = json!({"input_file_id": "file-1", "endpoint": "/v1/responses", "completion_window": "24h",
-            "metadata": {"voxrelay_batch": "k"}});
-        assert_eq!(body, want);
-        it.created(&batch("validating"), 1_000).unwrap();
-        assert_eq!(it.id(), Some("batch_1"));
-        let (mut now, mut waits) = (1_000, Vec::new());
-        for status in ["in_progress"; 14].into_iter().chain(["of_tomorrow", "finalizing"]) {
-            let Do::Wait(at) = it.next(now) else { panic!() };
-            waits.push(at - now);
-            now = at;
-            it = kept(&it);
-            assert_eq!(it.next(now), Do::Look("batch_1".to_owned()));
-            it.seen(&batch(status), now).unwrap();
-        }
-        assert!(waits[0] <= 8 && waits.is_sorted() && waits[15] == LONGEST_WAIT, "{waits:?}");
-        assert_eq!(it.counts(), Counts { total: 3, completed: 1, failed: 0 });
-        let mut done = batch("completed");
-        (done["output_file_id"], done["error_file_id"]) = ("file-2".into(), "file-3".into());
-        it.seen(&done, now).unwrap();
-        let files = vec!["file-2".to_owned(), "file-3".to_owned()];
-        assert_eq!(kept(&it).next(now), Do::Download(files.clone()));
-        assert_eq!(it.next(now), Do::Download(files), "as often as it takes");
-        it.downloaded();
-        assert_eq!(kept(&it).next(now), Do::Over(Ended::Completed));
-        assert_eq!(it.id(), None);
-    }
-
-    #[test]
-    fn each_end_has_its_meaning() {
-        let failed = |code: &str, message: &str| Ended::Failed { code: code.to_owned(), message: message.to_owned() };
-        let error = json!({"data": [{"code": "model_not_found", "message": "no such model", "line": 4}]});
-        let table = [
-            ("completed", json!("f"), json!(null), Ended::Completed, [Rest::Direct, Rest::Direct]),
-            ("expired", json!("f"), json!(null), Ended::Expired, [Rest::Batch, Rest::Direct]),
-            ("expired", json!(null), json!(null), Ended::Expired, [Rest::Batch, Rest::Direct]),
-            ("cancelled", json!("f"), json!(null), Ended::Cancelled, [Rest::Left, Rest::Left]),
-            (
-                "failed",
-                json!(null),
-                error,
-                failed("model_not_found", "no such model (line 4)"),
-                [Rest::Left, Rest::Left],
-            ),
-            ("failed", json!(null), json!(null), failed("batch_failed", "no message"), [Rest::Left, Rest::Left]),
-        ];
-        for (status, output, errors, ended, rest) in table {
-            let mut it = running();
-            let mut object = batch(status);
-            (object["output_file_id"], object["errors"]) = (output.clone(), errors);
-            it.seen(&object, 1_010).unwrap();
-            if output.is_string() {
-                assert_eq!(it.next(1_010), Do::Download(vec!["f".to_owned()]), "{status}");
-                it.downloaded();
-            }
-            assert_eq!(it.next(1_010), Do::Over(ended.clone()), "{status}");
-            assert_eq!([ended.rest(0), ended.rest(1)], rest, "{status}");
-        }
-    }
-
-    #[test]
-    fn a_batch_is_never_created_twice() {
-        let mut it = Batch::new("k");
-        it.uploaded(&json!({"id": "file-1"})).unwrap();
-        assert!(matches!(it.next(1_000), Do::Create(_)));
-        // Killed before the answer: it is looked for, page by page, when it has had the time to arrive.
-        let mut soon = kept(&it);
-        soon.resumed(1_001);
-        assert_eq!(soon.next(1_001), Do::Wait(1_001 + FIRST_WAIT));
-        assert_eq!(soon.next(1_006), Do::Find { after: None });
-        let mut it = kept(&it);
-        assert_eq!(it.next(1_001), Do::Find { after: None });
-        let other = json!({"id": "batch_0", "status": "completed", "metadata": {KEY: "other"}});
-        it.listed(&json!({"data": [other, {"id": "batch_x", "metadata": null}], "has_more": true}), 1_001).unwrap();
-        let mut it = kept(&it);
-        assert_eq!(it.next(1_002), Do::Find { after: Some("batch_x".to_owned()) });
-        let mut there = it.clone();
-        there.listed(&json!({"data": [batch("in_progress")], "has_more": true}), 1_002).unwrap();
-        assert_eq!(there.id(), Some("batch_1"));
-        assert!(matches!(there.next(1_002), Do::Wait(_)));
-        assert!(it.listed(&json!({}), 1_002).is_err());
-        it.listed(&json!({"data": [other], "has_more": false}), 1_002).unwrap();
-        assert!(matches!(it.next(1_003), Do::Create(_)), "it is not there");
-        // The network was gone: the same, a little later.
-        it.lost(1_003);
-        assert_eq!(it.next(1_003), Do::Wait(1_003 + FIRST_WAIT));
-        assert_eq!(it.next(1_010), Do::Find { after: None });
-    }
-
-    #[test]
-    fn what_finds_no_place_waits_for_it() {
-        let full = || {
-            let mut object = batch("failed");
-            object["errors"] = json!({"data": [{"code": "token_limit_exceeded", "message": "enqueued"}]});
-            object
-        };
-        let mut it = running();
-        it.seen(&full(), 2_000).unwrap();
-        assert_eq!(it.next(2_000), Do::Wait(2_000 + LONGEST_WAIT));
-        assert!(matches!(it.next(2_300), Do::Create(_)));
-        // The one that had no place is not the one that is looked for.
-        assert_eq!(it.next(2_301), Do::Find { after: None });
-        it.listed(&json!({"data": [full()], "has_more": false}), 2_301).unwrap();
-        assert!(matches!(it.next(2_302), Do::Create(_)));
-        it.refused("rate_limit_exceeded", "later", true, 2_302);
-        assert_eq!(it.next(2_302), Do::Wait(2_302 + LONGEST_WAIT));
-        assert!(matches!(it.next(2_700), Do::Create(_)));
-        let mut hopeless = it.clone();
-        hopeless.refused("invalid_request", "no", false, 2_700);
-        let want = Ended::Failed { code: "invalid_request".to_owned(), message: "no".to_owned() };
-        assert_eq!(hopeless.next(2_700), Do::Over(want));
-        let mut now = 2_700;
-        let mut tries = 0;
-        while !matches!(it.next(now), Do::Over(_)) {
-            it.refused("rate_limit_exceeded", "later", true, now);
-            now += LONGEST_WAIT;
-            tries += 1;
-        }
-        assert!((500..600).contains(&tries), "{tries}");
-    }
-
-    #[test]
-    fn cancelled_at_any_time() {
-        let mut it = Batch::new("k");
-        it.cancel();
-        assert_eq!(it.next(1_000), Do::Over(Ended::Cancelled));
-
-        let mut it = Batch::new("k");
-        it.uploaded(&json!({"id": "file-1"})).unwrap();
-        it.next(1_000);
-        it.cancel();
-        assert_eq!(it.next(1_000), Do::Find { after: None }, "it may be there");
-        it.created(&batch("in_progress"), 1_000).unwrap();
-        assert_eq!(it.next(1_000), Do::Cancel("batch_1".to_owned()));
-        // Whether it was heard is looked for, and asked again where it was not; never without a pause.
-        it.lost(1_000);
-        assert!(matches!(it.next(1_000), Do::Wait(_)));
-        assert_eq!(it.next(1_100), Do::Look("batch_1".to_owned()));
-        it.seen(&batch("in_progress"), 1_100).unwrap();
-        assert_eq!(kept(&it).next(1_100), Do::Cancel("batch_1".to_owned()));
-        it.next(1_100);
-        it.seen(&batch("cancelling"), 1_101).unwrap();
-        assert!(matches!(it.next(1_101), Do::Wait(_)));
-        let mut done = batch("cancelled");
-        done["output_file_id"] = "file-2".into();
-        it.seen(&done, 1_200).unwrap();
-        assert_eq!(it.next(1_200), Do::Download(vec!["file-2".to_owned()]));
-    }
-
-    #[test]
-    fn a_page_without_any_of_ours_is_not_the_last_one() {
-        let mut it = Batch::new("k");
-        it.uploaded(&json!({"id": "file-1"})).unwrap();
-        assert!(matches!(it.next(1_000), Do::Create(_)));
-        it.listed(&json!({"data": [], "has_more": true, "last_id": "batch_9"}), 1_000).unwrap();
-        assert_eq!(it.next(1_000), Do::Find { after: Some("batch_9".to_owned()) });
-    }
-
-    #[test]
-    fn a_file_that_is_refused_ends_it_and_looks_come_as_often_as_is_wanted() {
-        let mut it = Batch::new("k");
-        it.refused("too_large", "no", true, 1_000);
-        assert_eq!(it.next(1_000), Do::Upload);
-        it.refused("mixed_models", "Line 3", false, 1_000);
-        assert!(matches!(it.next(1_000), Do::Over(Ended::Failed { code, .. }) if code == "mixed_models"));
-        let mut it = Batch::new("k");
-        it.look_every(1);
-        it.uploaded(&json!({"id": "file-1"})).unwrap();
-        it.next(1_000);
-        let mut there = batch("in_progress");
-        there["expires_at"] = 87_400.into();
-        it.created(&there, 1_000).unwrap();
-        assert_eq!(it.expires_at(), Some(87_400));
-        for now in 1_000..1_010 {
-            assert_eq!(it.next(now), Do::Wait(now + 1));
-            it.seen(&there, now + 1).unwrap();
-        }
-    }
-
-    #[test]
-    fn odd_things_do_not_stop_it() {
-        let mut it = running();
-        assert!(it.seen(&json!({"id": "batch_1"}), 1_010).is_err());
-        assert!(matches!(it.next(1_010), Do::Wait(_)));
-        it.lost(1_020);
-        assert!(matches!(it.next(1_020), Do::Wait(_)));
-        assert_eq!(it.next(0), Do::Wait(LONGEST_WAIT), "a clock that was set back");
-        assert_eq!(it.next(5_000), Do::Look("batch_1".to_owned()));
-        it.gone();
-        assert!(matches!(it.next(5_000), Do::Over(Ended::Failed { code, .. }) if code == "batch_not_found"));
-    }
-}
+mod tests;
