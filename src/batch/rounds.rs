@@ -228,9 +228,12 @@ impl Way<'_> {
 
     /// It has ended, and what came of it is in the job.
     async fn over(self, ended: Ended) -> Result<Ended, StoreError> {
-        let (n, over) = (self.n, ended.clone());
+        // Whoever wants no more of it wants nothing sent in its place.
+        let given_up = self.rounds.cancel && !matches!(ended, Ended::Failed { .. });
+        let (n, over) = (self.n, if given_up { Ended::Cancelled } else { ended.clone() });
+        let direct = over == Ended::Completed;
         let rest = self.run.on_disk(move |store| store.batch_over(n, &over)).await?;
-        if ended == Ended::Completed && rest > 0 {
+        if direct && rest > 0 {
             let all = self.batch.counts().total;
             self.run.note(format!(
                 "{rest} of {all} requests of a batch have no answer, and are asked directly, at the usual price"

@@ -348,6 +348,27 @@ fn a_useless_answer_is_paid_for_and_asked_for_under_another_key() {
 }
 
 #[test]
+fn a_file_begins_once_and_anew_where_it_had_failed() {
+    let (_dir, file, store) = made();
+    store.add([listed("a")]).unwrap();
+    let store = {
+        store.claim(1, 1).unwrap();
+        drop(store);
+        Store::resume(&file, &params()).unwrap()
+    };
+    let n = store.claim(1, 100).unwrap()[0].n;
+    store.describe(n, &content(1)).unwrap();
+    store.end(n, &End::Released, 101).unwrap();
+    store.claim(1, 200).unwrap();
+    let started = |state| store.rows(&[state], Order::Id).next().unwrap().unwrap().started_ms;
+    assert_eq!(started(State::Working), Some(1), "in another run, and before a pause");
+    store.end(n, &End::Failed { code: "x".into(), message: "y".into() }, 201).unwrap();
+    store.retry_failed().unwrap();
+    store.claim(1, 300).unwrap();
+    assert_eq!(started(State::Working), Some(300));
+}
+
+#[test]
 fn a_file_that_has_changed_is_done_anew_and_what_it_cost_stays() {
     let (_dir, _file, store) = made();
     store.add([listed("a")]).unwrap();

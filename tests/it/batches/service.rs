@@ -196,6 +196,8 @@ async fn work(world: &Mutex<World>, asked: &str, request: Request) -> Response {
             let newest: Vec<Value> = world.lock().unwrap().batches.iter().rev().cloned().collect();
             axum::Json(json!({"object": "list", "data": newest, "has_more": false})).into_response()
         }
+        // It has just ended.
+        ("POST", ["batches", _, "cancel"]) => refusal(409),
         ("GET", ["batches", id]) => look(&mut world.lock().unwrap(), id),
         ("GET", ["files", id, "content"]) => match world.lock().unwrap().files.get(*id) {
             Some((_, content)) => Body::from(content.clone()).into_response(),

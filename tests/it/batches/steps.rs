@@ -63,7 +63,10 @@ async fn looks_that_are_refused_have_an_end_and_pauses_before_it() {
     let (code, said) = desk.run(&BEGIN).await;
     assert_eq!((code, service.met("GET /v1/batches/")), (1, 12), "{said}");
     assert!(began.elapsed() > Duration::from_secs(10), "{said}");
-    assert!(said.contains("stopped: the batch has failed: No, 400."), "{said}");
+    assert!(
+        said.contains("stopped: the batch has failed: the service has it, and does not show it: No, 400."),
+        "{said}"
+    );
     // Its own file is deleted; those of its answers nobody knows.
     assert_eq!(service.counts(), (1, 0, 0));
 }
@@ -167,6 +170,26 @@ async fn who_is_stopped_in_any_step_goes_on_with_the_batch_that_there_is() {
         assert_eq!((code, service.counts()), (0, (1, 0, 0)), "{said}");
         rows_are_right(&desk, 4);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cancels_too_late_pays_for_nothing_more() {
+    let script = |n: usize, lines: &[Value]| {
+        let mut end = all(n, lines);
+        end.output.pop();
+        end
+    };
+    let (desk, service) = desk(4, script).await;
+    service.rule("GET /v1/batches/", Act::Hang, 1);
+    let child = desk.start(&BEGIN);
+    until("a look", async || service.met("GET /v1/batches/") == 1).await;
+    kill(child);
+    let (code, said) = desk.run(&["--resume", "--cancel-batch"]).await;
+    assert_eq!((code, service.counts()), (1, (1, 0, 0)), "{said}");
+    rows_are_right(&desk, 3);
+    let (code, said) = desk.run(&["--resume"]).await;
+    assert_eq!((code, service.counts()), (0, (1, 1, 0)), "{said}");
+    rows_are_right(&desk, 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]

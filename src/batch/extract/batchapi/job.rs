@@ -361,7 +361,10 @@ impl Batch {
                     self.end(code, message);
                 }
             }
-            Do::Look(_) | Do::Cancel(_) | Do::Download(_) if !again => self.denied(MOST_DENIALS, code, message, now),
+            Do::Look(_) | Do::Cancel(_) | Do::Download(_) if !again => {
+                let message = format!("the service has it, and does not show it: {message}");
+                self.denied(MOST_DENIALS, code, &message, now);
+            }
             _ => self.missed(now),
         }
     }
@@ -439,7 +442,8 @@ impl Batch {
         if more && last.is_none() {
             return Err(odd());
         }
-        self.done();
+        // A creation that was lost, and lost again after this, gets nowhere.
+        (self.misses.denials, self.misses.until) = (0, 0);
         let pause = BETWEEN_SEARCHES.min(self.longest.0);
         if let Stage::Create { asked, after, searches, not_before, .. } = &mut self.stage {
             *after = last;

@@ -5,7 +5,7 @@ use crate::{
     admit::price::Usd,
     batch::{
         source::Listed,
-        store::{Begun, Content, End, Extracted, Item, Known, Params, Transcript},
+        store::{Begun, Content, End, Extracted, Item, Known, Order, Params, Transcript},
     },
 };
 
@@ -101,6 +101,9 @@ fn what_waits_for_a_batch_is_nobodys_work_until_all_of_it_has_come() {
     assert_eq!(store.batched(a.n, &part("a2")).unwrap(), Batched::Answered("to a2".to_owned()));
     assert!(matches!(store.begin(a.n, &part("a1"), 6).unwrap(), Begun::Answered(_)));
     finish(&store, &ready[0]);
+    let row = store.rows(&[State::Done], Order::Id).next().unwrap().unwrap();
+    assert_eq!((row.started_ms, row.finished_ms), (Some(1), Some(9)), "the batch's time is in it");
+    assert_eq!(store.slowest(1).unwrap()[0].took_ms, 8);
     let by_batch = store.by_batch().unwrap();
     assert_eq!((by_batch.batches, by_batch.answers, by_batch.usage.cost), (2, 2, Usd::from_pico(2_000)));
     assert_eq!(store.sums().usage.cost, Usd::from_pico(2_000));
@@ -160,4 +163,23 @@ fn a_line_that_fits_into_no_file_is_sent_directly() {
     park(&store, &a, &["a1"], false);
     assert_eq!(batch_up(&store, 0, 1), (0, 1));
     assert_eq!(store.batched(a.n, &part("a1")).unwrap(), Batched::Direct);
+}
+
+#[test]
+fn files_at_the_service_are_known_until_they_are_deleted() {
+    let (_dir, file, store) = made(&["a"]);
+    let a = read(&store, 1);
+    park(&store, &a, &["a1"], false);
+    batch_up(&store, 9, 0);
+    let (n, mut batch) = store.live_batches().unwrap().remove(0);
+    batch.uploaded(&serde_json::json!({"id": "file-1"})).unwrap();
+    store.put_batch(n, &batch).unwrap();
+    assert_eq!(store.littering().unwrap(), [], "it is needed");
+    assert_eq!(store.batch_over(n, &Ended::Completed).unwrap(), 1);
+    let store = again(&file, store);
+    let (n, mut batch) = store.littering().unwrap().remove(0);
+    assert_eq!(batch.files(), ["file-1"]);
+    batch.deleted("file-1");
+    store.put_batch(n, &batch).unwrap();
+    assert_eq!(again(&file, store).littering().unwrap(), []);
 }

@@ -129,6 +129,15 @@ fn a_batch_is_never_created_twice() {
     it.lost(1_033);
     assert_eq!(it.next(1_033), Do::Wait(1_033 + FIRST_WAIT));
     assert_eq!(it.next(1_040), Do::Find { after: None });
+    assert_eq!(it.stuck_since(), Some(1_033));
+    // Searches that go well get it on no better than creations that do not.
+    it.listed(&none, 1_040).unwrap();
+    it.listed(&none, 1_070).unwrap();
+    assert!(matches!(it.next(1_071), Do::Create(_)));
+    it.lost(1_071);
+    assert_eq!(it.stuck_since(), Some(1_033));
+    it.created(&batch("in_progress"), 1_080).unwrap();
+    assert_eq!(it.stuck_since(), None);
 }
 
 #[test]
@@ -294,7 +303,8 @@ fn denied(it: &mut Batch, mut now: u64, no: impl Fn(&mut Batch, &Do, u64)) -> (u
 #[test]
 fn looks_that_are_refused_come_ever_more_slowly_and_not_for_ever() {
     let (times, took, ended) = denied(&mut running(), 1_000, |it, step, now| it.refused(step, "x", "no", false, now));
-    assert_eq!((times, ended), (MOST_DENIALS, Ended::failed("x", "no")));
+    let want = Ended::failed("x", "the service has it, and does not show it: no");
+    assert_eq!((times, ended), (MOST_DENIALS, want));
     assert!((600..3_600).contains(&took), "{took} s");
     let (times, took, ended) = denied(&mut running(), 1_000, Batch::gone);
     assert!(matches!(ended, Ended::Failed { code, .. } if code == "batch_not_found"));
