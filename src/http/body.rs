@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use tokio::time;
 
 /// A body that was begun must be finished.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is too long is read so far, for its sender to see why it is refused, bytes.
 const MOST_PASSED_OVER: usize = 256 << 20;
@@ -49,18 +49,19 @@ pub async fn read_within(body: Body, limit: usize, patience: Duration) -> Result
         .map_err(|error| if error.is::<LengthLimitError>() { BodyError::TooLarge(limit) } else { BodyError::Broken })
 }
 
-/// Takes what comes and keeps nothing of it, up to a bound in size and time.
-pub async fn pass_over(body: Body) {
+/// Takes what comes and keeps nothing of it, up to a bound in size and for so long: whoever is cut off while it sends sees no refusal.
+pub async fn pass_over(body: &mut Body, patience: Duration) {
     let all = async {
-        let (mut body, mut left) = (body, MOST_PASSED_OVER);
-        while let Some(Ok(frame)) = body.frame().await {
+        let mut left = MOST_PASSED_OVER;
+        // Who sends no more hears what there is to hear.
+        while let Ok(Some(Ok(frame))) = time::timeout(PATIENCE, body.frame()).await {
             left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
             if left == 0 {
                 return;
             }
         }
     };
-    let _ = time::timeout(PATIENCE, all).await;
+    let _ = time::timeout(patience, all).await;
 }
 
 /// A JSON object; an empty body is an empty one.

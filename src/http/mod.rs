@@ -10,7 +10,7 @@
 //! | [`cors`] | which web pages may ask for these |
 //! | [`dial`] | `/v1/dial`: calls to telephones |
 //! | [`text`] | `/v1/responses`, `/v1/audio/transcriptions` |
-//! | [`batches`] | `/v1/files`, `/v1/batches` |
+//! | [`batches`], [`upload`] | `/v1/files`, `/v1/batches`; a file as it comes |
 //! | [`idempotency`] | requests that may come again |
 //! | [`body`] | bodies, bounded in size and time |
 pub mod batches;
@@ -23,4 +23,5 @@ pub mod idempotency;
 pub mod pages;
 pub mod text;
 pub mod tokens;
+pub mod upload;
 pub mod usage;

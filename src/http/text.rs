@@ -50,19 +50,24 @@ const FORM: usize = 64 << 10;
 pub(crate) struct Desk {
     texts: Arc<Texts>,
     answers: Answers,
-    room: Room,
+    room: Arc<Room>,
 }
 
 impl Desk {
     pub(crate) fn new(texts: Arc<Texts>) -> Self {
         let TextConfig { max_held_bytes, max_body_bytes, max_audio_bytes, .. } = texts.config;
-        let room = Room::new(max_held_bytes, max_body_bytes, max_audio_bytes + FORM);
+        let room = Arc::new(Room::new(max_held_bytes, max_body_bytes, max_audio_bytes + FORM));
         Self { texts, answers: Answers::default(), room }
     }
 
     /// The requests of a process.
     pub(crate) fn texts(&self) -> &Arc<Texts> {
         &self.texts
+    }
+
+    /// Where large bodies are held, and long lines of files.
+    pub(crate) fn room(&self) -> &Arc<Room> {
+        &self.room
     }
 }
 
@@ -169,8 +174,7 @@ async fn answer_to(
     let length = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let room = length.unwrap_or(limit).min(limit);
     if length.is_some_and(|length: usize| length > limit) {
-        // Whoever is cut off while it sends sees no refusal.
-        body::pass_over(body).await;
+        body::pass_over(&mut { body }, body::PATIENCE).await;
         return Err(Refusal::from(body::BodyError::TooLarge(limit)).into());
     }
     let came = Instant::now();

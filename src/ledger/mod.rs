@@ -110,14 +110,19 @@ impl Ledger {
         !matches!(self.health(now), Health::Refusing { .. })
     }
 
-    /// The ids of the rows of a call that are in the file, booked from `since` on, Unix ms; none where there is no file. Reads it:
-    /// nothing for a task that must not wait.
+    /// The ids of a call's rows: those that wait to be written, and those in the file that were booked from `since` on, Unix ms. Reads
+    /// the file: nothing for a task that must not wait.
     ///
     /// # Errors
     /// When it cannot be read.
     pub fn ids_of(&self, call: &str, since: u64) -> Result<HashSet<String>, LedgerError> {
-        let file = self.0.as_ref().and_then(|owner| owner.file.as_deref());
-        file.map_or_else(|| Ok(HashSet::new()), |file| spent::ids_of(file, call, since))
+        let Some(owner) = &self.0 else { return Ok(HashSet::new()) };
+        // First those that wait: what is written meanwhile is in the file then.
+        let mut ids = owner.desk.ids_of(call);
+        if let Some(file) = &owner.file {
+            ids.extend(spent::ids_of(file, call, since)?);
+        }
+        Ok(ids)
     }
 
     /// Has everything written at once, and waits for it, but not longer than `within`. Tells how many rows are not.

@@ -3,7 +3,7 @@
 //! A row is here until it is certainly in the file; while a batch is being written it is kept, for the writing may fail. A try
 //! that failed half-way and is made again doubles nothing, for the file keeps one row of each id.
 use std::{
-    collections::{HashMap, hash_map},
+    collections::{HashMap, HashSet, hash_map},
     sync::Arc,
     time::Duration,
 };
@@ -123,6 +123,12 @@ impl Spool {
     /// Rows that are not certainly in the file. One may count twice, if more became known about it while it was written.
     pub fn waiting(&self) -> usize {
         self.next.len() + self.under_way.as_ref().map_or(0, |(rows, _)| rows.len())
+    }
+
+    /// The ids of a call's rows that are not certainly in the file.
+    pub fn ids_of(&self, call: &str) -> HashSet<String> {
+        let under_way = self.under_way.iter().flat_map(|(rows, _)| rows.values());
+        self.next.values().chain(under_way).filter(|row| row.call == call).map(|row| row.id.clone()).collect()
     }
 
     /// How it stands.

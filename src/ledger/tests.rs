@@ -140,6 +140,24 @@ async fn a_full_disk_loses_nothing_and_doubles_nothing() {
 }
 
 #[tokio::test]
+async fn the_rows_of_a_call_are_known_before_they_are_written() {
+    let (_dir, file) = folder();
+    let ledger = Ledger::open(&file, GRACE).unwrap();
+    ledger.book(reply("a", 1, false));
+    assert_eq!(ledger.flush(PATIENCE).await, 0);
+    let held = Connection::open(&file).unwrap();
+    held.execute_batch("BEGIN IMMEDIATE").unwrap();
+    ledger.book(reply("b", 1, false));
+    ledger.book(Entry { call: "call_2".to_owned(), ..reply("c", 1, false) });
+    assert_eq!(ledger.flush(Duration::from_millis(400)).await, 2, "one try is under way, or has failed");
+    let want = HashSet::from(["a", "b"].map(str::to_owned));
+    assert_eq!(ledger.ids_of("call_1", 0).unwrap(), want);
+    drop(held);
+    assert_eq!(ledger.flush(PATIENCE).await, 0);
+    assert_eq!(ledger.ids_of("call_1", 0).unwrap(), want);
+}
+
+#[tokio::test]
 async fn a_file_that_was_taken_away_is_made_anew() {
     let (dir, file) = folder();
     let ledger = Ledger::open(&file, GRACE).unwrap();

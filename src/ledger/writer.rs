@@ -2,6 +2,7 @@
 //!
 //! The desk's lock is held for moments only, never while something is written.
 use std::{
+    collections::HashSet,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -74,6 +75,11 @@ impl Desk {
 
     pub(super) fn waiting(&self) -> usize {
         self.state().spool.waiting()
+    }
+
+    /// The ids of a call's rows that wait.
+    pub(super) fn ids_of(&self, call: &str) -> HashSet<String> {
+        self.state().spool.ids_of(call)
     }
 
     /// Waits until nothing waits any more.

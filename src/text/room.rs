@@ -48,23 +48,15 @@ impl Room {
 
     /// Waits for room for a body; `tenant`: none where there are none. None: it was waited for long enough.
     pub async fn hold(&self, kind: Kind, tenant: Option<&str>, bytes: usize) -> Option<Held> {
-        let pool = match kind {
-            Kind::Response => &self.questions,
-            Kind::Transcription => &self.recordings,
-        };
-        let units = u32::try_from(bytes.div_ceil(UNIT).clamp(1, pool.units / 2)).ok()?;
-        let own = tenant.map(|tenant| pool.of(tenant));
-        time::timeout(PATIENCE, async {
-            // First its own: who waits there stands in nobody's way.
-            let own = match own {
-                Some(own) => Some(own.acquire_many_owned(units).await.ok()?),
-                None => None,
-            };
-            let all = pool.all.clone().acquire_many_owned(units).await.ok()?;
-            Some(Held { _own: own, _all: all })
-        })
-        .await
-        .ok()?
+        match kind {
+            Kind::Response => self.questions.hold(tenant, bytes).await,
+            Kind::Transcription => self.recordings.hold(tenant, bytes).await,
+        }
+    }
+
+    /// The same for a long line of a batch's file. What has a day stands with the recordings, in no question's way.
+    pub async fn hold_line(&self, tenant: Option<&str>, bytes: usize) -> Option<Held> {
+        self.recordings.hold(tenant, bytes).await
     }
 }
 
@@ -72,6 +64,22 @@ impl Pool {
     fn new(bytes: usize) -> Self {
         let units = (bytes / UNIT).max(2);
         Self { all: Arc::new(Semaphore::new(units)), units, by_tenant: Mutex::default() }
+    }
+
+    async fn hold(&self, tenant: Option<&str>, bytes: usize) -> Option<Held> {
+        let units = u32::try_from(bytes.div_ceil(UNIT).clamp(1, self.units / 2)).ok()?;
+        let own = tenant.map(|tenant| self.of(tenant));
+        time::timeout(PATIENCE, async {
+            // First its own: who waits there stands in nobody's way.
+            let own = match own {
+                Some(own) => Some(own.acquire_many_owned(units).await.ok()?),
+                None => None,
+            };
+            let all = self.all.clone().acquire_many_owned(units).await.ok()?;
+            Some(Held { _own: own, _all: all })
+        })
+        .await
+        .ok()?
     }
 
     fn of(&self, tenant: &str) -> Arc<Semaphore> {

@@ -1,17 +1,16 @@
-//! The answers of a batch on their way to the tenant: passed on as they come, and each of them booked once, at the price of batches.
+//! The answers of a batch as they are downloaded: each of them booked once, at the price of batches.
 //!
 //! What was booked is known from the ledger, so that a file that is downloaded again costs nothing, in this process or another one.
-//! Whoever downloads it may leave: it is read to its end all the same, for it has been paid.
+//! How lines get here, and where they go, is [`super::passing`]'s.
 use std::{
+    borrow::Cow,
     collections::{HashSet, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    hash::{BuildHasher as _, RandomState},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bytes::Bytes;
-use reqwest::Response;
 use serde_json::Value;
-use tokio::{sync::mpsc, task::spawn_blocking, time};
+use tokio::{sync::OnceCell, task::spawn_blocking};
 
 use super::{
     super::{Kind, outcome::Outcome, run::Texts},
@@ -25,48 +24,86 @@ use crate::{
     },
     call::books::{Booked, Books as Rows},
     config::USUAL_UPSTREAM,
+    ledger::Ledger,
     observe::fact::Fact,
 };
 
-/// Longest line, bytes; a longer one is passed on and not read.
-const LONGEST: usize = 32 << 20;
-/// Batches whose booked answers are remembered.
+/// Batches whose booked answers are remembered while nobody downloads them, and answers of all of them together (16 bytes each).
 const REMEMBERED: usize = 32;
-/// How long rows of ours are waited for before the ledger is read.
-const FLUSH: Duration = Duration::from_secs(5);
+const MOST_ANSWERS: usize = 500_000;
 /// The door, as the ledger calls it.
 const DOOR: &str = "batches";
 /// What whoever wants to know prices finds in each line.
 const COST: &str = "voxrelay_cost_usd";
 
-type Ids = Arc<Mutex<HashSet<String>>>;
-
-/// What was booked of which batch.
+/// What was booked of a batch: the service's ids, as numbers. Read from the ledger once, by whoever comes first.
 #[derive(Debug, Default)]
-pub(super) struct Books(Mutex<VecDeque<(String, Ids)>>);
+struct Known(OnceCell<Mutex<HashSet<u64>>>);
+
+impl Known {
+    fn ids(&self) -> Option<MutexGuard<'_, HashSet<u64>>> {
+        self.0.get().map(|ids| ids.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What was booked of which batch, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Books {
+    known: Mutex<VecDeque<(String, Arc<Known>)>>,
+    hash: RandomState,
+}
+
+/// The answers of one batch that were booked.
+#[derive(Debug)]
+struct Ids {
+    known: Arc<Known>,
+    hash: RandomState,
+}
+
+impl Ids {
+    /// Whether this answer was not booked before; from now on it is.
+    fn is_new(&self, id: &str) -> bool {
+        self.known.ids().is_some_and(|mut ids| ids.insert(self.hash.hash_one(id)))
+    }
+}
 
 impl Books {
     /// The answers of a batch that were booked. `None`: the ledger cannot be read now.
-    async fn of(&self, texts: &Texts, batch: &str, created_ms: u64) -> Option<Ids> {
-        let known = |all: &VecDeque<(String, Ids)>| all.iter().find(|(id, _)| id == batch).map(|(_, ids)| ids.clone());
-        if let Some(ids) = known(&self.0.lock().unwrap_or_else(PoisonError::into_inner)) {
-            return Some(ids);
-        }
-        texts.ledger.flush(FLUSH).await;
-        let (ledger, call) = (texts.ledger.clone(), batch.to_owned());
-        let read = spawn_blocking(move || ledger.ids_of(&call, created_ms)).await.ok()?;
-        let ids = read.inspect_err(|error| tracing::warn!(%error, "what was booked of a batch is not known")).ok()?;
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Somebody else may have been quicker.
-        if let Some(ids) = known(&all) {
-            return Some(ids);
-        }
-        let ids = Ids::new(Mutex::new(ids));
-        all.push_back((batch.to_owned(), ids.clone()));
-        if all.len() > REMEMBERED {
-            all.pop_front();
-        }
-        Some(ids)
+    async fn of(&self, ledger: &Ledger, batch: &str, created_ms: u64) -> Option<Ids> {
+        let (known, hash) = (self.entry(batch), self.hash.clone());
+        let read = known.0.get_or_try_init(async || {
+            let (ledger, call, hash) = (ledger.clone(), batch.to_owned(), hash.clone());
+            let read = spawn_blocking(move || {
+                let ids = ledger.ids_of(&call, created_ms)?;
+                Ok::<_, crate::ledger::LedgerError>(ids.iter().map(|id| hash.hash_one(id)).collect())
+            });
+            let read = read.await.map_err(drop)?;
+            let ids = read.inspect_err(|error| tracing::warn!(%error, "what was booked of a batch is not known"));
+            ids.map(Mutex::new).map_err(drop)
+        });
+        read.await.ok()?;
+        Some(Ids { known, hash })
+    }
+
+    /// A batch's entry. Others are forgotten where there are too many, but none that somebody downloads: its rows may not be in the
+    /// ledger yet, and whoever comes next would book them again.
+    fn entry(&self, batch: &str) -> Arc<Known> {
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.iter().find(|(id, _)| id == batch).map(|(_, known)| known.clone());
+        let known = known.unwrap_or_else(|| {
+            all.push_back((batch.to_owned(), Arc::default()));
+            all.back().map(|(_, known)| known.clone()).unwrap_or_default()
+        });
+        let mut many = all.len();
+        let mut answers: usize = all.iter().filter_map(|(_, known)| known.ids().map(|ids| ids.len())).sum();
+        all.retain(|(_, known)| {
+            let stays = Arc::strong_count(known) > 1 || many <= REMEMBERED && answers <= MOST_ANSWERS;
+            if !stays {
+                (many, answers) = (many - 1, answers - known.ids().map_or(0, |ids| ids.len()));
+            }
+            stays
+        });
+        known
     }
 }
 
@@ -82,9 +119,6 @@ pub struct Booking {
     tells: bool,
 }
 
-/// A download's way to its reader.
-pub type Pieces = mpsc::Sender<Result<Bytes, std::io::Error>>;
-
 impl Booking {
     /// None: the ledger cannot be read now.
     pub(super) async fn new(
@@ -94,7 +128,7 @@ impl Booking {
         batch: &Owned,
         tells: bool,
     ) -> Option<Self> {
-        let booked = books.of(texts, &batch.id, batch.created_at.saturating_mul(1_000)).await?;
+        let booked = books.of(&texts.ledger, &batch.id, batch.created_at.saturating_mul(1_000)).await?;
         let rows = Rows {
             ledger: texts.ledger.clone(),
             prices: texts.prices.clone(),
@@ -121,7 +155,7 @@ impl Booking {
         };
         let prices = self.texts.prices.load_full();
         let used = Amount::of_batch(&prices, model, &usage);
-        if self.booked.lock().unwrap_or_else(PoisonError::into_inner).insert(outcome.id.clone()) {
+        if self.booked.is_new(&outcome.id) {
             let rows = Rows { model: model.to_owned(), ..self.rows.clone() };
             let booked = Booked { batch: true, ..Booked::reply(&outcome.id, &outcome.status, usage) };
             rows.book(&self.who, "", booked, &prices);
@@ -131,53 +165,14 @@ impl Booking {
         if self.tells { with_cost(line, used.usd?) } else { None }
     }
 
-    /// Passes a download on, as fast as it is taken by `to`; whoever stands still for `stall` is let go, and the rest is booked.
-    pub async fn pass(self, mut response: Response, to: Pieces, stall: Duration) {
-        let mut to = Some(to);
-        let mut rest: Vec<u8> = Vec::new();
-        loop {
-            let piece = match response.chunk().await {
-                Ok(Some(piece)) => piece,
-                Ok(None) => break,
-                Err(_) => {
-                    // What is there ends in the middle of a line, and must not look whole.
-                    if let Some(to) = &to {
-                        let _ = to.send(Err(std::io::Error::other("the service's answer broke off"))).await;
-                    }
-                    return;
-                }
-            };
-            rest.extend_from_slice(&piece);
-            let Some(end) = rest.iter().rposition(|b| *b == b'\n').map(|end| end + 1) else {
-                if rest.len() > LONGEST {
-                    send(&mut to, std::mem::take(&mut rest), stall).await;
-                }
-                continue;
-            };
-            let later = rest.split_off(end);
-            let lines = std::mem::replace(&mut rest, later);
-            send(&mut to, self.lines(&lines), stall).await;
+    /// Books whole lines; as they go on.
+    pub(super) fn lines(&self, lines: Vec<u8>) -> Vec<u8> {
+        let told = |line| self.line(line).map_or(Cow::Borrowed(line), Cow::Owned);
+        let read: Vec<Cow<'_, [u8]>> = lines.split_inclusive(|b| *b == b'\n').map(told).collect();
+        if read.iter().all(|line| matches!(line, Cow::Borrowed(_))) {
+            return lines;
         }
-        send(&mut to, self.lines(&rest), stall).await;
-    }
-
-    fn lines(&self, lines: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(lines.len());
-        for line in lines.split_inclusive(|b| *b == b'\n') {
-            match self.line(line) {
-                Some(told) => out.extend_from_slice(&told),
-                None => out.extend_from_slice(line),
-            }
-        }
-        out
-    }
-}
-
-async fn send(to: &mut Option<Pieces>, piece: Vec<u8>, stall: Duration) {
-    let Some(sender) = to.as_ref().filter(|_| !piece.is_empty()) else { return };
-    let sent = time::timeout(stall, sender.send(Ok(piece.into()))).await;
-    if !matches!(sent, Ok(Ok(()))) {
-        *to = None;
+        read.concat()
     }
 }
 
@@ -198,6 +193,34 @@ impl Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_somebody_downloads_is_not_forgotten_and_what_nobody_does_is() {
+        let (books, ledger) = (Books::default(), Ledger::none());
+        let slow = books.of(&ledger, "batch_slow", 0).await.unwrap();
+        let idle = books.of(&ledger, "batch_idle", 0).await.unwrap();
+        assert!(slow.is_new("resp_1") && idle.is_new("resp_1") && !idle.is_new("resp_1"));
+        drop(idle);
+        for n in 0..2 * REMEMBERED {
+            books.of(&ledger, &format!("batch_{n}"), 0).await.unwrap();
+        }
+        let again = books.of(&ledger, "batch_slow", 0).await.unwrap();
+        assert!(!again.is_new("resp_1") && again.is_new("resp_2") && !slow.is_new("resp_2"), "it is the same");
+        assert_eq!(books.known.lock().unwrap().len(), REMEMBERED);
+        assert!(books.of(&ledger, "batch_idle", 0).await.unwrap().is_new("resp_1"), "the ledger would have known");
+    }
+
+    #[tokio::test]
+    async fn answers_are_few_bytes_and_few_are_remembered() {
+        let (books, ledger) = (Books::default(), Ledger::none());
+        for batch in ["batch_1", "batch_2", "batch_3"] {
+            let ids = books.of(&ledger, batch, 0).await.unwrap();
+            (0..MOST_ANSWERS / 2).for_each(|n| assert!(ids.is_new(&n.to_string())));
+        }
+        let _next = books.of(&ledger, "batch_4", 0).await.unwrap();
+        let left: Vec<String> = books.known.lock().unwrap().iter().map(|(id, _)| id.clone()).collect();
+        assert_eq!(left, ["batch_2", "batch_3", "batch_4"]);
+    }
 
     #[test]
     fn a_line_says_what_it_cost() {

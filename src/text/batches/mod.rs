@@ -9,9 +9,13 @@
 //! |---|---|
 //! | [`label`] | a file's name |
 //! | [`sheet`] | the lines of a file, checked and rewritten |
-//! | [`books`] | answers on their way back, each booked once |
+//! | [`lines`] | whole lines out of pieces |
+//! | [`passing`] | files on their way back |
+//! | [`books`] | answers among them, each booked once |
 pub mod books;
 pub mod label;
+pub mod lines;
+pub mod passing;
 pub mod sheet;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -46,6 +50,9 @@ const MOST_METADATA: usize = 16;
 /// Files that come in at once, and of one tenant: each is on the disk until the service has it.
 const UPLOADS: usize = 16;
 const UPLOADS_OF_TENANT: usize = 2;
+/// Files that go out at once, and of one tenant.
+const DOWNLOADS: usize = 32;
+const DOWNLOADS_OF_TENANT: usize = 4;
 /// Pages of the account's batches that are looked through for a tenant's own, and batches of one.
 const PAGES: usize = 100;
 const PAGE: usize = 100;
@@ -57,6 +64,7 @@ const LONGEST: Duration = Duration::from_secs(3_600);
 pub struct Batches {
     texts: Arc<Texts>,
     uploads: Shares,
+    downloads: Shares,
     books: Books,
 }
 
@@ -129,7 +137,7 @@ pub struct Content {
 impl Batches {
     /// Of a process.
     pub fn new(texts: Arc<Texts>) -> Self {
-        Self { texts, uploads: Shares::default(), books: Books::default() }
+        Self { texts, uploads: Shares::default(), downloads: Shares::default(), books: Books::default() }
     }
 
     /// A place for one file more.
@@ -138,6 +146,15 @@ impl Batches {
     /// All, or all of the tenant's, are taken.
     pub fn place(&self, who: &Principal) -> Result<Place, NoBatch> {
         self.uploads.place(who.tenant_id(), UPLOADS, UPLOADS_OF_TENANT).map_err(|full| NoBatch::No(No::Full(full)))
+    }
+
+    /// A place for one download more.
+    ///
+    /// # Errors
+    /// As [`Self::place`].
+    pub fn download(&self, who: &Principal) -> Result<Place, NoBatch> {
+        let most = if who.tenant().is_some() { DOWNLOADS_OF_TENANT } else { DOWNLOADS };
+        self.downloads.place(who.tenant_id(), DOWNLOADS, most).map_err(|full| NoBatch::No(No::Full(full)))
     }
 
     fn upstream(&self, who: &Principal) -> Result<&Upstream, No> {
