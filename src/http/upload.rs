@@ -272,15 +272,17 @@ impl Upload<'_> {
         let name = part.file_name().unwrap_or("file").to_owned();
         let (shared, who, longest) = (self.shared.clone(), self.who.clone(), self.longest);
         let reads = spawn_blocking(move || written(&shared, &who, &name, longest, from));
-        // Where nobody reads any more, why is said there.
-        self.feed(form, part, to).await?;
+        let fed = self.feed(form, part, to).await;
         let lost = |_| {
             let message = "The file's lines cannot be read.".to_owned();
             let refusal = Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message);
             Refusal { kind: SERVER_ERROR, ..refusal }
         };
-        let read = reads.await.map_err(lost)?;
-        read.map(|(file, label)| (File::from_std(file), label))
+        // What is wrong with an earlier line is said first.
+        let read = reads.await.map_err(lost)??;
+        fed?;
+        let (file, label) = read.ok_or_else(|| broken(&NoMore::Broken))?;
+        Ok((File::from_std(file), label))
     }
 
     /// Whole lines to where they are read.
@@ -343,14 +345,14 @@ async fn value<'b>(form: &Form<'b>, part: &mut Field<'b>) -> Result<String, NotA
     String::from_utf8(text).map_err(|_| broken(&"a part is not text"))
 }
 
-/// Reads lines until all have come, and writes them as the service shall read them; a thread of its own.
+/// Reads lines until all have come, and writes them as the service shall read them; a thread of its own. None: not all have come.
 fn written(
     shared: &Shared,
     who: &Principal,
     name: &str,
     longest: usize,
     mut from: mpsc::Receiver<ToRead>,
-) -> Result<(fs::File, Label), NotAnswered> {
+) -> Result<Option<(fs::File, Label)>, NotAnswered> {
     let no_room = |error: io::Error| {
         tracing::warn!(%error, "a file of requests cannot be kept");
         overloaded("The file cannot be kept: there is no room for it.")
@@ -362,8 +364,7 @@ fn written(
         Ok(who.safety_id().map(str::to_owned))
     };
     loop {
-        // Whoever feeds it has said why it does not go on.
-        let Some(come) = from.blocking_recv() else { return Err(broken(&NoMore::Broken)) };
+        let Some(come) = from.blocking_recv() else { return Ok(None) };
         let Some((lines, _held)) = come else { break };
         for line in lines.split_inclusive(|b| *b == b'\n') {
             if line.len() > longest {
@@ -375,7 +376,7 @@ fn written(
         }
     }
     let file = to.into_inner().map_err(|error| no_room(error.into_error()))?;
-    Ok((file, sheet.label(name).map_err(wrong)?))
+    Ok(Some((file, sheet.label(name).map_err(wrong)?)))
 }
 
 #[cfg(test)]

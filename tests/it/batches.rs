@@ -17,6 +17,7 @@ mod command;
 mod desk;
 mod service;
 mod steps;
+mod files;
 
 const MODEL: &str = "gpt-5.6-luna";
 /// A dollar for a million tokens that are read, ten for those that are written.
