@@ -1,6 +1,6 @@
 //! `/v1/files` and `/v1/batches`, as any SDK asks for them: who asks, the file as it comes, and the answer.
 //!
-//! How a file comes is [`upload`]'s; whose files and batches are, and how a file goes out, [`crate::text::batches`]'s.
+//! How a file comes is [`mod@upload`]'s; whose files and batches are, and how a file goes out, [`crate::text::batches`]'s.
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{

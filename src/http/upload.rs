@@ -22,7 +22,12 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 use multer::{Field, Multipart};
-use tokio::{fs::File, sync::mpsc, task::spawn_blocking, time};
+use tokio::{
+    fs::File,
+    sync::mpsc,
+    task::spawn_blocking,
+    time::{self, Instant},
+};
 
 use super::{
     batches::{Answer, no_batch, shown},
@@ -74,7 +79,8 @@ pub(super) async fn take(shared: &Arc<Shared>, who: &Principal, head: &Parts, mu
     };
     let longest = usize::try_from(length(head).unwrap_or(most)).unwrap_or(usize::MAX);
     let longest = longest.min(shared.desk.texts().config.max_body_bytes);
-    let upload = Upload { shared, who, most, longest };
+    let stall = Duration::from_secs(shared.desk.texts().config.stall_s);
+    let upload = Upload { shared, who, most, longest, stall };
     let patience = Duration::from_secs(10 + most / SLOWEST);
     let came = time::timeout(patience, Box::pin(upload.parts(&mut body, &boundary))).await;
     let came = came.unwrap_or_else(|_| Err(Refusal::from(BodyError::TooSlow(patience)).into()));
@@ -235,6 +241,8 @@ struct Upload<'a> {
     most: u64,
     /// Longest line, bytes.
     longest: usize,
+    /// Who sends nothing for so long is let go.
+    stall: Duration,
 }
 
 impl Upload<'_> {
@@ -245,11 +253,11 @@ impl Upload<'_> {
             Refusal::new(StatusCode::BAD_REQUEST, "missing_required_parameter", message).at(param)
         };
         let (mut file, mut purpose) = (None, None);
-        while let Some(mut part) = form.next().await? {
+        while let Some(mut part) = soon(self.stall, form.next()).await? {
             match part.name().unwrap_or_default() {
                 "file" if file.is_some() => return Err(broken(&"part `file` is there twice")),
                 "file" => file = Some(self.file(&form, part).await?),
-                "purpose" => purpose = Some(value(&form, &mut part).await?),
+                "purpose" => purpose = Some(soon(self.stall, value(&form, &mut part)).await?),
                 // It would be lost on its way, and files would live longer than their owner thinks.
                 name => {
                     let name: String = name.chars().take(64).collect();
@@ -293,13 +301,19 @@ impl Upload<'_> {
         to: mpsc::Sender<ToRead>,
     ) -> Result<(), NotAnswered> {
         let (mut lines, mut came, mut held) = (Lines::default(), 0_u64, None::<Held>);
-        while let Some(piece) = form.chunk(&mut part).await? {
+        // Room is held no longer than by any other body of that size.
+        let mut until = None::<Instant>;
+        loop {
+            let left = until.filter(|_| held.is_some()).map(|at| at.saturating_duration_since(Instant::now()));
+            let patience = left.unwrap_or(self.stall).min(self.stall);
+            let Some(piece) = soon(patience, form.chunk(&mut part)).await? else { break };
             came = came.saturating_add(piece.len() as u64);
             if came > self.most {
                 return Err(too_large(self.most).into());
             }
             if held.is_none() && lines.waiting() + piece.len() > LONG {
                 held = Some(self.room().await?);
+                until = Some(Instant::now() + Duration::from_secs(10 + self.longest as u64 / SLOWEST));
             }
             let whole = lines.feed(&piece);
             if lines.waiting() > self.longest {
@@ -321,6 +335,12 @@ impl Upload<'_> {
         let held = self.shared.desk.room().hold_line(whose, self.longest).await;
         held.ok_or_else(|| overloaded("Too many bodies are held at once.").into())
     }
+}
+
+/// What comes within so long.
+async fn soon<T>(patience: Duration, comes: impl Future<Output = Result<T, NotAnswered>>) -> Result<T, NotAnswered> {
+    let come = time::timeout(patience, comes).await;
+    come.unwrap_or_else(|_| Err(Refusal::from(BodyError::TooSlow(patience)).into()))
 }
 
 fn overloaded(message: &str) -> Refusal {
@@ -426,7 +446,7 @@ mod tests {
             for piece in [1 << 10, 64 << 10] {
                 let (mut body, taken) = comes(body, piece);
                 let refusal = read(&mut body).await.unwrap_err();
-                assert_eq!((refusal.status.as_u16(), refusal.code.as_ref()), (400, "invalid_multipart"));
+                assert_eq!((refusal.status.as_u16(), refusal.code), (400, "invalid_multipart"));
                 assert!(refusal.message.contains("within 8192 bytes"), "{}", refusal.message);
                 let taken = taken.load(Ordering::Relaxed);
                 assert!(taken <= 2 * AHEAD + 3 * piece as u64, "{taken} bytes were taken");

@@ -77,6 +77,7 @@
 //! | `unknown_events` | a stream with events of a type that nobody knows |
 //! | `garbage` | status 200 and a page in place of JSON |
 //! | `expired` | a batch whose window ends when half of it is done |
+//! | `lost` | nothing: a line of a batch that stands in none of its files, and is not paid |
 use std::{
     sync::{
         Arc,
@@ -193,6 +194,7 @@ pub enum How {
     UnknownEvents,
     Garbage,
     Expired,
+    Lost,
 }
 
 /// What goes wrong. The keys are explained in the [module's page](self).
@@ -421,7 +423,7 @@ fn door(keys: &mut Keys<'_>, of_text: bool) -> Result<Place, String> {
     Ok(keys.word("door", &doors)?.unwrap_or_default())
 }
 
-const HOWS: [(&str, How); 8] = [
+const HOWS: [(&str, How); 9] = [
     ("failed", How::Failed),
     ("refusal", How::Refusal),
     ("incomplete", How::Incomplete),
@@ -430,6 +432,7 @@ const HOWS: [(&str, How); 8] = [
     ("unknown_events", How::UnknownEvents),
     ("garbage", How::Garbage),
     ("expired", How::Expired),
+    ("lost", How::Lost),
 ];
 
 /// The service's words for a fault of its own.

@@ -2,7 +2,7 @@
 //!
 //! A batch has a timetable and no task: what should have happened by now is done when somebody looks. Lines are worked off
 //! one after the other, evenly over the batch's time, so that one which is cancelled or expires has a part of them done, and
-//! only that part is paid.
+//! only that part is paid. Its files have them in no order, as the service says of its own.
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, MutexGuard, PoisonError},
@@ -25,7 +25,8 @@ use super::{
         validate::{Refusal, shorten},
     },
     Text,
-    files::File,
+    files::{File, full},
+    render::Usage,
     responses::Worked,
     say::End,
     sse,
@@ -45,6 +46,16 @@ const PAGE: usize = 20;
 /// All batches, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Batches(Vec<Batch>);
+
+impl Batches {
+    fn keep(&mut self, batch: Batch) -> Result<(), No> {
+        if self.0.len() >= MAX_KEPT {
+            return Err(full("batches", MAX_KEPT));
+        }
+        self.0.push(batch);
+        Ok(())
+    }
+}
 
 /// One line of the input.
 #[derive(Debug)]
@@ -70,7 +81,7 @@ struct Batch {
     output: Vec<String>,
     errors: Vec<String>,
     failed: u64,
-    usage: (u64, u64),
+    usage: Usage,
     /// How long each of its stages takes.
     times: Times,
     cancelled: Option<Duration>,
@@ -179,6 +190,9 @@ impl Batch {
             Some(FaultKind::Answer { how, message }) => (Some(*how), message.as_deref()),
             _ => (None, None),
         };
+        if how == Some(How::Lost) {
+            return;
+        }
         let worked = text.work(&self.account, &line.body, (how, message), &mut self.dice);
         let (status, body) = match (fault, worked) {
             (Some(FaultKind::Refuse { status, body, .. }), _) => {
@@ -227,7 +241,10 @@ impl Batch {
 
     /// Writes a file of it, if there is anything to be written.
     fn write(&mut self, text: &Text, what: &str) -> Option<String> {
-        let lines = if what == "output" { &self.output } else { &self.errors };
+        let lines = if what == "output" { &mut self.output } else { &mut self.errors };
+        for last in (1..lines.len()).rev() {
+            lines.swap(last, self.dice.between(0, last));
+        }
         let mut bytes = lines.join("\n");
         if bytes.is_empty() {
             return None;
@@ -241,7 +258,7 @@ impl Batch {
             bytes: Bytes::from(bytes),
             created: text.world.unix_now(),
         };
-        text.keep_file(&id, file);
+        text.write_file(&id, file);
         Some(id)
     }
 
@@ -284,11 +301,11 @@ impl Batch {
                 "failed": self.failed,
             },
             "usage": {
-                "input_tokens": self.usage.0,
-                "input_tokens_details": {"cached_tokens": 0},
-                "output_tokens": self.usage.1,
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": self.usage.0 + self.usage.1,
+                "input_tokens": self.usage.input,
+                "input_tokens_details": {"cached_tokens": self.usage.cached},
+                "output_tokens": self.usage.output,
+                "output_tokens_details": {"reasoning_tokens": self.usage.reasoning},
+                "total_tokens": self.usage.input + self.usage.output,
             },
             "metadata": self.asked.get("metadata"),
         })
@@ -296,12 +313,14 @@ impl Batch {
 }
 
 /// Books a line, at the price of batches.
-fn pay(text: &Text, worked: &Worked, usage: &mut (u64, u64)) {
+fn pay(text: &Text, worked: &Worked, usage: &mut Usage) {
     if worked.said.end == End::Failed {
         return;
     }
-    usage.0 += worked.usage.input;
-    usage.1 += worked.usage.output;
+    usage.input += worked.usage.input;
+    usage.cached += worked.usage.cached;
+    usage.output += worked.usage.output;
+    usage.reasoning += worked.usage.reasoning;
     let mut stats = text.world.stats.lock();
     stats.text.batch_input_tokens += worked.usage.input;
     stats.text.batch_output_tokens += worked.usage.output;
@@ -315,7 +334,7 @@ fn weight(body: &Value) -> u64 {
 
 /// Reads the input's lines; `Err`: what is wrong with them.
 fn lines(file: &[u8]) -> Result<Vec<Line>, Vec<Value>> {
-    let (mut lines, mut wrong, mut ids) = (Vec::new(), Vec::new(), HashSet::new());
+    let (mut lines, mut wrong, mut ids) = (Vec::<Line>::new(), Vec::new(), HashSet::new());
     let mut tell = |code: &str, line: usize, param: Option<&str>, message: String| {
         wrong.push(json!({"code": code, "line": line, "param": param, "message": message}));
     };
@@ -347,7 +366,13 @@ fn lines(file: &[u8]) -> Result<Vec<Line>, Vec<Value>> {
             tell("duplicate_custom_id", n, Some("custom_id"), message);
         } else {
             let body = read.get_mut("body").map(Value::take).unwrap_or_default();
-            lines.push(Line { custom_id, body });
+            // The code is a guess, by those of other fields.
+            if lines.first().is_some_and(|first| first.body.get("model") != body.get("model")) {
+                let message = "The model of this request is not that of the batch: all of its requests must have one.";
+                tell("mismatched_model", n, Some("body.model"), message.to_owned());
+            } else {
+                lines.push(Line { custom_id, body });
+            }
         }
     }
     if lines.is_empty() && wrong.is_empty() {
@@ -438,7 +463,7 @@ async fn begin(visit: &mut Visit<'_>, request: Request) -> Answer {
         output: Vec::new(),
         errors: Vec::new(),
         failed: 0,
-        usage: (0, 0),
+        usage: Usage::default(),
         times,
         cancelled: None,
         files: None,
@@ -457,9 +482,7 @@ async fn begin(visit: &mut Visit<'_>, request: Request) -> Answer {
         batch.wrong.push(json!({"code": "token_limit_exceeded", "line": null, "param": null, "message": message}));
     }
     let shown = batch.json(Stage::Validating, batch.began);
-    if batches.0.len() < MAX_KEPT {
-        batches.0.push(batch);
-    }
+    batches.keep(batch)?;
     Ok(sse::json(&shown, visit.fault.as_ref()))
 }
 

@@ -26,7 +26,7 @@ use super::{
 
 /// Largest file, bytes (the service's limit for batches).
 const MAX_FILE: usize = 200 << 20;
-/// Files that are kept.
+/// Files that are kept; with so many of all kinds none is taken.
 const MAX_KEPT: usize = 10_000;
 
 /// All files.
@@ -70,12 +70,18 @@ impl Text {
         self.files().0.get(id).filter(|file| file.account == account).cloned()
     }
 
-    /// Keeps a file.
-    pub(super) fn keep_file(&self, id: &str, file: File) {
+    /// Keeps a file that was uploaded.
+    fn keep_file(&self, id: &str, file: File) -> Result<(), No> {
         let mut files = self.files();
-        if files.0.len() < MAX_KEPT {
-            files.0.insert(id.to_owned(), file);
-        }
+        files.keep(id.to_owned(), file)?;
+        self.world.stats.lock().text.files = files.0.len() as u64;
+        Ok(())
+    }
+
+    /// Keeps a file that a batch has written, of which there are as many as batches allow.
+    pub(super) fn write_file(&self, id: &str, file: File) {
+        let mut files = self.files();
+        files.0.insert(id.to_owned(), file);
         self.world.stats.lock().text.files = files.0.len() as u64;
     }
 
@@ -84,6 +90,22 @@ impl Text {
         files.0.remove(id);
         self.world.stats.lock().text.files = files.0.len() as u64;
     }
+}
+
+impl Files {
+    fn keep(&mut self, id: String, file: File) -> Result<(), No> {
+        if self.0.len() >= MAX_KEPT {
+            return Err(full("files", MAX_KEPT));
+        }
+        self.0.insert(id, file);
+        Ok(())
+    }
+}
+
+/// There is no room for more. The words are ours: the service's own limit is one of bytes.
+pub(super) fn full(what: &str, most: usize) -> No {
+    let message = format!("The simulator keeps at most {most} {what}.");
+    No::new(StatusCode::SERVICE_UNAVAILABLE, Refusal::new("storage_full", message))
 }
 
 fn no_file(id: &str) -> No {
@@ -127,7 +149,7 @@ async fn take(visit: &mut Visit<'_>, request: Request) -> Answer {
     let file =
         File { account: visit.account.clone(), name, purpose, bytes: bytes.into(), created: text.world.unix_now() };
     let answer = sse::json(&file.json(&id), visit.fault.as_ref());
-    text.keep_file(&id, file);
+    text.keep_file(&id, file)?;
     Ok(answer)
 }
 
@@ -172,4 +194,24 @@ pub(super) async fn delete(
         Ok(sse::json(&json!({"id": id, "object": "file", "deleted": true}), visit.fault.as_ref()))
     });
     visit.leave(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_kept_is_not_taken() {
+        let file = File {
+            account: String::new(),
+            name: String::new(),
+            purpose: String::new(),
+            bytes: Bytes::new(),
+            created: 0,
+        };
+        let mut files = Files::default();
+        (0..MAX_KEPT).for_each(|n| assert!(files.keep(n.to_string(), file.clone()).is_ok()));
+        let no = files.keep("more".to_owned(), file).unwrap_err();
+        assert!(matches!(no, No::Refused { status: StatusCode::SERVICE_UNAVAILABLE, .. }));
+    }
 }

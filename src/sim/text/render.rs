@@ -33,7 +33,7 @@ struct Item {
 }
 
 /// What was paid.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Usage {
     pub(super) input: u64,
     pub(super) cached: u64,

@@ -109,13 +109,13 @@ async fn is_whole(mut tcp: TcpStream) -> bool {
 }
 
 /// Sends all of a form, whatever is said meanwhile; the answer.
-async fn sends(desk: &Desk, head: &str, body: &[u8]) -> String {
+async fn sends(desk: &Desk, body: &[u8]) -> String {
     let addr = desk.rig.relay.addr();
     let mut tcp = TcpStream::connect(addr).await.unwrap();
     let length = body.len();
     let head = format!(
         "POST /v1/files HTTP/1.1\r\nhost: {addr}\r\nauthorization: Bearer {}\r\ncontent-length: {length}\r\n\
-         content-type: multipart/form-data; boundary=b\r\n{head}\r\n",
+         content-type: multipart/form-data; boundary=b\r\n\r\n",
         desk.key
     );
     tcp.write_all(head.as_bytes()).await.unwrap();
@@ -144,7 +144,7 @@ async fn who_is_refused_while_it_sends_sees_why() {
         (format!("--b\r\nX-{rest}"), 400, "no part begins, or goes on, within 8192 bytes"),
         (format!("{part}{rest}{rest}\r\n--b--\r\n"), 413, "the body is over the 41943040 byte limit"),
     ] {
-        let answer = sends(&desk, "", body.as_bytes()).await;
+        let answer = sends(&desk, body.as_bytes()).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(says), "{says}: {answer}");
     }
     // Who waits to be told to go on hears it at once, and sends nothing.
@@ -168,8 +168,44 @@ async fn who_is_refused_while_it_sends_sees_why() {
     }
 }
 
+/// Begins a form whose file goes on for so many bytes, and sends this much of it.
+async fn begins(desk: &Desk, length: usize, sent: &str) -> TcpStream {
+    let addr = desk.rig.relay.addr();
+    let mut tcp = TcpStream::connect(addr).await.unwrap();
+    let part = "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\n";
+    let head = format!(
+        "POST /v1/files HTTP/1.1\r\nhost: {addr}\r\nauthorization: Bearer {}\r\ncontent-length: {length}\r\n\
+         content-type: multipart/form-data; boundary=b\r\n\r\n{part}{sent}",
+        desk.key
+    );
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    tcp
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn who_leaves_in_the_middle_of_a_download_has_all_of_it_booked() {
+async fn long_lines_wait_for_room_and_who_sends_no_more_gives_it_back() {
+    let small = |config: &mut Config| {
+        (config.text.max_body_bytes, config.text.max_audio_bytes) = (1 << 20, 1 << 20);
+        (config.text.max_held_bytes, config.text.stall_s) = (1 << 20, 3);
+    };
+    let desk = Desk::new(small, "").await;
+    let long = [line("a", MODEL, &"x".repeat(600 << 10))];
+    let began = time::Instant::now();
+    // All that a tenant may hold; and the line never ends.
+    let mut first = begins(&desk, 2 << 20, &"x".repeat(300 << 10)).await;
+    time::sleep(std::time::Duration::from_millis(500)).await;
+    let short = desk.rig.upload(&desk.key, &[line("a", MODEL, "x")]).await;
+    assert_eq!(short.status, 200, "{}", short.text);
+    assert!(began.elapsed() < std::time::Duration::from_secs(2), "a short line waits for nothing");
+    assert_eq!(desk.rig.upload(&desk.key, &long).await.status, 200);
+    assert!(began.elapsed() >= std::time::Duration::from_secs(3), "{:?}: it waited", began.elapsed());
+    let mut all = [0; 12];
+    first.read_exact(&mut all).await.unwrap();
+    assert_eq!(&all, b"HTTP/1.1 408");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stands_still_in_a_download_sees_that_it_is_cut_off_and_has_all_of_it_booked() {
     let desk = Desk::new(|config| config.text.stall_s = 1, "").await;
     let done = desk.done(12).await;
     let file = &done["output_file_id"];
@@ -178,9 +214,8 @@ async fn who_leaves_in_the_middle_of_a_download_has_all_of_it_booked() {
             .as_u64()
             .unwrap();
     assert!(size > 8 << 20, "{size}: more than all sockets hold");
-    // One stands still, and sees that not all has come; the other one leaves.
     let still = narrow(desk.rig.relay.addr(), &desk.key, file).await;
-    drop(narrow(desk.rig.relay.addr(), &desk.key, file).await);
+    // The last of them are read only once it is let go.
     desk.booked_once(12).await;
     assert!(!is_whole(still).await);
     // And whoever comes again has it, at no further cost.
@@ -229,7 +264,8 @@ async fn downloads_have_places_that_no_reader_keeps_by_standing_still() {
             still.push(narrow(desk.rig.relay.addr(), &desk.key, file).await);
         }
         let refused = answer(desk.content(file)).await;
-        assert_eq!((refused.status, refused.code().as_str()), (429, "rate_limit_exceeded"), "{}", refused.text);
+        assert_eq!(refused.status, 429);
+        assert_eq!(refused.code(), "rate_limit_exceeded", "{}", refused.text);
         assert!(!refused.header("retry-after").is_empty());
         let end = time::Instant::now() + PATIENCE;
         while answer(desk.content(file)).await.status != 200 {
@@ -240,7 +276,7 @@ async fn downloads_have_places_that_no_reader_keeps_by_standing_still() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_that_ends_waits_for_no_download_and_the_next_one_books_the_rest() {
+async fn a_relay_that_ends_waits_for_no_download_and_who_comes_again_and_leaves_has_the_rest_booked() {
     let mut desk = Desk::new(|_| {}, "").await;
     let done = desk.done(12).await;
     let file = &done["output_file_id"];
@@ -251,6 +287,9 @@ async fn a_relay_that_ends_waits_for_no_download_and_the_next_one_books_the_rest
     desk.rig = Rig { relay: Server::start(desk.config.clone(), None).await.unwrap(), sim };
     let before = desk.rows().len();
     assert!(before < 12, "{before}: it was in the middle");
+    // Long before it would be let go for standing still.
+    drop(narrow(desk.rig.relay.addr(), &desk.key, file).await);
+    desk.booked_once(12).await;
     assert_eq!(desk.content(file).send().await.unwrap().text().await.unwrap().lines().count(), 12);
     desk.booked_once(12).await;
 }
