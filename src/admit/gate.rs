@@ -22,7 +22,7 @@ use super::{
     budget::Spent,
     key,
     pace::Pace,
-    principal::{Brought, Grant, Named, Principal},
+    principal::{Brought, Grant, LOCAL, Named, Principal},
     roster::{Asked, Cut, NoSeat, Roster, Seat},
     store::{Store, StoreError},
     tenant::{Tenant, Tenants},
@@ -412,6 +412,16 @@ impl Gate {
             Some(id) => Some(Principal::by_phone(Some(self.tenants.load().get(id)?.clone()))),
             None => (!self.closed.load(Ordering::Acquire)).then(|| Principal::by_phone(None)),
         }
+    }
+
+    /// Whoever pays for what a tenant's key has begun, long after it came in; without a label, or where there is no such key any more, its
+    /// tenant. `None`: there is no such tenant.
+    pub fn payer(&self, tenant: &str, label: Option<&str>) -> Option<Principal> {
+        let Some(tenant) = self.tenant(tenant) else {
+            return (tenant == LOCAL && self.is_open()).then(Principal::local);
+        };
+        let key = tenant.config.keys.iter().find(|key| Some(key.label.as_str()) == label).map(|key| key.hash);
+        Some(Principal::new(Some(tenant), key, vec![Scope::Text], None))
     }
 
     /// The same principal for one of its end users, who upstream is called by what nobody can turn back.

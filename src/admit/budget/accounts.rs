@@ -15,6 +15,8 @@ use super::{
 /// End users that are remembered. Past it, a tenth is forgotten, the oldest ones of the tenants that have most: what they have used
 /// counts no longer for their own limits.
 const USERS: usize = 100_000;
+/// Where only other batches stand in the way, one of them may be over in so many seconds.
+const BATCH_ENDS: u64 = 300;
 
 /// Whose account it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -125,6 +127,11 @@ impl Account {
 
     fn add(&mut self, now: Now, more: Tally) {
         self.minute.add(now.since, more);
+        self.add_slow(now, more);
+    }
+
+    /// The same of what came in a batch: it was used some time of its day, and says nothing of the last minute.
+    fn add_slow(&mut self, now: Now, more: Tally) {
         self.day.add(day_of(now.unix), more);
         self.month.add(month_of(now.unix), more);
         self.whole.add(more);
@@ -153,6 +160,9 @@ impl Account {
 #[derive(Debug)]
 pub struct Accounts {
     all: HashMap<Subject, Account>,
+    /// What batches may come to that were begun and are not counted yet. It stands in the way of other batches only: they have a day,
+    /// and calls would have nothing left for as long.
+    begun: HashMap<Subject, Tally>,
     /// The latest that the clock on the wall has ever said when something changed: it does not go back.
     latest: u64,
     users: usize,
@@ -168,7 +178,14 @@ impl Default for Accounts {
 
 impl Accounts {
     pub(super) fn remembering(most_users: usize) -> Self {
-        Self { all: HashMap::new(), latest: 0, users: 0, most_users, nothing: Account::default() }
+        Self {
+            all: HashMap::new(),
+            begun: HashMap::new(),
+            latest: 0,
+            users: 0,
+            most_users,
+            nothing: Account::default(),
+        }
     }
 
     fn clock(&self, now: Now) -> Now {
@@ -235,11 +252,29 @@ impl Accounts {
 
     /// What stands in the way of something that needs so much: the limit that is there longest. `held`: also what is held for others.
     pub fn blocks(&self, now: Now, lines: &[Line], need: Amount, held: bool) -> Option<Spent> {
+        // As soon as one of the replies that run is over.
+        self.blocked(now, lines, need, held, (|subject| self.held(subject), 1))
+    }
+
+    /// The same of a batch, for which what other batches may come to counts.
+    fn blocks_batch(&self, now: Now, lines: &[Line], need: Amount) -> Option<Spent> {
+        self.blocked(now, lines, need, true, (|subject| self.begun(subject), BATCH_ENDS))
+    }
+
+    /// `others`: what else is not used yet, and after how many seconds less of it may be there.
+    fn blocked(
+        &self,
+        now: Now,
+        lines: &[Line],
+        need: Amount,
+        held: bool,
+        (others, soon): (impl Fn(&Subject) -> Tally, u64),
+    ) -> Option<Spent> {
         let (now, need) = (self.clock(now), Tally::of(need));
         let limits = lines.iter().flat_map(|line| line.limits.iter().map(move |limit| (&line.subject, *limit)));
         let blocking = limits.filter_map(|(subject, Limit { window, unit, most })| {
             let account = self.account(subject);
-            let (used, others, need) = (account.used(now, window).get(unit), account.held.get(unit), need.get(unit));
+            let (used, others, need) = (account.used(now, window).get(unit), others(subject).get(unit), need.get(unit));
             let fits_alone = used < most && used + need <= most;
             let fits = fits_alone && (!held || used + others + need <= most);
             (!fits).then(|| Spent {
@@ -251,13 +286,58 @@ impl Accounts {
                 held: others,
                 need,
                 resets_at: match fits_alone {
-                    // As soon as one of the replies that run is over.
-                    true => Some(now.unix + 1),
+                    true => Some(now.unix + soon),
                     false => account.frees(now, window, unit, (most - need).min(most - 1)),
                 },
             })
         });
         blocking.max_by_key(|spent| spent.resets_at.unwrap_or(u64::MAX))
+    }
+
+    /// A batch begins that may come to so much: it counts for other batches until [`Self::batch_over`].
+    ///
+    /// # Errors
+    /// When that is more than one of these accounts has left; then it does not count.
+    pub fn begin_batch(&mut self, now: Now, lines: &[Line], need: Amount) -> Result<(), Spent> {
+        let now = self.tick(now);
+        match self.blocks_batch(now, lines, need) {
+            Some(spent) => Err(spent),
+            None => {
+                self.batch_began(lines.iter().map(|line| &line.subject), need);
+                Ok(())
+            }
+        }
+    }
+
+    /// One was begun, whatever is left.
+    pub fn batch_began<'s>(&mut self, subjects: impl IntoIterator<Item = &'s Subject>, need: Amount) {
+        for subject in subjects {
+            self.begun.entry(subject.clone()).or_default().add(Tally::of(need));
+        }
+    }
+
+    /// What it came to was counted, or it came to nothing.
+    pub fn batch_over(&mut self, subjects: &[Subject], need: Amount) {
+        for subject in subjects {
+            let Some(begun) = self.begun.get_mut(subject) else { continue };
+            begun.subtract(Tally::of(need));
+            if (begun.usd, begun.tokens) == (0, 0) {
+                self.begun.remove(subject);
+            }
+        }
+    }
+
+    /// What batches that were begun may come to.
+    pub fn begun(&self, subject: &Subject) -> Tally {
+        self.begun.get(subject).copied().unwrap_or_default()
+    }
+
+    /// Something of a batch was used: it counts for its day and its month.
+    pub fn add_batch<'s>(&mut self, now: Now, subjects: impl IntoIterator<Item = &'s Subject>, used: Amount) {
+        let now = self.tick(now);
+        for subject in subjects {
+            self.account_mut(now, subject).add_slow(now, Tally::of(used));
+        }
     }
 
     /// Holds so much in all of these accounts.

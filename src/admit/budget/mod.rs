@@ -163,6 +163,46 @@ impl Budgets {
         self.accounts().blocks(self.now(), &lines, need, false).map_or(Ok(()), Err)
     }
 
+    /// A batch may begin that comes to so much at most: that counts for other batches from now on, and for nothing else. A day and a month
+    /// are looked at; what a minute and a call may use says nothing of what has a day.
+    ///
+    /// # Errors
+    /// Which limit leaves no room.
+    pub fn begin_batch(&self, who: &Principal, need: Amount) -> Result<Begun, Spent> {
+        let lines = self.lines_of_batch(who);
+        self.accounts().begin_batch(self.now(), &lines, need)?;
+        Ok(self.begun(lines, need))
+    }
+
+    /// A batch runs already that may come to so much.
+    pub fn batch_began(&self, who: &Principal, need: Amount) -> Begun {
+        let lines = self.lines_of_batch(who);
+        self.accounts().batch_began(lines.iter().map(|line| &line.subject), need);
+        self.begun(lines, need)
+    }
+
+    fn begun(&self, lines: Vec<Line>, amount: Amount) -> Begun {
+        Begun { budgets: self.clone(), subjects: lines.into_iter().map(|line| line.subject).collect(), amount }
+    }
+
+    fn lines_of_batch(&self, who: &Principal) -> Vec<Line> {
+        let mut lines = self.terms(who).lines(who, None);
+        for line in &mut lines {
+            line.limits.retain(|limit| matches!(limit.window, Window::Day | Window::Month));
+        }
+        lines
+    }
+
+    /// Whether what this one has done in batches has a limit.
+    pub fn limits_batches(&self, who: &Principal) -> bool {
+        self.lines_of_batch(who).iter().any(|line| !line.limits.is_empty())
+    }
+
+    /// Whether each of its end users has one.
+    pub fn limits_users(&self, who: &Principal) -> bool {
+        !limits(&self.terms(who).budget().user).is_empty()
+    }
+
     /// The purse of a call. `used`: what it has used in another process that it comes from; of a new one nothing.
     pub fn purse(&self, who: &Principal, call: &str, used: Amount) -> Purse {
         let mut purse = self.beside(who, call);
@@ -272,6 +312,12 @@ impl Purse {
         self.budgets.accounts().add(self.budgets.now(), lines.iter().map(|line| &line.subject), used);
     }
 
+    /// Something came in a batch: it counts for its day and its month, not for the last minute.
+    pub fn spend_batch(&self, used: Amount) {
+        let lines = self.lines();
+        self.budgets.accounts().add_batch(self.budgets.now(), lines.iter().map(|line| &line.subject), used);
+    }
+
     /// How things stand, where `need` is what another reply may use. Of what is low, only what was not told before; telling it
     /// once is telling the call.
     pub fn standing(&mut self, need: Amount) -> Standing {
@@ -299,6 +345,20 @@ impl Drop for Purse {
         if self.closes {
             self.budgets.accounts().close(&self.subject());
         }
+    }
+}
+
+/// What a batch may come to, for as long as it is not counted what it did. Dropped, it counts no longer.
+#[derive(Debug)]
+pub struct Begun {
+    budgets: Budgets,
+    subjects: Vec<Subject>,
+    amount: Amount,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.budgets.accounts().batch_over(&self.subjects, self.amount);
     }
 }
 

@@ -133,7 +133,7 @@ fn all_accounts_hold_or_none_and_others_that_run_are_told_apart_from_what_is_use
     let spent = accounts.ask(at(1), &lines, tokens(1)).unwrap_err();
     assert_eq!(spent.to_string(), "the user's budget for this day is used up until 2026-11-29T00:00:00Z");
     let spent = accounts.ask(at(1), &lines[..1], tokens(101)).unwrap_err();
-    assert_eq!(spent.to_string(), "one answer may cost more than the tenant's budget for this day has in all");
+    assert_eq!(spent.to_string(), "this may cost more than the tenant's budget for this day has in all");
 }
 
 #[test]
@@ -514,4 +514,36 @@ fn what_the_ledger_knows_counts_from_the_start() {
     let shown = budgets.view(&who);
     let tenant = shown.iter().find(|row| row.scope == Whose::Tenant).unwrap();
     assert_eq!((tenant.used.as_str(), tenant.costs_known), (Some("0.000000000099"), Some(false)));
+}
+
+#[test]
+fn a_batch_goes_by_days_and_months_and_by_other_batches() {
+    let budgets = Budgets::default();
+    let who = who(|tenant| {
+        tenant.budget.all.tokens_minute = Some(10);
+        tenant.budget.all.tokens_day = Some(1_000);
+        tenant.budget.call.tokens = Some(10);
+    });
+    let first = budgets.begin_batch(&who, tokens(600)).unwrap();
+    let spent = budgets.begin_batch(&who, tokens(401)).unwrap_err();
+    assert_eq!((spent.window, spent.held, spent.is_only_held()), (Window::Day, 600, true));
+    let held = |budgets: &Budgets| {
+        let all = budgets.view(&who).into_iter().filter(|row| row.scope == Whose::Tenant);
+        all.map(|row| (row.window, row.held.as_u64().unwrap())).collect::<Vec<_>>()
+    };
+    assert_eq!(held(&budgets), [(Window::Minute, 0), (Window::Day, 600)]);
+    // Calls have all that is not used.
+    let purse = budgets.purse(&who, "call_1", Amount::default());
+    assert!(purse.ask(tokens(10)).is_ok());
+    let second = budgets.begin_batch(&who, tokens(400)).unwrap();
+    drop(first);
+    let running = budgets.batch_began(&who, tokens(900));
+    assert_eq!(budgets.begin_batch(&who, tokens(1)).unwrap_err().held, 1_300);
+    drop((second, running));
+    // What came in one takes nothing of the minute.
+    budgets.purse(&who, "batch_1", Amount::default()).spend_batch(tokens(500));
+    assert!(purse.ask(tokens(10)).is_ok());
+    assert_eq!(budgets.begin_batch(&who, tokens(501)).unwrap_err().used, 500);
+    assert!(budgets.accounts().begun(&subject(Whose::Tenant, "")) == Tally::default());
+    assert!(budgets.limits_batches(&who) && !budgets.limits_users(&who));
 }

@@ -58,7 +58,7 @@ impl fmt::Display for Spent {
         let subject = subject(self.whose, self.window);
         match self.resets_at {
             _ if self.need > self.limit && self.limit > 0 => {
-                write!(f, "one answer may cost more than {subject} has in all")
+                write!(f, "this may cost more than {subject} has in all")
             }
             _ if self.is_only_held() => write!(f, "what is left of {subject} is held for answers that run"),
             Some(at) => write!(f, "{subject} is used up until {}", Moment(at)),
@@ -149,7 +149,7 @@ pub struct Shown {
     pub limit: Value,
     /// What is.
     pub used: Value,
-    /// What replies that run may use, at most.
+    /// What replies that run may use, at most, and of a day and a month batches, too.
     pub held: Value,
     /// When more is free of it; none: all is, or waiting does not help.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -168,6 +168,10 @@ pub(super) fn show(accounts: &Accounts, now: Now, line: &Line) -> Vec<Shown> {
     let each = line.limits.iter().map(|limit| {
         let used = accounts.used(now, subject, limit.window);
         let shown = |n| quantity(limit.unit, n);
+        let begun = match limit.window {
+            Window::Day | Window::Month => accounts.begun(subject).get(limit.unit),
+            Window::Minute | Window::Call => 0,
+        };
         Shown {
             scope: subject.whose,
             name: Some(subject.name.clone()).filter(|name| !name.is_empty()),
@@ -175,7 +179,7 @@ pub(super) fn show(accounts: &Accounts, now: Now, line: &Line) -> Vec<Shown> {
             unit: limit.unit,
             limit: shown(limit.most),
             used: shown(used.get(limit.unit)),
-            held: shown(accounts.held(subject).get(limit.unit)),
+            held: shown(accounts.held(subject).get(limit.unit) + begun),
             resets_at: accounts.resets_at(now, subject, limit.window, limit.unit).map(|at| Moment(at).to_string()),
             costs_known: (limit.unit == Unit::Usd).then_some(!used.unpriced),
             percent: (used.get(limit.unit) * 100).checked_div(limit.most).unwrap_or(100),
