@@ -484,6 +484,8 @@ impl Server {
             shares: Shares::default(),
             owned: Owned::default(),
         });
+        let desk = text::Desk::new(texts.clone());
+        let batches = Arc::new(Batches::new(texts, gate.clone(), desk.room().clone()));
         let shared = Arc::new(Shared {
             gate,
             agents: sources.agents(),
@@ -506,8 +508,8 @@ impl Server {
             stop: CancellationToken::new(),
             metrics: metrics.clone(),
             phones: Phones::new(&config.phone).map_err(ServeError::Phone)?,
-            batches: Arc::new(Batches::new(texts.clone())),
-            desk: text::Desk::new(texts),
+            batches,
+            desk,
             config,
         });
         let (router, stops, over) = (router(shared.clone()), Stops::default(), CancellationToken::new());
@@ -524,6 +526,7 @@ impl Server {
         for (_, upstream) in shared.accounts.all() {
             tasks.spawn(upstream.quota().clone().run());
         }
+        tasks.spawn(shared.batches.clone().keep());
         if let Some(page) = StatusPage::new(&shared.config.incidents).map_err(ServeError::Incidents)? {
             let routes = shared.routes.clone();
             tasks.spawn(page.watch(move |report| routes.heard(report)));

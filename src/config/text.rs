@@ -28,6 +28,8 @@ pub struct TextConfig {
     pub max_audio_bytes: usize,
     /// Longest file of requests for a batch, bytes; it is on the disk until the service has it.
     pub max_batch_bytes: u64,
+    /// How often batches that run are looked at, seconds: what nobody downloads is booked then.
+    pub batch_look_s: u64,
     /// Bodies that are held at once, bytes; more wait for their turn.
     pub max_held_bytes: usize,
     /// What an answer is taken to use at most where its request does not say, tokens.
@@ -50,6 +52,7 @@ impl Default for TextConfig {
             max_body_bytes: 16 << 20,
             max_audio_bytes: 25 << 20,
             max_batch_bytes: 200_000_000,
+            batch_look_s: 300,
             max_held_bytes: 256 << 20,
             output_tokens: 4_096,
             max_s: 600,
@@ -159,6 +162,7 @@ impl TextConfig {
             ("max_body_bytes", self.max_body_bytes as u64, 1 << 10, 256 << 20, "bytes"),
             ("max_audio_bytes", self.max_audio_bytes as u64, 1 << 10, 1 << 30, "bytes"),
             ("max_batch_bytes", self.max_batch_bytes, 1 << 10, 1 << 30, "bytes"),
+            ("batch_look_s", self.batch_look_s, 1, 86_400, "seconds"),
             ("output_tokens", self.output_tokens, 1, 1_000_000, "tokens"),
             ("max_s", self.max_s, 1, 86_400, "seconds"),
             ("stall_s", self.stall_s, 1, 3_600, "seconds"),

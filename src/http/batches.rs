@@ -1,12 +1,12 @@
 //! `/v1/files` and `/v1/batches`, as any SDK asks for them: who asks, the file as it comes, and the answer.
 //!
 //! How a file comes is [`mod@upload`]'s; whose files and batches are, and how a file goes out, [`crate::text::batches`]'s.
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use axum::{
     Router,
     body::Body,
-    extract::{Path, Query, Request, State},
+    extract::{Request, State},
     http::{HeaderValue, Response, StatusCode, header},
     response::IntoResponse as _,
     routing::{get, post},
@@ -14,17 +14,19 @@ use axum::{
 use serde_json::Value;
 
 use super::{
-    body,
-    text::{self, NotAnswered, identify, not, put},
+    body, idempotency,
+    part::Part,
+    text::{self, NotAnswered, identify, not, put, reused},
     upload,
 };
 use crate::{
     admit::Principal,
-    serve::{Shared, random_id, realtime::Refusal},
+    serve::{Shared, fields, random_id, realtime::Refusal},
     text::{
         batches::{
             Content, NoBatch, Wanted,
-            passing::{self, Passing},
+            create::{Made, Repeats},
+            passing,
         },
         run::No,
         share::Place,
@@ -33,6 +35,8 @@ use crate::{
 
 /// Longest body that makes a batch, bytes.
 const MAX_CREATE: usize = 64 << 10;
+/// What SDKs of OpenAI say with a try that is not the first, where they have no key.
+const RETRY: &str = "x-stainless-retry-count";
 
 pub(crate) fn routes() -> Router<Arc<Shared>> {
     ["/v1", "/openai/v1"].into_iter().fold(Router::new(), |router, base| {
@@ -74,6 +78,7 @@ pub(super) fn no_batch(no: NoBatch) -> NotAnswered {
         NoBatch::Batch(id) => none(format!("No batch found with id '{}'.", short(&id))).into(),
         NoBatch::Wrong(wrong) => text::wrong(wrong).into(),
         NoBatch::Denied(denied) => Refusal::from(denied).into(),
+        NoBatch::Reused => reused().into(),
     }
 }
 
@@ -86,7 +91,7 @@ async fn upload(State(shared): State<Arc<Shared>>, request: Request) -> Response
     answered(uploaded.await)
 }
 
-async fn file(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request: Request) -> Response<Body> {
+async fn file(State(shared): State<Arc<Shared>>, Part(id): Part, request: Request) -> Response<Body> {
     let (head, _) = request.into_parts();
     let found = async {
         let who = identify(&shared, &head).await?;
@@ -95,7 +100,7 @@ async fn file(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request
     answered(found.await)
 }
 
-async fn delete(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request: Request) -> Response<Body> {
+async fn delete(State(shared): State<Arc<Shared>>, Part(id): Part, request: Request) -> Response<Body> {
     let (head, _) = request.into_parts();
     let deleted = async {
         let who = identify(&shared, &head).await?;
@@ -104,7 +109,7 @@ async fn delete(State(shared): State<Arc<Shared>>, Path(id): Path<String>, reque
     answered(deleted.await)
 }
 
-async fn content(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request: Request) -> Response<Body> {
+async fn content(State(shared): State<Arc<Shared>>, Part(id): Part, request: Request) -> Response<Body> {
     let (head, _) = request.into_parts();
     let passed = async {
         let who = identify(&shared, &head).await?;
@@ -121,32 +126,37 @@ async fn create(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let created = async {
         let who = identify(&shared, &head).await?;
         let asked = body::object(body, MAX_CREATE).await.map_err(Refusal::from)?;
+        let key = idempotency::key(&head.headers)
+            .map_err(|wrong| Refusal::new(StatusCode::BAD_REQUEST, "invalid_value", wrong).at("Idempotency-Key"))?;
+        let retried = head.headers.get(RETRY).is_some_and(|count| count != "0");
         // Whoever asks may leave; a batch that was asked for is paid.
         let (tell, told) = tokio::sync::oneshot::channel();
         let batches = shared.batches.clone();
-        shared.calls.spawn(async move { drop(tell.send(batches.create(&who, asked).await)) });
-        match told.await {
-            Ok(created) => shown(created),
-            Err(_) => Err(not(No::Gone)),
+        let repeats = Repeats { key, retried };
+        shared.calls.spawn(async move { drop(tell.send(Box::pin(batches.create(&who, asked, repeats)).await)) });
+        let Made { batch, repeated } = told.await.map_err(|_| not(No::Gone))?.map_err(no_batch)?;
+        let mut response = shown(Ok(batch))?;
+        if repeated {
+            put(response.headers_mut(), "x-voxrelay-repeated", "true");
         }
+        Ok(response)
     };
     answered(created.await)
 }
 
-async fn list(
-    State(shared): State<Arc<Shared>>,
-    Query(query): Query<HashMap<String, String>>,
-    request: Request,
-) -> Response<Body> {
+async fn list(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
     let (head, _) = request.into_parts();
     let found = async {
         let who = identify(&shared, &head).await?;
+        let query = fields(&head.uri)
+            .map_err(|wrong| Refusal::new(StatusCode::BAD_REQUEST, "invalid_value", format!("{wrong}.")))?;
+        let query: HashMap<String, String> = query.into_iter().collect();
         shown(shared.batches.list(&who, Wanted::of(&query)).await)
     };
     answered(found.await)
 }
 
-async fn batch(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request: Request) -> Response<Body> {
+async fn batch(State(shared): State<Arc<Shared>>, Part(id): Part, request: Request) -> Response<Body> {
     let (head, _) = request.into_parts();
     let found = async {
         let who = identify(&shared, &head).await?;
@@ -155,7 +165,7 @@ async fn batch(State(shared): State<Arc<Shared>>, Path(id): Path<String>, reques
     answered(found.await)
 }
 
-async fn cancel(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request: Request) -> Response<Body> {
+async fn cancel(State(shared): State<Arc<Shared>>, Part(id): Part, request: Request) -> Response<Body> {
     let (head, _) = request.into_parts();
     let cancelled = async {
         let who = identify(&shared, &head).await?;
@@ -168,15 +178,7 @@ async fn cancel(State(shared): State<Arc<Shared>>, Path(id): Path<String>, reque
 fn pass(shared: &Shared, who: &Principal, content: Content, place: Place) -> Response<Body> {
     let kind = content.response.headers().get(header::CONTENT_TYPE).cloned();
     let (to, reader) = passing::channel();
-    let desk = &shared.desk;
-    shared.calls.spawn(content.pass(Passing {
-        to,
-        stall: Duration::from_secs(desk.texts().config.stall_s),
-        stop: shared.stop.clone(),
-        room: desk.room().clone(),
-        tenant: who.tenant().map(|_| who.tenant_id().to_owned()),
-        place,
-    }));
+    shared.calls.spawn(content.pass(shared.batches.passing(who, to, shared.stop.clone(), Some(place))));
     let mut answer = Response::new(Body::from_stream(reader));
     let kind = kind.unwrap_or(HeaderValue::from_static("application/octet-stream"));
     answer.headers_mut().insert(header::CONTENT_TYPE, kind);

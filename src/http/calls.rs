@@ -4,7 +4,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     body::Body,
-    extract::{Path, Request, State},
+    extract::{Request, State},
     http::{Response, StatusCode, header},
     response::IntoResponse as _,
     routing::{delete, get, post},
@@ -12,6 +12,7 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::part::Part;
 use crate::{
     admit::{Denied, Principal},
     config::{Net, Scope},
@@ -47,7 +48,7 @@ async fn list(State(shared): State<Arc<Shared>>, request: Request) -> Response<B
 }
 
 /// `DELETE /v1/calls/{id}`: the call ends at once. Other tenants' calls are as unknown as those that never were.
-async fn end(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request: Request) -> Response<Body> {
+async fn end(State(shared): State<Arc<Shared>>, Part(id): Part, request: Request) -> Response<Body> {
     let done = admin(&shared, request).await.and_then(|who| match shared.gate.roster().end(&id, who.tenant_id()) {
         true => Ok(json!({"id": id, "ended": true})),
         false => Err(unknown()),
@@ -56,7 +57,7 @@ async fn end(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request:
 }
 
 /// `POST /v1/calls/{id}/rotate`: the call goes on in another session of the service, from its next quiet moment on.
-async fn rotate(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request: Request) -> Response<Body> {
+async fn rotate(State(shared): State<Arc<Shared>>, Part(id): Part, request: Request) -> Response<Body> {
     let done = admin(&shared, request).await.and_then(|who| match shared.gate.roster().rotate(&id, who.tenant_id()) {
         true => Ok(json!({"id": id, "rotates": true})),
         false => Err(unknown()),

@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::{
     Router,
     body::Body,
-    extract::{Path, Request, State},
+    extract::{Request, State},
     http::{HeaderValue, Response, StatusCode, header, request::Parts},
     response::IntoResponse as _,
     routing::{get, post},
 };
 use serde_json::{Map, Value, json};
 
-use super::{body, calls::answer, idempotency};
+use super::{body, calls::answer, idempotency, part::Part};
 use crate::{
     admit::{Denied, Principal},
     config::Scope,
@@ -69,13 +69,13 @@ async fn begin(State(shared): State<Arc<Shared>>, request: Request) -> Response<
 }
 
 /// `GET /v1/dial/{id}`: what it does. Other tenants' calls are as unknown as those that never were.
-async fn show(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request: Request) -> Response<Body> {
+async fn show(State(shared): State<Arc<Shared>>, Part(id): Part, request: Request) -> Response<Body> {
     let (head, _) = request.into_parts();
     answer(who(&shared, &head).await.and_then(|who| dial::shown(&shared, who.tenant_id(), &id)))
 }
 
 /// `DELETE /v1/dial/{id}`: it ends, whether it rings or is spoken on.
-async fn end(State(shared): State<Arc<Shared>>, Path(id): Path<String>, request: Request) -> Response<Body> {
+async fn end(State(shared): State<Arc<Shared>>, Part(id): Part, request: Request) -> Response<Body> {
     let (head, _) = request.into_parts();
     let ended = who(&shared, &head).await.and_then(|who| dial::hang_up(&shared, who.tenant_id(), &id));
     answer(ended.map(|()| json!({"dial": id, "ended": true})))

@@ -13,6 +13,7 @@
 //! | [`batches`], [`upload`] | `/v1/files`, `/v1/batches`; a file as it comes |
 //! | [`idempotency`] | requests that may come again |
 //! | [`body`] | bodies, bounded in size and time |
+//! | [`part`] | pieces of addresses |
 pub mod batches;
 pub mod body;
 pub mod broker;
@@ -21,6 +22,7 @@ pub mod cors;
 pub mod dial;
 pub mod idempotency;
 pub mod pages;
+mod part;
 pub mod text;
 pub mod tokens;
 pub mod upload;

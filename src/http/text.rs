@@ -210,11 +210,7 @@ async fn answer_to(
             {
                 Begin::First(land) => (asked, Some(land)),
                 Begin::Again(landing) => return again(landing).await,
-                Begin::Other => {
-                    let message = "This `Idempotency-Key` was used for another request.".to_owned();
-                    let refusal = Refusal::new(StatusCode::CONFLICT, "idempotency_key_reused", message);
-                    return Err(refusal.at("Idempotency-Key").into());
-                }
+                Begin::Other => return Err(reused().into()),
             }
         }
     };
@@ -234,6 +230,11 @@ async fn answer_to(
     let told = told.await;
     leaves.disarm();
     told.unwrap_or_else(|_| Err(lost("The request was given up.").into()))
+}
+
+pub(super) fn reused() -> Refusal {
+    let message = "This `Idempotency-Key` was used for another request.".to_owned();
+    Refusal::new(StatusCode::CONFLICT, "idempotency_key_reused", message).at("Idempotency-Key")
 }
 
 /// An answer that was asked for before.

@@ -27,7 +27,7 @@ pub mod sums;
 pub mod writer;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -123,6 +123,15 @@ impl Ledger {
             ids.extend(spent::ids_of(file, call, since)?);
         }
         Ok(ids)
+    }
+
+    /// How many rows of a door each call has in the file, booked from `since` on, Unix ms; as [`Self::ids_of`].
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn rows_of(&self, door: &str, since: u64) -> Result<HashMap<String, u64>, LedgerError> {
+        let file = self.0.as_ref().and_then(|owner| owner.file.as_deref());
+        file.map_or_else(|| Ok(HashMap::new()), |file| spent::rows_of(file, door, since))
     }
 
     /// Has everything written at once, and waits for it, but not longer than `within`. Tells how many rows are not.

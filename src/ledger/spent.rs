@@ -71,6 +71,19 @@ pub(super) fn ids_of(file: &Path, call: &str, since: u64) -> Result<HashSet<Stri
     ids().map_err(|source| LedgerError::Sql { file: file.to_owned(), source })
 }
 
+/// How many rows of a door each call has since then, Unix ms.
+pub(super) fn rows_of(file: &Path, door: &str, since: u64) -> Result<HashMap<String, u64>, LedgerError> {
+    let sql = file::open_to_read(file)?;
+    let counts = || {
+        let mut ask = sql.prepare("SELECT call, count(*) FROM usage WHERE at >= ?1 AND +door = ?2 GROUP BY call")?;
+        let counts = ask.query_map(params![i64::try_from(since).unwrap_or(i64::MAX), door], |row| {
+            Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs()))
+        })?;
+        counts.collect::<rusqlite::Result<HashMap<String, u64>>>()
+    };
+    counts().map_err(|source| LedgerError::Sql { file: file.to_owned(), source })
+}
+
 fn read(sql: &Connection, times: Times) -> rusqlite::Result<Vec<Spending>> {
     let at = |at: u64| i64::try_from(at).unwrap_or(i64::MAX);
     let mut ask =

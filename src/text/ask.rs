@@ -27,6 +27,8 @@ const WRITTEN_IN_SECOND: u64 = 7;
 /// Speech is not packed tighter, and no recording is wider, bytes a second.
 const TIGHTEST: f64 = 2_000.0;
 const WIDEST: f64 = 400_000.0;
+/// What may be asked for as `service_tier`: none of it costs more than the price list says.
+const TIERS: [&str; 3] = ["auto", "default", "flex"];
 
 /// A request that cannot work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +125,16 @@ pub fn keeps_to_itself(asked: &Asked) -> Result<(), Wrong> {
     match object.get("conversation").filter(|found| !found.is_null()) {
         Some(_) => Err(not_ours("conversation")),
         None => object.iter().try_for_each(|(_, value)| keeps(value)),
-    }
+    }?;
+    let items = object.get("input").and_then(Value::as_array);
+    if items.into_iter().flatten().any(is_reference) { Err(not_ours("item_reference")) } else { Ok(()) }
+}
+
+/// Whether an item stands for one that the service has: its type is optional, and an image is drawn on from its id alone.
+fn is_reference(item: &Value) -> bool {
+    let there = |field: &str| item.get(field).is_some_and(|value| !value.is_null());
+    let made = item.get("type").is_some_and(|kind| kind == "image_generation_call");
+    there("id") && (!there("type") && !there("role") || made && !there("result"))
 }
 
 fn keeps(value: &Value) -> Result<(), Wrong> {
@@ -199,6 +210,14 @@ pub fn response_of(object: Map<String, Value>, most: u64) -> Result<Asked, Wrong
         let message = "`background` is not offered here: what it uses could not be accounted for. Leave it out, and let the answer \
                        come as a stream.";
         return Err(Wrong::at("background", "unsupported_parameter", message));
+    }
+    if let Some(tier) = there("service_tier").filter(|tier| !TIERS.iter().any(|known| tier == known)) {
+        let found: String = tier.to_string().chars().take(64).collect();
+        let message = format!(
+            "`service_tier`: found {found}; allowed: {}. Others have prices that are not known here.",
+            TIERS.join(", ")
+        );
+        return Err(Wrong::at("service_tier", "unsupported_parameter", message));
     }
     let output_tokens = match there("max_output_tokens") {
         None => most,
@@ -388,6 +407,8 @@ mod tests {
             (r#"{"model":"m","max_output_tokens":-1}"#, Some("max_output_tokens"), "invalid_type"),
             (r#"{"model":"m","metadata":[]}"#, Some("metadata"), "invalid_type"),
             (r#"{"model":"m","previous_response_id":1}"#, Some("previous_response_id"), "invalid_type"),
+            (r#"{"model":"m","service_tier":"priority"}"#, Some("service_tier"), "unsupported_parameter"),
+            (r#"{"model":"m","service_tier":5}"#, Some("service_tier"), "unsupported_parameter"),
         ] {
             let wrong = response(body.as_bytes(), 1).unwrap_err();
             assert_eq!((wrong.param, wrong.code), (param, code), "{body}: {}", wrong.message);
@@ -458,6 +479,19 @@ mod tests {
                 json!({"model": "m", "tools": [{"type": "file_search", "vector_store_ids": ["v"]}]}),
                 Some("vector_store_ids"),
             ),
+            (json!({"model": "m", "input": [{"id": "msg_1"}]}), Some("item_reference")),
+            (json!({"model": "m", "input": [{"id": "msg_1", "type": null, "role": null}]}), Some("item_reference")),
+            (
+                json!({"model": "m", "input": [{"type": "image_generation_call", "id": "ig_1", "status": "completed"}]}),
+                Some("item_reference"),
+            ),
+            (json!({"model": "m", "tools": [{"type": "code_interpreter", "container": "cntr_1"}]}), Some("container")),
+            (json!({"model": "m", "input": [{"id": "msg_1", "role": "assistant", "content": "Hello."}]}), None),
+            (
+                json!({"model": "m", "input": [{"id": "fc_1", "type": "function_call", "name": "f", "arguments": ""}]}),
+                None,
+            ),
+            (json!({"model": "m", "input": "x", "metadata": {"id": "5"}, "service_tier": "flex"}), None),
             (json!({"model": "m", "input": "conversation", "previous_response_id": "r", "conversation": null}), None),
         ] {
             let asked = response(body.to_string().as_bytes(), 1).unwrap();

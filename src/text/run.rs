@@ -229,6 +229,22 @@ impl Texts {
         Err(No::Model(asked.model.clone()))
     }
 
+    /// Whether one may have answers of this model, whatever it was called when it was asked for.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn may_have(&self, who: &Principal, model: &str) -> Result<(), No> {
+        if !who.may(Scope::Expert) && self.is_expert(who, model) {
+            return Err(No::Scope(Scope::Expert));
+        }
+        let behind = |name: &String| {
+            let name = TextTier::named(name).map_or(Some(name.as_str()), |tier| self.config.behind(tier));
+            name.is_some_and(|name| self.reach(who, name).iter().any(|route| route.model == model))
+        };
+        let named = who.tenant().is_some_and(|tenant| tenant.config.models.iter().any(behind));
+        if named || who.may_use(model) { Ok(()) } else { Err(No::Model(model.to_owned())) }
+    }
+
     /// Whether only the expert stands behind this name.
     fn is_expert(&self, who: &Principal, name: &str) -> bool {
         let behind = |tier| {

@@ -60,12 +60,15 @@ impl Rest {
     }
 }
 
-/// The object in an answer.
+/// Longest list, bytes: a hundred batches, each with all the metadata that there may be.
+const MAX_LIST: usize = 16 << 20;
+
+/// The object in an answer, which may be a list.
 ///
 /// # Errors
 /// When it breaks off, or is none.
 pub async fn object(response: Response) -> Result<Value, NoAnswer> {
-    let body: Bytes = rest::read(response).await.map_err(NoAnswer::Error)?;
+    let body: Bytes = rest::read_up_to(response, MAX_LIST).await.map_err(NoAnswer::Error)?;
     let object = serde_json::from_slice(&body).ok().filter(Value::is_object);
     object.ok_or_else(|| NoAnswer::Error(UpstreamError::Broken("the service's answer is no JSON object".to_owned())))
 }

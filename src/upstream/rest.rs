@@ -294,11 +294,16 @@ fn date(headers: &HeaderMap) -> Option<u64> {
 
 /// All of an answer, up to a bound.
 pub(super) async fn read(response: Response) -> Result<Bytes, UpstreamError> {
+    read_up_to(response, MAX_ANSWER).await
+}
+
+/// The same with a bound of its own, bytes.
+pub(super) async fn read_up_to(response: Response, most: usize) -> Result<Bytes, UpstreamError> {
     let mut stream = response.bytes_stream();
     let mut body = Vec::new();
     while let Some(piece) = stream.next().await {
         body.extend_from_slice(&piece.map_err(|_| strange("breaks off"))?);
-        if body.len() > MAX_ANSWER {
+        if body.len() > most {
             return Err(strange("is too long"));
         }
     }

@@ -6,18 +6,20 @@ use serde_json::{Value, json};
 use tokio::time;
 use voxrelay::{
     admit::price::Usd,
-    config::{AllowanceConfig, Config, Scope},
+    config::{AllowanceConfig, Config, Scope, TenantConfig},
     serve::Server,
     sim::{SimConfig, text::TextConfig},
 };
 
 use crate::support::{Answer, PATIENCE, Rig, answer, config, tenant, tenant_with};
 
+mod budgets;
 mod command;
 mod desk;
+mod files;
+mod rights;
 mod service;
 mod steps;
-mod files;
 
 const MODEL: &str = "gpt-5.6-luna";
 /// A dollar for a million tokens that are read, ten for those that are written.
@@ -240,8 +242,10 @@ async fn wrong_lines_are_named_and_the_service_gets_nothing_of_them() {
         (with("/body/model", json!("expert")), "forbidden", "Line 3: the model `expert` needs the scope"),
         (with("/body/model", json!(null)), "missing_required_parameter", "Line 3"),
         (stream.to_string(), "unsupported_parameter", "Line 3: `stream`"),
+        (format!("\n{}", line("c", MODEL, "three")), "invalid_json_line", "Line 3: is empty"),
     ] {
-        let got = rig.upload(&keys[0], &[good.clone(), String::new(), second.clone(), good.clone()]).await;
+        let other = line("o", MODEL, "other");
+        let got = rig.upload(&keys[0], &[good.clone(), other, second.clone(), good.clone(), String::new()]).await;
         assert_eq!((got.status, got.code().as_str()), (400, code), "{second}: {}", got.text);
         assert!(got.json()["error"]["message"].as_str().unwrap().contains(says), "{says}: {}", got.text);
     }
@@ -326,5 +330,8 @@ async fn where_nobody_is_asked_for_a_credential_nothing_is_kept_from_anybody() {
     let full = Rig::with(|_| {}, SimConfig { text: queue, ..SimConfig::instant() }, "").await;
     let failed = full.run("", &[line("a", MODEL, "one")]).await;
     assert_eq!(failed["status"], "failed");
-    assert_eq!(failed["errors"]["data"][0]["code"], "token_limit_exceeded", "as the service says it");
+    let error = &failed["errors"]["data"][0];
+    assert_eq!(error["code"], "token_limit_exceeded", "as the service says it");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("limit of tokens") && !message.contains("org-") && !message.contains(char::is_numeric));
 }

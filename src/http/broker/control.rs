@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
-    extract::{Path, Request, State},
+    extract::{Request, State},
     http::{Response, StatusCode},
     response::IntoResponse as _,
 };
@@ -16,7 +16,7 @@ use crate::{
     call::sideband::{self, Watched},
     client::openai::SERVER_ERROR,
     config::Scope,
-    http::body,
+    http::{body, part::Part},
     serve::{
         Shared, license,
         realtime::{self, Refusal, line},
@@ -48,7 +48,7 @@ pub(super) async fn watch_call(watched: Watched) {
 /// `POST /v1/realtime/calls/{id}/{hangup,refer,accept,reject}`
 pub(super) async fn act(
     State(shared): State<Arc<Shared>>,
-    Path((id, act)): Path<(String, String)>,
+    Part((id, act)): Part<(String, String)>,
     request: Request,
 ) -> Response<Body> {
     answer(control(&shared, &id, &act, request).await)

@@ -32,7 +32,7 @@ use crate::{
 const REMEMBERED: usize = 32;
 const MOST_ANSWERS: usize = 500_000;
 /// The door, as the ledger calls it.
-const DOOR: &str = "batches";
+pub(super) const DOOR: &str = "batches";
 /// What whoever wants to know prices finds in each line.
 const COST: &str = "voxrelay_cost_usd";
 
@@ -68,6 +68,12 @@ impl Ids {
 }
 
 impl Books {
+    /// How many answers of a batch were booked. `None`: the ledger cannot be read now.
+    pub(super) async fn count(&self, texts: &Texts, batch: &Owned) -> Option<u64> {
+        let ids = self.of(&texts.ledger, &batch.id, batch.created_at.saturating_mul(1_000)).await?;
+        ids.known.ids().map(|ids| ids.len() as u64)
+    }
+
     /// The answers of a batch that were booked. `None`: the ledger cannot be read now.
     async fn of(&self, ledger: &Ledger, batch: &str, created_ms: u64) -> Option<Ids> {
         let (known, hash) = (self.entry(batch), self.hash.clone());
@@ -159,7 +165,7 @@ impl Booking {
             let rows = Rows { model: model.to_owned(), ..self.rows.clone() };
             let booked = Booked { batch: true, ..Booked::reply(&outcome.id, &outcome.status, usage) };
             rows.book(&self.who, "", booked, &prices);
-            self.purse.spend(used);
+            self.purse.spend_batch(used);
             Fact::Tokens { usage }.record();
         }
         if self.tells { with_cost(line, used.usd?) } else { None }

@@ -1,8 +1,8 @@
 //! BATCHES: requests that have a day, in files, at a quota and a price of their own. The service keeps files and batches; whose they are is
 //! written down with them, so that a relay remembers nothing and yet lets each tenant see its own only.
 //!
-//! A file has a name that says whose it is and what is in it ([`label`]); a batch has its tenant and its model in its `metadata`; a file
-//! of answers belongs to the batch that names it. Where nobody is asked for a credential there is nobody to keep anything from. All of a
+//! A file has a name that says whose it is and what is in it ([`label`]); a batch has its tenant, its model and who has begun it in its
+//! `metadata`; a file of answers belongs to the batch that names it. Where nobody is asked for a credential there is nobody to keep anything from. All of a
 //! tenant's batches run on its own account, or the usual one: no other is looked through for what an id may mean.
 //!
 //! | file | what it is |
@@ -11,8 +11,12 @@
 //! | [`sheet`] | the lines of a file, checked and rewritten |
 //! | [`lines`] | whole lines out of pieces |
 //! | [`passing`] | files on their way back |
+//! | [`create`] | the beginning of a batch, once |
+//! | [`begun`] | batches that were begun and are not booked yet |
 //! | [`books`] | answers among them, each booked once |
+mod begun;
 pub mod books;
+pub mod create;
 pub mod label;
 pub mod lines;
 pub mod passing;
@@ -22,20 +26,24 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::http::Method;
 use reqwest::Response;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::fs::File;
+use tokio_util::sync::CancellationToken;
 
 use self::{
+    begun::{Known, usage_of},
     books::{Booking, Books},
     label::Label,
+    passing::{Passing, Pieces},
 };
 use super::{
     ask::Wrong,
+    room::Room,
     run::{No, Texts},
     share::{Place, Shares},
 };
 use crate::{
-    admit::{Denied, Principal, budget::Amount},
+    admit::{Denied, Gate, Principal},
     client::wire::Usage,
     upstream::{UpstreamError, batches::object, open::Upstream, rest::is_call, text::NoAnswer},
 };
@@ -45,6 +53,13 @@ pub const ENDPOINT: &str = "/v1/responses";
 /// Fields of a batch's `metadata` that are the relay's.
 const TENANT: &str = "voxrelay_tenant";
 const MODEL: &str = "voxrelay_model";
+/// The label of the key that has begun it, and that pays.
+const KEY: &str = "voxrelay_key";
+/// What it reads and writes at most, tokens.
+const MOST: &str = "voxrelay_most";
+/// What a repetition of the request that began it is known by.
+const ONCE: &str = "voxrelay_once";
+const OURS: [&str; 5] = [TENANT, MODEL, KEY, MOST, ONCE];
 /// Fields of `metadata` that the service allows.
 const MOST_METADATA: usize = 16;
 /// Files that come in at once, and of one tenant: each is on the disk until the service has it.
@@ -53,9 +68,17 @@ const UPLOADS_OF_TENANT: usize = 2;
 /// Files that go out at once, and of one tenant.
 const DOWNLOADS: usize = 32;
 const DOWNLOADS_OF_TENANT: usize = 4;
+/// Lists that are made at once, and of one tenant: each may ask the service many times.
+const LISTS: usize = 8;
+const LISTS_OF_TENANT: usize = 1;
 /// Pages of the account's batches that are looked through for a tenant's own, and batches of one.
 const PAGES: usize = 100;
 const PAGE: usize = 100;
+/// Where a batch may end.
+const ENDS: [&str; 4] = ["completed", "failed", "expired", "cancelled"];
+/// What is said of the account's limits.
+const FULL: &str = "The limit of tokens that wait in batches is reached. Try again when other batches are done.";
+const REFUSED: &str = "The service has refused the batch.";
 /// A file goes to the service or comes from it within this.
 const LONGEST: Duration = Duration::from_secs(3_600);
 
@@ -63,9 +86,15 @@ const LONGEST: Duration = Duration::from_secs(3_600);
 #[derive(Debug)]
 pub struct Batches {
     texts: Arc<Texts>,
+    gate: Arc<Gate>,
+    /// Where long lines are held.
+    room: Arc<Room>,
     uploads: Shares,
     downloads: Shares,
+    creates: Shares,
+    lists: Shares,
     books: Books,
+    known: Known,
 }
 
 /// Why there is no answer.
@@ -81,6 +110,8 @@ pub enum NoBatch {
     Wrong(Wrong),
     /// Nothing may be begun now.
     Denied(Denied),
+    /// The request's `Idempotency-Key` was another one's.
+    Reused,
 }
 
 impl From<No> for NoBatch {
@@ -113,7 +144,22 @@ pub struct Owned {
     pub model: String,
     /// Unix seconds.
     pub created_at: u64,
-    files: Vec<String>,
+    /// Whose it is.
+    tenant: Option<String>,
+    /// The label of the key that has begun it.
+    key: Option<String>,
+    /// What a repetition of the request that began it is known by.
+    once: Option<String>,
+    /// What it may come to at most.
+    most: Usage,
+    /// What it came to so far, where the service says so.
+    used: Option<Usage>,
+    /// Nothing more comes of it.
+    ended: bool,
+    /// Answers in its output.
+    completed: u64,
+    output: Option<String>,
+    errors: Option<String>,
 }
 
 /// A page of a list that is wanted.
@@ -136,8 +182,10 @@ pub struct Content {
 
 impl Batches {
     /// Of a process.
-    pub fn new(texts: Arc<Texts>) -> Self {
-        Self { texts, uploads: Shares::default(), downloads: Shares::default(), books: Books::default() }
+    pub fn new(texts: Arc<Texts>, gate: Arc<Gate>, room: Arc<Room>) -> Self {
+        let (uploads, downloads, creates, lists) = Default::default();
+        let (books, known) = Default::default();
+        Self { texts, gate, room, uploads, downloads, creates, lists, books, known }
     }
 
     /// A place for one file more.
@@ -146,6 +194,13 @@ impl Batches {
     /// All, or all of the tenant's, are taken.
     pub fn place(&self, who: &Principal) -> Result<Place, NoBatch> {
         self.uploads.place(who.tenant_id(), UPLOADS, UPLOADS_OF_TENANT).map_err(|full| NoBatch::No(No::Full(full)))
+    }
+
+    /// How a file of this one's is passed on.
+    pub fn passing(&self, who: &Principal, to: Pieces, stop: CancellationToken, place: Option<Place>) -> Passing {
+        let stall = Duration::from_secs(self.texts.config.stall_s);
+        let tenant = who.tenant().map(|_| who.tenant_id().to_owned());
+        Passing { to, stall, stop, room: self.room.clone(), tenant, place }
     }
 
     /// A place for one download more.
@@ -203,7 +258,8 @@ impl Batches {
         let of_batch = name.strip_suffix("_output.jsonl").or_else(|| name.strip_suffix("_error.jsonl"));
         let batch = match of_batch.filter(|batch| is_call(batch)) {
             Some(batch) => match self.owned(who, batch).await {
-                Ok((_, owned)) => Some(owned).filter(|owned| owned.files.iter().any(|file| file == id)),
+                Ok((_, owned)) => Some(owned)
+                    .filter(|owned| [&owned.output, &owned.errors].iter().any(|file| file.as_deref() == Some(id))),
                 Err(NoBatch::Batch(_)) => None,
                 Err(other) => return Err(other),
             },
@@ -224,7 +280,7 @@ impl Batches {
         let booking = match &batch {
             None => None,
             Some(batch) => {
-                let booking = Booking::new(&self.texts, &self.books, who, batch, tells).await;
+                let booking = Booking::new(&self.texts, &self.books, &self.payer_of(who, batch), batch, tells).await;
                 Some(booking.ok_or(NoBatch::Denied(Denied::Accounting))?)
             }
         };
@@ -233,59 +289,22 @@ impl Batches {
         Ok(Content { response, booking })
     }
 
-    /// Forgets a file.
+    /// Whoever has begun it pays, whoever takes the answers.
+    fn payer_of(&self, who: &Principal, batch: &Owned) -> Principal {
+        let payer = batch.tenant.as_deref().and_then(|tenant| self.gate.payer(tenant, batch.key.as_deref()));
+        payer.unwrap_or_else(|| who.clone())
+    }
+
+    /// Forgets a file. Answers that nobody has read are booked before.
     ///
     /// # Errors
     /// As [`Self::file`].
     pub async fn delete(&self, who: &Principal, id: &str) -> Result<Value, NoBatch> {
-        self.owned_file(who, id).await?;
+        let (_, batch) = self.owned_file(who, id).await?;
+        if let Some(batch) = batch.filter(|batch| batch.output.as_deref() == Some(id)) {
+            self.settle(&self.payer_of(who, &batch), &batch).await;
+        }
         self.ask(who, Method::DELETE, &format!("/files/{id}"), None).await
-    }
-
-    /// Begins a batch. What its requests may come to at most must be left in the budgets now; nothing is held for it.
-    ///
-    /// # Errors
-    /// Why it is not begun.
-    pub async fn create(&self, who: &Principal, mut asked: Map<String, Value>) -> Result<Value, NoBatch> {
-        let text = |field: &'static str| match asked.get(field) {
-            Some(Value::String(text)) => Ok(text.clone()),
-            Some(_) => Err(wrong(field, "invalid_type", format!("`{field}` must be a string."))),
-            None => Err(wrong(field, "missing_required_parameter", format!("Missing required parameter: '{field}'."))),
-        };
-        let file = text("input_file_id")?;
-        for (field, allowed) in [("endpoint", ENDPOINT), ("completion_window", "24h")] {
-            let found = text(field)?;
-            if found != allowed {
-                let found: String = found.chars().take(64).collect();
-                let message = format!("`{field}`: found `{found}`; allowed: `{allowed}`.");
-                return Err(wrong(field, "invalid_value", message).into());
-            }
-        }
-        let (object, _) = self.owned_file(who, &file).await.map_err(|no| match no {
-            NoBatch::File(id) => {
-                let id: String = id.chars().take(64).collect();
-                wrong("input_file_id", "invalid_value", format!("No such File object: {id}")).into()
-            }
-            other => other,
-        })?;
-        let label = object.get("filename").and_then(Value::as_str).and_then(Label::read);
-        let mut metadata = metadata(asked.get("metadata"))?;
-        metadata.insert(TENANT.to_owned(), who.tenant_id().into());
-        match label {
-            Some(label) => {
-                let (input_tokens, output_tokens) = (label.input, label.output);
-                let total_tokens = input_tokens.saturating_add(output_tokens);
-                let usage = Usage { input_tokens, output_tokens, total_tokens, ..Usage::default() };
-                let most = Amount::of_batch(&self.texts.prices.load(), &label.model, &usage);
-                let begun = self.texts.budgets.may_begin(who, most);
-                begun.map_err(|spent| NoBatch::No(No::Spent(spent)))?;
-                metadata.insert(MODEL.to_owned(), label.model.into());
-            }
-            None if who.tenant().is_some() => return Err(NoBatch::File(file)),
-            None => {}
-        }
-        asked.insert("metadata".to_owned(), metadata.into());
-        self.ask(who, Method::POST, "/batches", Some(&asked.into())).await.map(shown)
     }
 
     /// A batch as it is now.
@@ -306,6 +325,7 @@ impl Batches {
             batch => batch?,
         };
         let owned = owned(who, &batch).ok_or_else(none)?;
+        self.seen(&owned);
         Ok((batch, owned))
     }
 
@@ -318,37 +338,50 @@ impl Batches {
         self.ask(who, Method::POST, &format!("/batches/{id}/cancel"), None).await.map(shown)
     }
 
-    /// The tenant's batches, newest first: the account's are looked through until there are as many as are wanted.
+    /// A page of the account's batches, newest first, and what the next one comes after; none: it was the last.
+    async fn page(
+        &self,
+        who: &Principal,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<(Vec<Value>, Option<String>), NoBatch> {
+        let from = after.map_or(String::new(), |after| format!("&after={after}"));
+        let page = self.ask(who, Method::GET, &format!("/batches?limit={limit}{from}"), None).await?;
+        let all = page.get("data").and_then(Value::as_array).cloned().unwrap_or_default();
+        let last = all.last().and_then(|batch| batch.get("id")?.as_str()).filter(|id| is_call(id)).map(str::to_owned);
+        let more = page.get("has_more").is_some_and(|more| more == true);
+        Ok((all, last.filter(|_| more)))
+    }
+
+    /// The tenant's batches, newest first: the account's are looked through until there are as many as are wanted, or many were looked
+    /// at. Then the page may have none, and there is more after its `last_id`.
     ///
     /// # Errors
-    /// When they cannot be had, or there are too many others among them.
+    /// When they cannot be had, or the tenant has another list made.
     pub async fn list(&self, who: &Principal, wanted: Wanted) -> Result<Value, NoBatch> {
         if wanted.after.as_deref().is_some_and(|after| !is_call(after)) {
             return Err(wrong("after", "invalid_value", "`after` must be the id of a batch.".to_owned()).into());
         }
+        let most = if who.tenant().is_some() { LISTS_OF_TENANT } else { LISTS };
+        let place = self.lists.place(who.tenant_id(), LISTS, most);
+        let _place = place.map_err(|full| NoBatch::No(No::Full(full)))?;
         let (mut after, mut found) = (wanted.after, Vec::new());
         for _ in 0..PAGES {
-            let from = after.as_ref().map_or(String::new(), |after| format!("&after={after}"));
-            let page = self.ask(who, Method::GET, &format!("/batches?limit={PAGE}{from}"), None).await?;
-            let all = page.get("data").and_then(Value::as_array).cloned().unwrap_or_default();
-            let last = all.last().and_then(|batch| batch.get("id")?.as_str()).filter(|id| is_call(id));
-            after = last.map(str::to_owned);
-            for batch in all.into_iter().filter(|batch| owned(who, batch).is_some()) {
+            let (page, next) = self.page(who, after.as_deref(), PAGE).await?;
+            for batch in page {
+                let Some(owned) = owned(who, &batch) else { continue };
                 if found.len() == wanted.limit {
-                    return Ok(listed(found, true));
+                    return Ok(listed(found, true, None));
                 }
+                self.seen(&owned);
                 found.push(shown(batch));
             }
-            let more = page.get("has_more").is_some_and(|more| more == true);
-            if !more || after.is_none() {
-                return Ok(listed(found, false));
+            after = next;
+            if after.is_none() {
+                return Ok(listed(found, false, None));
             }
         }
-        if found.is_empty() {
-            let message = format!("none of the account's last {} batches is the tenant's", PAGES * PAGE);
-            return Err(NoBatch::No(No::Service(UpstreamError::Broken(message))));
-        }
-        Ok(listed(found, true))
+        Ok(listed(found, true, after))
     }
 }
 
@@ -358,23 +391,56 @@ fn sees(who: &Principal, tenant: Option<&str>) -> bool {
 }
 
 fn owned(who: &Principal, batch: &Value) -> Option<Owned> {
-    let text = |field: &str| batch.pointer(field).and_then(Value::as_str);
-    sees(who, text(&format!("/metadata/{TENANT}"))).then_some(())?;
-    let files = ["/output_file_id", "/error_file_id"].into_iter().filter_map(text).map(str::to_owned).collect();
-    let created_at = batch.get("created_at").and_then(Value::as_u64).unwrap_or_default();
-    let model = text(&format!("/metadata/{MODEL}")).unwrap_or_default().to_owned();
-    Some(Owned { id: text("/id")?.to_owned(), model, created_at, files })
+    Owned::read(batch).filter(|batch| sees(who, batch.tenant.as_deref()))
 }
 
-/// A batch without what is the relay's.
+impl Owned {
+    fn read(batch: &Value) -> Option<Self> {
+        let text = |field: &str| batch.pointer(field).and_then(Value::as_str).map(str::to_owned);
+        let number = |field: &str| batch.pointer(field).and_then(Value::as_u64);
+        let ours = |field: &str| text(&format!("/metadata/{field}"));
+        let most = ours(MOST).and_then(|most| {
+            let (input, output) = most.split_once(' ')?;
+            Some(usage_of(input.parse().ok()?, output.parse().ok()?))
+        });
+        let used = number("/usage/input_tokens").zip(number("/usage/output_tokens"));
+        Some(Self {
+            id: text("/id")?,
+            model: ours(MODEL).unwrap_or_default(),
+            created_at: number("/created_at").unwrap_or_default(),
+            tenant: ours(TENANT),
+            key: ours(KEY),
+            once: ours(ONCE),
+            most: most.unwrap_or_default(),
+            used: used.map(|(input, output)| usage_of(input, output)),
+            ended: text("/status").is_some_and(|status| ENDS.contains(&status.as_str())),
+            completed: number("/request_counts/completed").unwrap_or_default(),
+            output: text("/output_file_id").filter(|id| is_call(id)),
+            errors: text("/error_file_id"),
+        })
+    }
+}
+
+/// A batch without what is the relay's, and without what is the account's.
 fn shown(mut batch: Value) -> Value {
     let metadata = batch.get_mut("metadata").and_then(Value::as_object_mut);
     let bare = metadata.is_some_and(|metadata| {
-        metadata.retain(|name, _| name != TENANT && name != MODEL);
+        metadata.retain(|name, _| !OURS.contains(&name.as_str()));
         metadata.is_empty()
     });
     if bare {
         batch.as_object_mut().and_then(|batch| batch.insert("metadata".to_owned(), Value::Null));
+    }
+    let errors = batch.pointer_mut("/errors/data").and_then(Value::as_array_mut);
+    for error in errors.into_iter().flatten().filter_map(Value::as_object_mut) {
+        let says = |field: &str| error.get(field).and_then(Value::as_str).unwrap_or_default();
+        let own = match says("code") {
+            "token_limit_exceeded" => FULL,
+            // The account's organization, by its id.
+            _ if says("message").contains("org-") => REFUSED,
+            _ => continue,
+        };
+        error.insert("message".to_owned(), own.into());
     }
     batch
 }
@@ -388,9 +454,10 @@ fn shown_file(mut file: Value) -> Value {
     file
 }
 
-fn listed(batches: Vec<Value>, more: bool) -> Value {
+/// A page of a list. `looked`: there are no more than these up to this batch, whosever it is.
+fn listed(batches: Vec<Value>, more: bool, looked: Option<String>) -> Value {
     let id = |batch: Option<&Value>| batch.and_then(|batch| batch.get("id").cloned());
-    let (first, last) = (id(batches.first()), id(batches.last()));
+    let (first, last) = (id(batches.first()), looked.map(Value::from).or_else(|| id(batches.last())));
     json!({"object": "list", "data": batches, "first_id": first, "last_id": last, "has_more": more})
 }
 
@@ -398,27 +465,42 @@ fn wrong(field: &'static str, code: &'static str, message: String) -> Wrong {
     Wrong { code, message, param: Some(field) }
 }
 
-/// What the tenant says of its batch.
-fn metadata(asked: Option<&Value>) -> Result<Map<String, Value>, Wrong> {
-    let most = MOST_METADATA - 2;
-    let metadata = match asked {
-        None | Some(Value::Null) => Map::new(),
-        Some(Value::Object(metadata)) if metadata.len() <= most => metadata.clone(),
-        Some(_) => {
-            let message = format!("`metadata` must be an object of at most {most} strings.");
-            return Err(wrong("metadata", "invalid_value", message));
-        }
-    };
-    match metadata.keys().find(|name| *name == TENANT || *name == MODEL) {
-        Some(name) => Err(wrong("metadata", "invalid_value", format!("`metadata.{name}` is the relay's own."))),
-        None => Ok(metadata),
-    }
-}
-
 impl Wanted {
     /// From a query; a number that is none is the usual one.
     pub fn of(query: &HashMap<String, String>) -> Self {
         let limit = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(20).clamp(1, PAGE);
         Self { after: query.get("after").cloned(), limit }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_says_how_to_go_on() {
+        let batch = |id: &str| json!({"id": id});
+        for (batches, more, looked, want) in [
+            (vec![batch("a"), batch("b")], true, None, json!(["a", "b", true])),
+            (vec![batch("a")], true, Some("z"), json!(["a", "z", true])),
+            (vec![], true, Some("z"), json!([null, "z", true])),
+            (vec![], false, None, json!([null, null, false])),
+        ] {
+            let page = listed(batches, more, looked.map(str::to_owned));
+            assert_eq!(json!([page["first_id"], page["last_id"], page["has_more"]]), want);
+        }
+    }
+
+    #[test]
+    fn nothing_of_the_relays_or_of_the_accounts_is_shown() {
+        let error = |code: &str, message: &str| json!({"code": code, "message": message, "line": 3});
+        let batch = json!({"id": "batch_1", "metadata": {TENANT: "a", KEY: "k", MOST: "1 2", ONCE: ".x", MODEL: "m", "mine": "y"},
+            "errors": {"data": [error("token_limit_exceeded", "Limit: 90,000 enqueued tokens."),
+                error("x", "Not for org-abc."), error("x", "Invalid schema.")]}});
+        let seen = shown(batch);
+        assert_eq!(seen["metadata"], json!({"mine": "y"}));
+        let messages: Vec<&Value> = seen["errors"]["data"].as_array().unwrap().iter().map(|e| &e["message"]).collect();
+        assert_eq!(messages, [&json!(FULL), &json!(REFUSED), &json!("Invalid schema.")]);
+        assert_eq!(seen["errors"]["data"][0]["line"], 3);
     }
 }

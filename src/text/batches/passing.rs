@@ -40,8 +40,8 @@ pub struct Passing {
     pub room: Arc<Room>,
     /// Whose room; none where there are no tenants.
     pub tenant: Option<String>,
-    /// Its place among all downloads.
-    pub place: Place,
+    /// Its place among all downloads; none: nobody has asked for it, and the relay books what has come.
+    pub place: Option<Place>,
 }
 
 /// The way to a reader: pieces, and none once all of them have come.
@@ -171,7 +171,7 @@ mod tests {
         let content = Content { response: axum::http::Response::new(body).into(), booking: None };
         let (to, reader) = channel();
         let (stop, room, place) = (CancellationToken::new(), Room::new(0, 1, 1), Shares::default().place("a", 1, 1));
-        let place = place.unwrap();
+        let place = place.ok();
         (content, Passing { to, stall: STALL, stop, room: Arc::new(room), tenant: None, place }, reader)
     }
 

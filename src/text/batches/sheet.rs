@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{
     super::{
-        ask::{Asked, Wrong, addressed, response_of},
+        ask::{Asked, Wrong, addressed, keeps_to_itself, response_of},
         run::{No, Texts},
     },
     ENDPOINT,
@@ -23,13 +23,21 @@ use crate::{
 /// Most requests of a file, and longest name of one (the service's limits, OpenAI's Batch guide, read 2026-11-28).
 const MOST: u64 = 50_000;
 const LONGEST_ID: usize = 512;
+/// Why an end user cannot be named. Their answers come back without their names, which stay here.
+pub(super) const UNNAMED: &str = "`user`, `safety_identifier` and `OpenAI-Safety-Identifier` are not offered in batches where each end user has \
+                                  a budget: what they use there could not be told.";
 
 /// What was read of a file so far.
 #[derive(Debug)]
 pub struct Sheet<'a> {
     texts: &'a Texts,
     who: &'a Principal,
+    /// What it comes to has a limit, and what each end user may use.
+    limited: bool,
+    users: bool,
     number: u64,
+    /// The first empty line behind the last one that is not.
+    empty: Option<u64>,
     /// The model, by the caller's own name for it, and the one that the service shall use.
     model: Option<(String, String)>,
     ids: HashSet<u64>,
@@ -43,10 +51,12 @@ impl<'a> Sheet<'a> {
     /// Of a file that has not come yet.
     pub fn new(texts: &'a Texts, who: &'a Principal) -> Self {
         let (ids, hash) = (HashSet::new(), RandomState::new());
-        Self { texts, who, number: 0, model: None, ids, hash, requests: 0, input: 0, output: 0 }
+        let (limited, users) = (texts.budgets.limits_batches(who), texts.budgets.limits_users(who));
+        let (number, empty, model, requests, input, output) = (0, None, None, 0, 0, 0);
+        Self { texts, who, limited, users, number, empty, model, ids, hash, requests, input, output }
     }
 
-    /// The next line, as the service shall read it; none: an empty one. `name_of`: the name that the service shall know an end user by.
+    /// The next line, as the service shall read it; none: an empty one, as there may be at the end. `name_of`: the name that the service shall know an end user by.
     ///
     /// # Errors
     /// What is wrong with it; its number is told.
@@ -56,10 +66,16 @@ impl<'a> Sheet<'a> {
         name_of: impl Fn(&str) -> Result<Option<String>, String>,
     ) -> Result<Option<Vec<u8>>, Wrong> {
         self.number += 1;
+        let number = self.number;
         if line.trim_ascii().is_empty() {
+            self.empty.get_or_insert(number);
             return Ok(None);
         }
-        let number = self.number;
+        // Left out, it would shift the numbers by which the service names lines.
+        if let Some(empty) = self.empty {
+            let message = format!("Line {empty}: is empty; allowed: requests, and empty lines at the end.");
+            return Err(wrong("invalid_json_line", message));
+        }
         let line = self.checked(line, name_of);
         line.map(Some).map_err(|wrong| Wrong { message: format!("Line {number}: {}", wrong.message), ..wrong })
     }
@@ -78,6 +94,12 @@ impl<'a> Sheet<'a> {
         };
         let asked = response_of(body, self.texts.config.output_tokens)?;
         refuse_what_is_not_offered(&asked)?;
+        if self.who.tenant().is_some() {
+            keeps_to_itself(&asked)?;
+        }
+        if self.users && (asked.user.is_some() || self.who.user().is_some()) {
+            return Err(wrong("unsupported_parameter", UNNAMED.to_owned()));
+        }
         let model = self.model_of(&asked)?;
         let user = match &asked.user {
             Some(user) => name_of(user).map_err(|why| wrong("invalid_value", why))?,
@@ -89,7 +111,11 @@ impl<'a> Sheet<'a> {
         }
         self.input = self.input.saturating_add(asked.input_tokens);
         self.output = self.output.saturating_add(asked.output_tokens);
-        if let Content::Json(body) = addressed(&asked.content, &model, user.as_deref()) {
+        if let Content::Json(mut body) = addressed(&asked.content, &model, user.as_deref()) {
+            // What it may come to at most is what its owner's budgets are asked for: it must not come to more.
+            if self.limited && body.get("max_output_tokens").is_none_or(Value::is_null) {
+                body.insert("max_output_tokens".to_owned(), asked.output_tokens.into());
+            }
             line.insert("body".to_owned(), body.into());
         }
         let mut line = Value::from(line).to_string().into_bytes();

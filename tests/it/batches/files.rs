@@ -44,7 +44,7 @@ impl Desk {
     async fn done(&self, many: usize) -> Value {
         let word = "a".repeat(700 << 10);
         let line = |n: usize| {
-            let body = json!({"model": MODEL, "input": format!("{n} {word}")});
+            let body = json!({"model": MODEL, "input": format!("{n} {word}"), "max_output_tokens": 1_000_000});
             json!({"custom_id": n.to_string(), "method": "POST", "url": "/v1/responses", "body": body}).to_string()
         };
         let lines: Vec<String> = (0..many).map(line).collect();
