@@ -85,6 +85,13 @@ pub struct Wish {
     pub times: bool,
 }
 
+impl Wish {
+    /// Times are asked for: they are wanted, and the model has them. Only the oldest ones do (realtime-protocol section 9).
+    pub fn asks_for_times(&self) -> bool {
+        self.times && self.model.starts_with("whisper")
+    }
+}
+
 /// Who writes recordings down.
 pub trait Engine: std::fmt::Debug + Send + Sync {
     /// One recording, or one piece of one. `key`: the same for the same question.

@@ -20,6 +20,8 @@ use super::{
 };
 use crate::wall::unix_now_ms;
 
+/// The code of a recording in which nobody speaks: it is left out, as one that is too short is, and no fault of anybody.
+pub(super) const NO_WORDS: &str = "no_words";
 /// Tokens that an answer may have.
 const OUTPUT: u64 = 4_096;
 /// Tokens that are kept free, for what counts differently than it looks.
@@ -47,8 +49,7 @@ impl Facts {
         let schema = Schema::open(what, make_strict).map_err(|error| error.to_string())?;
         let room = Room { context, output: OUTPUT, margin: MARGIN };
         let setup = Setup::new(model, instructions, schema, room).map_err(|error| error.to_string())?;
-        let params = [("model", model.to_owned()), ("schema", what.to_owned()), ("asked", setup.fingerprint())];
-        let params = params.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let params = setup.params().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         Ok(Self { setup: Arc::new(setup), params })
     }
 
@@ -72,7 +73,7 @@ impl Facts {
         let n = item.n;
         let Some(words) = run.on_disk(move |store| store.transcript(n)).await? else { return Err(Halt::Later) };
         if words.text.trim().is_empty() {
-            return Err(Halt::bad("no_words", "there are no words in it that anything could be taken from"));
+            return Err(Halt::bad(NO_WORDS, "there are no words in it that anything could be taken from"));
         }
         let mut facts = Map::new();
         facts.insert("file".to_owned(), item.id.clone().into());

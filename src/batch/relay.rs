@@ -32,11 +32,11 @@ const USUAL_WAIT: Duration = Duration::from_secs(2);
 const SHOWN: usize = 300;
 
 impl Wish {
-    /// The form in which it is answered: only the oldest model knows times, and one tells speakers (realtime-protocol section 9).
+    /// The form in which it is answered: one model tells speakers (realtime-protocol section 9).
     fn format(&self) -> &'static str {
         match () {
             () if self.diarizes() => "diarized_json",
-            () if self.times && self.model.starts_with("whisper") => "verbose_json",
+            () if self.asks_for_times() => "verbose_json",
             () => "json",
         }
     }

@@ -13,6 +13,9 @@ use crate::config::Moment;
 /// Files that failed are named up to this number; all of them stand in the table of errors.
 pub const NAMED: usize = 10;
 
+/// Longest reason of a wait that is shown, characters.
+const REASON: usize = 200;
+
 /// How far a run is.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
@@ -58,11 +61,10 @@ impl Progress<'_> {
             let _ = write!(line, "  {:.0}x real time", audio.as_secs_f64() / self.took.as_secs_f64().max(0.001));
         }
         let _ = write!(line, "  {}", cost(self.now));
-        let Standing { running, width, held, reason, .. } = self.standing;
+        let Standing { running, width, held, reason, refusals } = self.standing;
         match held {
             Some(held) => {
-                let reason = reason.as_deref().unwrap_or_default();
-                let _ = write!(line, "  waiting {:.1} s: {reason}", held.as_secs_f64());
+                let _ = write!(line, "  waiting {:.1} s", held.as_secs_f64());
             }
             None if *running == 0 && self.afoot.is_some() => {}
             None => {
@@ -78,11 +80,23 @@ impl Progress<'_> {
                 let _ = write!(line, ", {} of its window left", span(left));
             }
         }
-        if self.now.failed.items > 0 {
-            let _ = write!(line, "  {} failed", grouped(self.now.failed.items));
+        let Sums { failed, skipped, unread, .. } = self.now;
+        for (count, what) in [
+            (failed.items, "failed"),
+            (skipped.items, "skipped"),
+            (*unread, "not readable"),
+            (*refusals, "times told to wait"),
+        ] {
+            if count > 0 {
+                let _ = write!(line, "  {} {what}", grouped(count));
+            }
         }
         if let Some(left) = self.left().filter(|_| ended < all && self.afoot.is_none()) {
             let _ = write!(line, "  {} left", span(left));
+        }
+        // Last, for it may be longer than the screen is wide.
+        if let Some(reason) = reason.as_deref().filter(|_| held.is_some()) {
+            let _ = write!(line, "  {}", reason.chars().take(REASON).collect::<String>());
         }
         line
     }
@@ -103,7 +117,7 @@ pub struct Summary<'a> {
     pub out: &'a str,
     /// What was written there.
     pub written: Option<&'a Written>,
-    /// Files that failed or were skipped: their ids, and why; the first ones.
+    /// Files that cannot be read, failed or were skipped: their ids, and why; the first ones.
     pub errors: &'a [(String, String)],
     /// Files that were done, and of which something should be known.
     pub notes: &'a [String],
@@ -119,7 +133,7 @@ impl Summary<'_> {
         let Progress { now, took, standing, .. } = self.progress;
         let mut text = String::new();
         let (ended, all) = self.progress.files();
-        let _ = writeln!(
+        let _ = write!(
             text,
             "files      {} done, {} failed, {} skipped, {} left",
             grouped(now.done.items),
@@ -127,6 +141,10 @@ impl Summary<'_> {
             grouped(now.skipped.items),
             grouped(all - ended)
         );
+        if now.unread > 0 {
+            let _ = write!(text, ", {} not readable", grouped(now.unread));
+        }
+        text.push('\n');
         if now.reused > 0 {
             let _ =
                 writeln!(text, "the same   {} had the same content as others, and cost nothing", grouped(now.reused));
@@ -174,7 +192,8 @@ impl Summary<'_> {
             for (id, why) in self.errors.iter().take(NAMED) {
                 let _ = writeln!(text, "  {id}: {why}");
             }
-            let more = (now.failed.items + now.skipped.items).saturating_sub(self.errors.len().min(NAMED) as u64);
+            let all = now.unread + now.failed.items + now.skipped.items;
+            let more = all.saturating_sub(self.errors.len().min(NAMED) as u64);
             if more > 0 {
                 let _ = writeln!(text, "  and {} more", grouped(more));
             }
@@ -275,9 +294,12 @@ mod tests {
             "302/1,000 files  5.0 h of audio  300x real time  1.25 USD  15 at once (of 16)  2 failed  2.3 min left"
         );
         let held = Some(Duration::from_millis(2_100));
-        let standing = Standing { held, reason: Some("tpm: need 1,830".to_owned()), ..standing };
-        let line = Progress { standing: &standing, ..progress }.line();
-        assert!(line.contains("waiting 2.1 s: tpm: need 1,830"), "{line}");
+        let reason = Some(format!("tpm: need 1,830{}", ".".repeat(900)));
+        let standing = Standing { held, reason, refusals: 3, ..standing };
+        let now_unread = Sums { unread: 7, ..now };
+        let line = Progress { standing: &standing, now: &now_unread, ..progress }.line();
+        let want = "  waiting 2.1 s  2 failed  7 not readable  3 times told to wait  2.3 min left  tpm: need 1,830...";
+        assert!(line.contains(want) && line.len() < 400, "{line}");
         let standing = Standing::default();
         let afoot = Afoot { batches: 2, requests: 5_000, done: 1_200, until: None };
         let afoot = Some((afoot, Some(Duration::from_secs(82_800))));
@@ -286,6 +308,38 @@ mod tests {
             line,
             "302/1,000 files  5.0 h of audio  300x real time  1.25 USD  batch in progress 1,200/5,000, 23.0 h of its window left  2 failed"
         );
+    }
+
+    #[test]
+    fn every_file_that_is_not_done_is_counted() {
+        let standing = Standing::default();
+        for (unread, failed, shown, line, more) in [
+            (15, 0, 10, "8 done, 0 failed, 0 skipped, 0 left, 15 not readable\n", Some("and 5 more")),
+            (10, 5, 10, "8 done, 5 failed, 0 skipped, 0 left, 10 not readable\n", Some("and 5 more")),
+            (1, 2, 3, "8 done, 2 failed, 0 skipped, 0 left, 1 not readable\n", None),
+            (0, 1, 1, "8 done, 1 failed, 0 skipped, 0 left\n", None),
+        ] {
+            let (before, now) = (sums(0, 0, 10), Sums { unread, ..sums(8, failed, 0) });
+            let progress =
+                Progress { before: &before, now: &now, took: Duration::from_secs(6), standing: &standing, afoot: None };
+            let errors: Vec<_> = (0..shown).map(|n| (format!("{n}.wav"), "no such file".to_owned())).collect();
+            let (by_batch, out, resume) = (ByBatch::default(), "out.csv", "again");
+            let summary = Summary {
+                progress,
+                stopped: None,
+                retried: 0,
+                by_batch,
+                out,
+                written: None,
+                errors: &errors,
+                notes: &[],
+                slowest: &[],
+                resume,
+            };
+            let text = summary.text();
+            assert!(text.contains(line), "{line}: {text}");
+            assert_eq!(text.lines().map(str::trim).find(|line| line.starts_with("and ")), more, "{text}");
+        }
     }
 
     #[test]

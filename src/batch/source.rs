@@ -9,8 +9,10 @@
 //! a file that is named twice is one; a manifest's id is its own.
 use std::{
     ffi::OsString,
+    fmt,
     io::BufRead,
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use serde_json::{Map, Value};
@@ -26,10 +28,13 @@ mod tests;
 mod walk;
 
 pub use self::{
-    fetch::{FetchError, Limits, Opened, Source, Sources},
+    fetch::{FetchError, Limits, Opened, Remote, Source, Sources},
     looks::Wanted,
     manifest::{ManifestError, manifest},
 };
+
+/// What the name of a folder ends in where a job keeps its copies and pieces: none of them is a source, whoever has left it.
+pub const PIECES: &str = ".voxrelay-job-pieces";
 
 /// A file to be done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,8 +53,10 @@ pub struct Listed {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {reason}")]
 pub struct Unread {
-    /// What.
+    /// What, as it is shown.
     pub place: String,
+    /// Where it is: an absolute path, or a URL; empty where that is not known.
+    pub file: String,
     /// Why.
     pub reason: String,
 }
@@ -57,34 +64,74 @@ pub struct Unread {
 /// One thing that was found.
 pub type Found = Result<Listed, Unread>;
 
-/// What the arguments of a command mean: files, folders with what is `wanted` in them, globs and URLs. Paths are meant from `base`, which
-/// is absolute.
-pub fn arguments(base: &Path, arguments: Vec<OsString>, wanted: Wanted) -> impl Iterator<Item = Found> + use<> {
-    let base = base.to_owned();
-    arguments.into_iter().flat_map(move |argument| self::argument(&base, &argument, wanted))
+/// Folders that are not on this machine.
+pub trait Folders: fmt::Debug + Send + Sync {
+    /// Names what is in one. Each step may wait for an answer.
+    fn list(&self, place: &str) -> Box<dyn Iterator<Item = Found>>;
 }
 
-fn argument(base: &Path, argument: &OsString, wanted: Wanted) -> Box<dyn Iterator<Item = Found>> {
-    let Some(text) = argument.to_str() else { return one(Err(not_utf8(Path::new(argument)))) };
-    if is_url(text) {
-        return one(Ok(at_url(text)));
-    }
-    let path = absolute(base, Path::new(text));
-    // A file may have a name that looks like a pattern.
-    if path.symlink_metadata().is_err() && walk::is_pattern(text) {
-        return walk::pattern(base, &path, wanted);
-    }
-    walk::path(base, &path, wanted)
+/// How sources are looked for.
+#[derive(Debug, Clone)]
+pub struct Search {
+    base: PathBuf,
+    wanted: Wanted,
+    results: Option<PathBuf>,
+    elsewhere: Arc<dyn Folders>,
 }
 
-/// What a list means, one path or URL a line (or between NULs, if its beginning has one). Paths are meant from `base`.
-pub fn list(base: &Path, list: impl BufRead + 'static, wanted: Wanted) -> impl Iterator<Item = Found> {
-    let base = base.to_owned();
-    list::Lines::new(list).flat_map(move |line| match line {
-        Err(unread) => one(Err(unread)),
-        Ok(line) if is_url(&line) => one(Ok(at_url(&line))),
-        Ok(line) => walk::path(&base, &absolute(&base, Path::new(&line)), wanted),
-    })
+impl Search {
+    /// Paths are meant from `base`, which is absolute; in folders there is something else than what is `wanted`. `results`: the folder in
+    /// which results are, and which is passed by where it is in another one; absolute.
+    pub fn new(base: &Path, wanted: Wanted, results: Option<&Path>, elsewhere: Arc<dyn Folders>) -> Self {
+        Self { base: base.to_owned(), wanted, results: results.map(|folder| absolute(base, folder)), elsewhere }
+    }
+
+    /// What the arguments of a command mean: files, folders with what is wanted in them, globs, URLs, and `-` for the list of `input`.
+    pub fn arguments(self, arguments: Vec<OsString>, input: impl BufRead + 'static) -> impl Iterator<Item = Found> {
+        let mut input: Option<Box<dyn BufRead>> = Some(Box::new(input));
+        arguments.into_iter().flat_map(move |argument| match argument.to_str() {
+            None => one(Err(not_utf8(&self.base.join(argument)))),
+            // It is read once, however often it is named.
+            Some("-") => match input.take() {
+                Some(input) => Box::new(self.clone().list(input)) as Box<dyn Iterator<Item = Found>>,
+                None => Box::new(std::iter::empty()),
+            },
+            Some(text) => self.argument(text),
+        })
+    }
+
+    fn argument(&self, text: &str) -> Box<dyn Iterator<Item = Found>> {
+        if is_url(text) {
+            return self.url(text);
+        }
+        let path = absolute(&self.base, Path::new(text));
+        // A file may have a name that looks like a pattern.
+        if path.symlink_metadata().is_err() && walk::is_pattern(text) {
+            return walk::pattern(self, &path);
+        }
+        walk::path(self, &path)
+    }
+
+    /// What a list means, one path or URL a line (or between NULs, if its beginning has one).
+    pub fn list(self, list: impl BufRead + 'static) -> impl Iterator<Item = Found> {
+        list::Lines::new(list).flat_map(move |line| match line {
+            Err(unread) => one(Err(unread)),
+            Ok(line) if is_url(&line) => self.url(&line),
+            Ok(line) => walk::path(&self, &absolute(&self.base, Path::new(&line))),
+        })
+    }
+
+    /// A URL, or what is wanted of a folder elsewhere.
+    fn url(&self, url: &str) -> Box<dyn Iterator<Item = Found>> {
+        if !Sources::is_folder(url) {
+            return one(Ok(at_url(url)));
+        }
+        let (wanted, above) = (self.wanted, url.len());
+        Box::new(self.elsewhere.list(url).filter(move |found| {
+            let below = found.as_ref().map_or("", |listed| listed.source.get(above..).unwrap_or_default());
+            found.is_err() || (wanted.is_named(Path::new(below)) && !below.split('/').any(|name| name.starts_with('.')))
+        }))
+    }
 }
 
 fn one(found: Found) -> Box<dyn Iterator<Item = Found>> {
@@ -108,7 +155,8 @@ fn at_path(base: &Path, path: &Path) -> Found {
 }
 
 fn not_utf8(path: &Path) -> Unread {
-    Unread { place: path.to_string_lossy().into_owned(), reason: "its name is not UTF-8".to_owned() }
+    let place = path.to_string_lossy().into_owned();
+    Unread { file: place.clone(), place, reason: "its name is not UTF-8".to_owned() }
 }
 
 /// A path with neither `.` nor `..` in it. Symbolic links are not looked at: a name is a name.

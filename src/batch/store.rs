@@ -29,10 +29,11 @@ mod rows;
 mod sums;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 pub use self::{
     batches::{Batched, ByBatch, Came, Pending},
-    items::{Added, Clash, Content, End, Item, Known, State},
+    items::{Added, Clash, Content, End, Entry, Item, Known, State},
     parts::{Begun, Extracted, Part, Task, Transcript, Usage},
     rows::{Order, Row, Slow},
     sums::{Count, Sums},
@@ -128,8 +129,14 @@ pub enum StoreError {
         file: PathBuf,
     },
     /// There is none to go on with.
-    #[error("there is no job `{}` to resume", file.display())]
+    #[error("there is no job `{}` to resume; without --resume it begins", file.display())]
     Absent {
+        /// Which.
+        file: PathBuf,
+    },
+    /// Whoever began it came no further than its name.
+    #[error("job `{}` has not begun yet", file.display())]
+    Empty {
         /// Which.
         file: PathBuf,
     },
@@ -217,7 +224,7 @@ impl Store {
         name.into()
     }
 
-    /// Begins a job; relative paths in it will be meant from `base`.
+    /// Begins a job; relative paths in it will be meant from `base`. One that is there, and of which nothing was begun, is begun anew.
     ///
     /// # Errors
     /// When the file cannot be had, or holds a job already.
@@ -244,6 +251,15 @@ impl Store {
         Self::open(file, params, None)
     }
 
+    /// A job is no more, whoever still has it open.
+    pub fn remove(file: &Path) {
+        for ending in ["", "-wal"] {
+            let mut name = file.as_os_str().to_owned();
+            name.push(ending);
+            let _ = std::fs::remove_file(name);
+        }
+    }
+
     fn open(file: &Path, params: &Params, base: Option<&Path>) -> Result<Self, StoreError> {
         Self::connect(file, params, base).map_err(|source| of_sql(file, source))?
     }
@@ -264,22 +280,27 @@ impl Store {
             }
         }
         match (empty, base) {
-            (false, Some(_)) => return Ok(Err(StoreError::Exists { file: here() })),
-            // Whoever began it came no further than its name.
-            (true, None) => return Ok(Err(StoreError::Absent { file: here() })),
+            (false, Some(_)) if was_begun(&sql)? => return Ok(Err(StoreError::Exists { file: here() })),
+            (true, None) => return Ok(Err(StoreError::Empty { file: here() })),
             _ => {}
         }
         sql.pragma_update(None, "journal_mode", "WAL")?;
         sql.pragma_update(None, "synchronous", "FULL")?;
         let change = sql.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if let Some(base) = base {
-            change.execute_batch(SCHEMA)?;
-            change.execute_batch(batches::SCHEMA)?;
-            change.pragma_update(None, "application_id", APPLICATION)?;
-            change.pragma_update(None, "user_version", VERSION)?;
+            if empty {
+                change.execute_batch(SCHEMA)?;
+                change.execute_batch(batches::SCHEMA)?;
+                change.pragma_update(None, "application_id", APPLICATION)?;
+                change.pragma_update(None, "user_version", VERSION)?;
+            } else {
+                // Whoever began it was ended before there was anything to keep.
+                change.execute_batch("DELETE FROM meta; DELETE FROM columns; DELETE FROM items;")?;
+            }
             put_meta(&change, "params", &serde_json::to_string(params).unwrap_or_default())?;
             put_meta(&change, "base", &base.to_string_lossy())?;
         }
+        change.execute_batch(unread::SCHEMA)?;
         let begun: Params = serde_json::from_str(&meta(&change, "params")?).unwrap_or_default();
         let differences = begun.differences(params);
         if !differences.is_empty() {
@@ -348,6 +369,13 @@ impl Store {
     fn error(&self, source: rusqlite::Error) -> StoreError {
         of_sql(&self.file, source)
     }
+}
+
+/// Whether there is anything to go on with: anything was looked at, asked for or paid.
+fn was_begun(sql: &Connection) -> rusqlite::Result<bool> {
+    let ask = "SELECT EXISTS (SELECT 1 FROM items WHERE state <> ?1 OR attempts > 0 OR started_ms IS NOT NULL) \
+               OR EXISTS (SELECT 1 FROM parts) OR EXISTS (SELECT 1 FROM transcripts)";
+    sql.query_row(ask, [State::Waiting], |row| row.get(0))
 }
 
 fn of_sql(file: &Path, source: rusqlite::Error) -> StoreError {

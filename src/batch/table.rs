@@ -2,7 +2,7 @@
 //!
 //! Stands after [`super::store`], reads it row by row, and holds no more of it than a page. A file appears whole or not at all:
 //! it is written under another name, and renamed. Nothing is written outside of the place that was named, whatever a file's or
-//! a manifest's ids are.
+//! a manifest's ids are, and nothing over what results are made of ([`Guard`]).
 //!
 //! A csv is data: what begins with `=`, `+`, `-` or `@` stands in it as it was said. Whoever opens it in a spreadsheet imports
 //! its columns as text.
@@ -14,18 +14,20 @@ use std::{
 
 use serde_json::Value;
 use tempfile::{NamedTempFile, TempPath};
+use tokio_util::sync::CancellationToken;
 
 use super::store::{Order, Row, State, Store, StoreError};
 
 mod columns;
 mod files;
+mod guard;
 mod lines;
 mod parquet;
 #[cfg(test)]
 mod tests;
 
 use self::columns::{Column, Kind};
-pub use self::files::Subtitles;
+pub use self::{files::Subtitles, guard::Guard};
 
 /// What a table is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +74,8 @@ pub struct Output {
     pub schema: Option<Value>,
     /// How rows are sorted.
     pub order: Order,
+    /// Told when nobody waits for it any more.
+    pub stop: CancellationToken,
 }
 
 /// What was written.
@@ -79,7 +83,7 @@ pub struct Output {
 pub struct Written {
     /// Rows of files that are done.
     pub rows: u64,
-    /// Rows of files that failed or were skipped.
+    /// Rows of files that cannot be read, failed or were skipped.
     pub errors: u64,
     /// Where those are; `None`: there are none.
     pub errors_at: Option<PathBuf>,
@@ -91,6 +95,9 @@ pub enum TableError {
     /// The job cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Nobody waits for it any more.
+    #[error("the results are not written; what is done is kept, and --resume writes them")]
+    Stopped,
     /// It cannot be written.
     #[error("cannot write `{}`: {source}", file.display())]
     Write {
@@ -140,15 +147,18 @@ impl Output {
             Format::Folder => files::write(self, store)?,
             format => {
                 let columns = columns::of_results(&metadata, self.schema.as_ref());
-                self.table(&self.out, format, &columns, store, &[State::Done])?
+                self.table(&self.out, format, &columns, store.rows(&[State::Done], self.order))?
             }
         };
         let errors_at = self.errors();
         let columns = columns::of_errors(&metadata);
         let format = if self.format == Format::Folder { Format::Jsonl } else { self.format };
         let sums = store.sums();
-        if sums.failed.items + sums.skipped.items == 0 {
+        if sums.failed.items + sums.skipped.items + sums.unread == 0 {
             // From an earlier run, perhaps.
+            if !guard::is_list_of_errors(&errors_at, format) {
+                return Ok(Written { rows, errors: 0, errors_at: None });
+            }
             match std::fs::remove_file(&errors_at) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(TableError::Write { file: errors_at, source });
@@ -156,8 +166,14 @@ impl Output {
                 _ => return Ok(Written { rows, errors: 0, errors_at: None }),
             }
         }
-        let errors = self.table(&errors_at, format, &columns, store, &[State::Failed, State::Skipped])?;
+        let listed = store.unread().chain(store.rows(&[State::Failed, State::Skipped], self.order));
+        let errors = self.table(&errors_at, format, &columns, listed)?;
         Ok(Written { rows, errors, errors_at: Some(errors_at) })
+    }
+
+    /// Whether it is still waited for.
+    fn go_on(&self) -> Result<(), TableError> {
+        if self.stop.is_cancelled() { Err(TableError::Stopped) } else { Ok(()) }
     }
 
     fn table(
@@ -165,8 +181,7 @@ impl Output {
         file: &Path,
         format: Format,
         columns: &[Column],
-        store: &Store,
-        states: &[State],
+        listed: impl Iterator<Item = Result<Row, StoreError>>,
     ) -> Result<u64, TableError> {
         let broken = |source| TableError::Write { file: file.to_owned(), source };
         let (fresh, opened) = Fresh::new(file).map_err(broken)?;
@@ -177,8 +192,9 @@ impl Output {
         };
         let mut rows = 0;
         let mut values = Vec::with_capacity(columns.len());
-        for row in store.rows(states, self.order) {
-            let row: Row = row?;
+        for row in listed {
+            self.go_on()?;
+            let row = row?;
             values.clear();
             values.extend(columns.iter().map(|column| column.value(&row)));
             table.row(&values).map_err(broken)?;

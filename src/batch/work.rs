@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     cut::{self, Pieces, Plan, Whole},
     engine::{Answer, Engine, Failure, Upload, Wish},
-    facts::Facts,
+    facts::{Facts, NO_WORDS},
     gate::{Gate, Pass},
     join::{self, join},
     relay::Relay,
@@ -324,6 +324,7 @@ impl Run {
         let end = match self.item_to_end(&item).await {
             Ok(None) => return Ok(()),
             Ok(Some(end)) => end,
+            Err(Halt::Bad { code, message }) if code == NO_WORDS => End::Skipped { code, message },
             Err(Halt::Bad { code, message }) => End::Failed { code, message },
             Err(Halt::Later) => End::Released,
             Err(Halt::Job(error)) => return Err(error),

@@ -4,7 +4,7 @@
 //! use is counted, paced and paid as calls are, after them.
 use std::{
     ffi::OsString,
-    io::{self, BufReader, IsTerminal as _},
+    io::{self, IsTerminal as _},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -17,10 +17,16 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use secrecy::SecretString;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    runtime::Handle,
+    task::spawn_blocking,
     time::{self, Instant, MissedTickBehavior},
 };
+use tokio_util::sync::CancellationToken;
 
+mod list;
+mod signals;
+
+use self::{list::Listing, signals::Signals};
 use super::{Authorities, Usage, logs, relay, serve, tell};
 use crate::{
     batch::{
@@ -33,9 +39,9 @@ use crate::{
         relay::Relay,
         rounds::{Afoot, Rounds},
         show::{NAMED, Progress, Summary},
-        source::{self, Listed, Sources, Unread, Wanted},
+        source::{self, PIECES, Remote, Search, Sources, Wanted},
         store::{Order, Params, State, Store, StoreError, Sums},
-        table::{Format, Output, Subtitles},
+        table::{Format, Guard, Output, Subtitles, TableError, Written},
         width::Width,
         work::{Plans, Run, Stopped},
     },
@@ -253,6 +259,8 @@ struct Job {
     command: &'static str,
     files: Vec<OsString>,
     manifest: Option<PathBuf>,
+    /// What it is made of besides, where that is a file: what that is.
+    made_of: Vec<(&'static str, PathBuf)>,
     wish: Wish,
     limits: cut::Limits,
     subtitles: Subtitles,
@@ -292,10 +300,12 @@ pub async fn run(args: TranscribeArgs) -> anyhow::Result<ExitCode> {
         shortest: Duration::from_secs_f64(min_seconds),
         ..cut::Limits::default()
     };
-    let batch = extract.batch.clone();
+    let (batch, made_of) = (extract.batch.clone(), extract.files());
     let extract = extract.wanted()?;
     let (command, texts, sent) = ("transcribe", false, engine);
-    Job { command, files, manifest, wish, limits, subtitles, extract, batch, texts, sent, args: job }.run().await
+    let job =
+        Job { command, files, manifest, made_of, wish, limits, subtitles, extract, batch, texts, sent, args: job };
+    job.run().await
 }
 
 /// Runs `extract`.
@@ -304,17 +314,26 @@ pub async fn run(args: TranscribeArgs) -> anyhow::Result<ExitCode> {
 /// When it cannot begin.
 pub async fn run_extract(args: ExtractArgs) -> anyhow::Result<ExitCode> {
     let ExtractArgs { files, extract, job } = args;
-    let batch = extract.batch.clone();
+    let (batch, made_of) = (extract.batch.clone(), extract.files());
     let extract = extract
         .wanted()?
         .ok_or_else(|| Usage("--extract is missing: what is to be taken from the texts?".to_owned()))?;
     let wish = Wish { model: String::new(), language: None, prompt: None, times: false };
     let (limits, subtitles) = (cut::Limits::default(), Subtitles::default());
     let (command, texts, sent, manifest, extract) = ("extract", true, Sent::Auto, None, Some(extract));
-    Job { command, files, manifest, wish, limits, subtitles, extract, batch, texts, sent, args: job }.run().await
+    let job =
+        Job { command, files, manifest, made_of, wish, limits, subtitles, extract, batch, texts, sent, args: job };
+    job.run().await
 }
 
 impl ExtractWish {
+    /// The files that facts depend on.
+    fn files(&self) -> Vec<(&'static str, PathBuf)> {
+        let schema = self.extract.as_ref().map(|what| ("the schema", PathBuf::from(what)));
+        let instructions = self.instructions.clone().map(|file| ("the instructions", file));
+        schema.into_iter().chain(instructions).collect()
+    }
+
     fn wanted(self) -> Result<Option<Facts>, Usage> {
         let Self { extract, instructions, extract_model, make_strict, context_tokens, batch: _ } = self;
         let Some(what) = extract else { return Ok(None) };
@@ -331,50 +350,93 @@ impl ExtractWish {
 
 impl Job {
     async fn run(self) -> anyhow::Result<ExitCode> {
-        let format = Format::of(&self.args.out).map_err(Usage)?;
-        if (self.subtitles.srt || self.subtitles.vtt) && format != Format::Folder {
-            let found = self.args.out.display();
-            return Err(Usage(format!("--srt and --vtt: --out is `{found}`, a table; allowed: a folder")).into());
-        }
+        let mut signals = Signals::new().context("cannot listen to Ctrl-C")?;
+        let output = self.output()?;
+        let guard = self.guard(&output)?;
         let store = Arc::new(self.store()?);
-        let unread = match self.list(&store).await {
-            Ok(unread) => unread,
-            Err(error) => {
+        let began = self.begin(&store, &output, guard);
+        let (kept, sources, place) = match signals.or(Box::pin(began)).await {
+            Some(Ok(began)) => began,
+            Some(Err(error)) => {
                 self.undo(store);
                 return Err(error);
             }
+            None => {
+                self.undo(store);
+                tell(io::stderr(), "stopped, before anything was sent");
+                return Ok(ExitCode::FAILURE);
+            }
         };
+        let done = self.work(store, (kept, sources), &place, output, &mut signals).await;
+        // Its result stands, also where nobody waits for the rest.
+        let _ = signals.or(place.stop()).await;
+        done
+    }
+
+    /// Where results go.
+    fn output(&self) -> Result<Output, Usage> {
+        let out = self.args.out.clone();
+        let format = Format::of(&out).map_err(Usage)?;
+        if (self.subtitles.srt || self.subtitles.vtt) && format != Format::Folder {
+            return Err(Usage(format!("--srt and --vtt: --out is `{}`, a table; allowed: a folder", out.display())));
+        }
+        Ok(Output {
+            out,
+            format,
+            subtitles: self.subtitles,
+            schema: self.extract.as_ref().map(Facts::schema),
+            order: if self.manifest.is_some() { Order::Listed } else { Order::Id },
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// What must not be written over, if it is not about to be.
+    fn guard(&self, output: &Output) -> Result<Guard, Usage> {
+        let guard = output.guard(self.texts).map_err(Usage)?;
+        let manifest = self.manifest.iter().map(|file| ("the manifest", file));
+        let config = self.args.config.iter().map(|file| ("the configuration", file));
+        let others = self.made_of.iter().map(|(what, file)| (*what, file));
+        manifest.chain(config).chain(others).try_for_each(|(what, file)| guard.file(what, file)).map_err(Usage)?;
+        Ok(guard)
+    }
+
+    /// All that comes before the first request: what is to be done is in the job, and there is somebody who does it.
+    async fn begin(&self, store: &Arc<Store>, output: &Output, guard: Guard) -> anyhow::Result<(Kept, Sources, Place)> {
+        let kept = Kept::beside(&self.args.out).context("there is no place for pieces of recordings")?;
+        let fetched = source::Limits { max_bytes: MAX_FETCHED, folder: kept.0.clone() };
+        let sources = Sources::new(fetched).map_err(anyhow::Error::msg)?;
+        if !self.is_named_before() {
+            self.listing(store, output, &sources)?.put(store.clone(), guard).await?;
+        }
         if self.args.resume && !self.batch.cancel_batch {
             store.retry_failed()?;
         }
         if store.sums().items() == 0 {
-            for unread in &unread {
-                tell(io::stderr(), &format!("voxrelay: {unread}"));
-            }
-            self.undo(store);
-            let what = if self.texts { "texts" } else { "recordings" };
-            return Err(Usage(format!("no {what} were found there")).into());
+            return Err(self.nothing(store));
         }
-        let place = match self.place().await {
-            Ok(place) => place,
-            Err(error) => {
-                self.undo(store);
-                return Err(error);
-            }
-        };
-        let done = self.work(store, &place, format, &unread).await;
-        place.stop().await;
-        done
+        Ok((kept, sources, self.place().await?))
     }
 
-    /// Puts what is to be done into the job; what could not be read.
-    async fn list(&self, store: &Arc<Store>) -> anyhow::Result<Vec<Unread>> {
-        if self.args.resume && self.files.is_empty() && self.manifest.is_none() {
-            return Ok(Vec::new());
+    /// What is to be done is in the job, and named once only.
+    fn is_named_before(&self) -> bool {
+        self.args.resume && self.files.is_empty() && self.manifest.is_none()
+    }
+
+    /// Why nothing is to be done.
+    fn nothing(&self, store: &Store) -> anyhow::Error {
+        if self.is_named_before() {
+            let job = store.file().display();
+            return Usage(format!("nothing is listed in the job `{job}` yet; name the files again")).into();
         }
-        let (listing, listed) = (self.listing(store), store.clone());
-        let wanted = if self.texts { Wanted::Texts } else { Wanted::Recordings };
-        tokio::task::spawn_blocking(move || list(listing, &listed, wanted)).await?
+        for unread in store.unread().flatten().take(NAMED) {
+            let reason = unread.message.unwrap_or_default();
+            tell(io::stderr(), &format!("voxrelay: {}: {reason}", unread.id));
+        }
+        let more = store.sums().unread.saturating_sub(NAMED as u64);
+        if more > 0 {
+            tell(io::stderr(), &format!("voxrelay: and {more} more"));
+        }
+        Usage(format!("no {} were found there", if self.texts { "texts" } else { "recordings" })).into()
     }
 
     /// A job that was begun just now and in which nothing was done is none.
@@ -382,7 +444,7 @@ impl Job {
         let file = store.file().to_owned();
         drop(store);
         if !self.args.resume {
-            let _ = std::fs::remove_file(file);
+            Store::remove(&file);
         }
     }
 
@@ -390,11 +452,14 @@ impl Job {
     fn store(&self) -> anyhow::Result<Store> {
         let file = Store::beside(&self.args.out);
         let params = self.params();
-        let opened = if self.args.resume {
-            Store::resume(&file, &params)
-        } else {
+        let begin = || -> anyhow::Result<_> {
             let base = std::env::current_dir().context("the current folder cannot be read")?;
-            Store::create(&file, &params, &base)
+            Ok(Store::create(&file, &params, &base))
+        };
+        let opened = match self.args.resume.then(|| Store::resume(&file, &params)) {
+            // Whoever began it was ended before there was anything in it.
+            Some(Err(StoreError::Empty { .. })) | None => begin()?,
+            Some(opened) => opened,
         };
         opened.map_err(|error| match error {
             StoreError::Exists { .. }
@@ -418,7 +483,7 @@ impl Job {
             put("model", Some(self.wish.model.clone()));
             put("language", self.wish.language.clone());
             put("prompt", self.wish.prompt.clone());
-            put("times", self.wish.times.then(|| "wanted".to_owned()));
+            put("times", self.wish.asks_for_times().then(|| "wanted".to_owned()));
             put("min-seconds", Some(self.limits.shortest.as_secs_f64().to_string()));
             put("piece-seconds", Some(self.limits.longest.as_secs().to_string()));
         }
@@ -428,13 +493,15 @@ impl Job {
         params
     }
 
-    fn listing(&self, store: &Store) -> Listing {
-        let base = store.base().to_owned();
-        match &self.manifest {
-            Some(file) => Listing::Manifest(file.clone()),
-            None if self.files.iter().any(|file| file == "-") => Listing::Input(base),
-            None => Listing::Arguments(base, self.files.clone()),
+    fn listing(&self, store: &Store, output: &Output, sources: &Sources) -> anyhow::Result<Listing> {
+        if let Some(file) = &self.manifest {
+            return Ok(Listing::Manifest(file.clone()));
         }
+        let wanted = if self.texts { Wanted::Texts } else { Wanted::Recordings };
+        let folder = (output.format == Format::Folder).then(|| std::path::absolute(&output.out)).transpose()?;
+        let elsewhere = Arc::new(Remote::new(sources.clone(), Handle::current()));
+        let search = Search::new(store.base(), wanted, folder.as_deref(), elsewhere);
+        Ok(Listing::Arguments(search, self.files.clone()))
     }
 
     /// The relay.
@@ -461,13 +528,11 @@ impl Job {
     async fn work(
         &self,
         store: Arc<Store>,
+        (kept, sources): (Kept, Sources),
         place: &Place,
-        format: Format,
-        unread: &[Unread],
+        output: Output,
+        signals: &mut Signals,
     ) -> anyhow::Result<ExitCode> {
-        let kept = Kept::beside(store.file()).context("there is no place for pieces of recordings")?;
-        let fetched = source::Limits { max_bytes: MAX_FETCHED, folder: kept.0.clone() };
-        let sources = Sources::new(fetched).map_err(anyhow::Error::msg)?;
         let width = match self.args.jobs {
             Jobs::Found => Width::new(MOST),
             Jobs::Fixed(many) => Width::fixed(many),
@@ -490,7 +555,7 @@ impl Job {
         let began = Instant::now();
         {
             let shown = show(&run, &before, began, self.args.progress);
-            let asked = told_to_stop(&run);
+            let asked = told_to_stop(&run, signals);
             tokio::select! {
                 () = run.run() => {}
                 () = shown => {}
@@ -498,38 +563,23 @@ impl Job {
             }
         }
         drop(kept);
-        let output = Output {
-            out: self.args.out.clone(),
-            format,
-            subtitles: self.subtitles,
-            schema: self.extract.as_ref().map(Facts::schema),
-            order: if self.manifest.is_some() { Order::Listed } else { Order::Id },
-        };
-        let (table, kept) = (output.clone(), store.clone());
-        let written = tokio::task::spawn_blocking(move || table.write(&kept)).await?;
-        self.tell(&run, &before, began.elapsed(), written.as_ref().ok(), unread)?;
+        let written = write(output, store.clone(), signals).await?;
+        self.tell(&run, &before, began.elapsed(), written.as_ref().ok())?;
         written?;
         let sums = store.sums();
         let all = run.stopped().is_none()
-            && unread.is_empty()
-            && sums.failed.items == 0
+            && sums.unread + sums.failed.items == 0
             && sums.done.items + sums.skipped.items == sums.items();
         Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn tell(
-        &self,
-        run: &Run,
-        before: &Sums,
-        took: Duration,
-        written: Option<&crate::batch::table::Written>,
-        unread: &[Unread],
-    ) -> anyhow::Result<()> {
+    fn tell(&self, run: &Run, before: &Sums, took: Duration, written: Option<&Written>) -> anyhow::Result<()> {
         let store = run.store();
         let (now, standing, stopped) = (store.sums(), run.gate().standing(), run.stopped());
-        let mut errors: Vec<(String, String)> =
-            unread.iter().map(|unread| (unread.place.clone(), unread.reason.clone())).collect();
-        for row in store.rows(&[State::Failed, State::Skipped], Order::Listed).take(NAMED) {
+        let mut errors = Vec::new();
+        let listed = store.unread().chain(store.rows(&[State::Failed], Order::Listed));
+        // What was left out on purpose comes after what went wrong.
+        for row in listed.chain(store.rows(&[State::Skipped], Order::Listed)).take(NAMED) {
             let row = row?;
             let why = row.message.or(row.code).unwrap_or_default();
             // It begins with the file's place where a reader has said it.
@@ -565,10 +615,10 @@ impl Job {
 struct Kept(PathBuf);
 
 impl Kept {
-    /// Beside a job, which no other process has.
-    fn beside(job: &Path) -> io::Result<Self> {
-        let mut name = job.as_os_str().to_owned();
-        name.push("-pieces");
+    /// Beside an output, whose job no other process has.
+    fn beside(out: &Path) -> io::Result<Self> {
+        let mut name = out.components().as_path().as_os_str().to_owned();
+        name.push(PIECES);
         let folder = PathBuf::from(name);
         match std::fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -628,45 +678,21 @@ async fn inside(file: Option<&Path>) -> anyhow::Result<relay::Relay> {
     relay::Relay::start(config, None).await
 }
 
-/// Where a list of recordings comes from.
-enum Listing {
-    Manifest(PathBuf),
-    Input(PathBuf),
-    Arguments(PathBuf, Vec<OsString>),
-}
-
-/// Puts all that is found into the job; what could not be read.
-fn list(listing: Listing, store: &Store, wanted: Wanted) -> anyhow::Result<Vec<Unread>> {
-    let mut unread = Vec::new();
-    let mut problem = None;
-    let added = match listing {
-        Listing::Manifest(file) => {
-            let rows = source::manifest(&file).map_err(|error| Usage(error.to_string()))?;
-            store.add(rows.map_while(|row| row.map_err(|error| problem = Some(error.to_string())).ok()))?
+/// Writes the results. Whoever does not wait for that leaves what was there before, and nothing that is half written.
+async fn write(
+    output: Output,
+    store: Arc<Store>,
+    signals: &mut Signals,
+) -> anyhow::Result<Result<Written, TableError>> {
+    let stop = output.stop.clone();
+    let mut writing = spawn_blocking(move || output.write(&store));
+    Ok(match signals.or(&mut writing).await {
+        Some(written) => written?,
+        None => {
+            stop.cancel();
+            writing.await?
         }
-        Listing::Input(base) => {
-            let found = source::list(&base, BufReader::new(io::stdin()), wanted);
-            store.add(good(found, &mut unread))?
-        }
-        Listing::Arguments(base, arguments) => {
-            let found = source::arguments(&base, arguments, wanted);
-            store.add(good(found, &mut unread))?
-        }
-    };
-    if let Some(problem) = problem {
-        return Err(Usage(problem).into());
-    }
-    if let Some(clash) = added.clashes.first() {
-        return Err(Usage(format!("{clash}; ids must differ")).into());
-    }
-    Ok(unread)
-}
-
-fn good<'a>(
-    found: impl Iterator<Item = Result<Listed, Unread>> + 'a,
-    unread: &'a mut Vec<Unread>,
-) -> impl Iterator<Item = Listed> + 'a {
-    found.filter_map(|found| found.map_err(|error| unread.push(error)).ok())
+    })
 }
 
 /// Shows how far it is; for ever.
@@ -707,17 +733,9 @@ fn afoot(run: &Run) -> Option<(Afoot, Option<Duration>)> {
 }
 
 /// The first signal ends it in order, the second at once.
-async fn told_to_stop(run: &Run) {
-    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-    let (Ok(mut int), Ok(mut term)) = signals else { return std::future::pending().await };
-    for times in 0..2 {
-        tokio::select! {
-            _ = int.recv() => {}
-            _ = term.recv() => {}
-        }
-        if times == 0 {
-            tell(io::stderr(), "stopping: what was sent is waited for; once more to stop at once");
-            run.stop(Stopped::Asked);
-        }
-    }
+async fn told_to_stop(run: &Run, signals: &mut Signals) {
+    signals.next().await;
+    tell(io::stderr(), "stopping: what was sent is waited for; once more to stop at once");
+    run.stop(Stopped::Asked);
+    signals.next().await;
 }

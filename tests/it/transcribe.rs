@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod bad;
+mod begins;
 mod ends;
 mod faults;
 mod long;

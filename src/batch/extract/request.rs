@@ -134,6 +134,16 @@ impl Setup {
         digest(&[&self.model, &self.cache_key, &format!("{:?}", self.room)])
     }
 
+    /// What results depend on, by name; long texts by their content. How they were named or where they are does not matter.
+    pub fn params(&self) -> [(&'static str, String); 4] {
+        [
+            ("model", self.model.clone()),
+            ("schema", digest(&[&self.schema.value().to_string()])),
+            ("instructions", digest(&[&self.instructions])),
+            ("context-tokens", self.room.context.to_string()),
+        ]
+    }
+
     /// How this transcript goes: in one go, or in parts.
     ///
     /// # Errors

@@ -12,11 +12,12 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt as _, stream::BoxStream};
 use reqwest::{Client, Response, StatusCode, Url, header};
 use tempfile::{NamedTempFile, TempPath};
-use tokio::io::AsyncWriteExt as _;
+use tokio::{io::AsyncWriteExt as _, runtime::Handle};
 
-use super::{Listed, is_url};
+use super::{Folders, Found, Listed, Unread, is_url};
 use crate::{net::tls, upstream::rest::retry_after, webhook::guard};
 
 /// A connection that takes longer is none.
@@ -127,12 +128,12 @@ pub trait Source: fmt::Debug + Send + Sync {
     fn open<'a>(&'a self, place: &'a str) -> Opening<'a>;
 }
 
-/// All of them, by what a place begins with.
-#[derive(Debug)]
+/// All of them, by what a place begins with. Clones are the same ones.
+#[derive(Debug, Clone)]
 pub struct Sources {
     web: Web,
     #[cfg(feature = "s3")]
-    s3: super::s3::Buckets,
+    s3: Arc<super::s3::Buckets>,
 }
 
 impl Sources {
@@ -156,32 +157,59 @@ impl Sources {
         let public = client().no_proxy().dns_resolver(Arc::new(guard::Public)).build().map_err(|e| e.to_string())?;
         Ok(Self {
             #[cfg(feature = "s3")]
-            s3: super::s3::Buckets::new(any.clone(), limits.clone()),
+            s3: Arc::new(super::s3::Buckets::new(any.clone(), limits.clone())),
             web: Web { any, public, limits },
         })
     }
 
-    /// Whether a place is many files, which [`Self::list`] names.
-    pub fn is_folder(place: &str) -> bool {
+    #[cfg(all(test, feature = "s3"))]
+    pub(super) fn buckets(&self) -> &super::s3::Buckets {
+        &self.s3
+    }
+
+    /// Whether a place is many files, which [`Remote`] names.
+    pub(super) fn is_folder(place: &str) -> bool {
         place.starts_with("s3://") && place.ends_with('/')
     }
 
-    /// Names the files of a place that is a folder elsewhere, each to `found` as it comes.
-    ///
-    /// # Errors
-    /// When they cannot be listed.
+    /// The files of a place that is a folder elsewhere, as they come.
     #[cfg(feature = "s3")]
-    pub async fn list(&self, place: &str, found: impl FnMut(Listed) + Send) -> Result<(), FetchError> {
-        self.s3.list(place, found).await
+    fn list(&self, place: &str) -> BoxStream<'static, Result<Listed, FetchError>> {
+        self.s3.list(place)
     }
 
-    /// Names the files of a place that is a folder elsewhere.
-    ///
-    /// # Errors
-    /// Always: this build knows none.
+    /// The same, where none is known.
     #[cfg(not(feature = "s3"))]
-    pub async fn list(&self, _: &str, _: impl FnMut(Listed) + Send) -> Result<(), FetchError> {
-        Err(without_s3())
+    fn list(&self, _: &str) -> BoxStream<'static, Result<Listed, FetchError>> {
+        Box::pin(futures_util::stream::iter([Err(without_s3())]))
+    }
+}
+
+/// Folders elsewhere, for a thread that may wait for their answers.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    sources: Sources,
+    runtime: Handle,
+}
+
+impl Remote {
+    /// Those of `sources`, which are asked on `runtime`. Not for a thread of the runtime itself.
+    pub fn new(sources: Sources, runtime: Handle) -> Self {
+        Self { sources, runtime }
+    }
+}
+
+impl Folders for Remote {
+    fn list(&self, place: &str) -> Box<dyn Iterator<Item = Found>> {
+        let (runtime, place) = (self.runtime.clone(), place.to_owned());
+        let mut files = Some(self.sources.list(&place));
+        Box::new(std::iter::from_fn(move || {
+            let found = runtime.block_on(files.as_mut()?.next())?;
+            Some(found.map_err(|error| {
+                files = None;
+                Unread { place: place.clone(), file: place.clone(), reason: error.to_string() }
+            }))
+        }))
     }
 }
 
@@ -218,7 +246,7 @@ fn local(path: &Path) -> Result<Opened, FetchError> {
 }
 
 /// HTTP servers.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Web {
     any: Client,
     public: Client,

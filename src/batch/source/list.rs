@@ -45,7 +45,10 @@ impl<R: BufRead> Iterator for Lines<R> {
     type Item = Result<String, Unread>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let wrong = |line: u64, reason: String| Unread { place: format!("the list, line {line}"), reason };
+        let wrong = |line: u64, reason: String| {
+            let place = format!("the list, line {line}");
+            Unread { place, file: String::new(), reason }
+        };
         while !self.ended {
             self.line += 1;
             match self.read() {

@@ -30,24 +30,27 @@ pub enum Wanted {
 impl Wanted {
     /// Whether a file of a folder looks like it.
     pub(super) fn is(self, path: &Path) -> bool {
-        match self {
-            Self::Recordings => is_recording(path),
-            Self::Texts => {
-                let extension = path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
-                extension.is_some_and(|extension| TEXTS.contains(&extension.as_str()))
-            }
-        }
+        self.is_named(path) || (self == Self::Recordings && is_recording(path))
+    }
+
+    /// Whether a name says so.
+    pub(super) fn is_named(self, path: &Path) -> bool {
+        let known = match self {
+            Self::Recordings => &EXTENSIONS[..],
+            Self::Texts => &TEXTS,
+        };
+        has_one_of(path, known)
     }
 }
 
-/// Whether a file looks like a recording. One that cannot be read does: then somebody is told.
-fn is_recording(path: &Path) -> bool {
+fn has_one_of(path: &Path, known: &[&str]) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
-    let is = |list: &[&str]| extension.as_deref().is_some_and(|extension| list.contains(&extension));
-    if is(&EXTENSIONS) {
-        return true;
-    }
-    if is(&OTHERS) {
+    extension.is_some_and(|extension| known.contains(&extension.as_str()))
+}
+
+/// Whether a file begins like a recording, if its name does not say that it is none. One that cannot be read does: then somebody is told.
+fn is_recording(path: &Path) -> bool {
+    if has_one_of(path, &OTHERS) {
         return false;
     }
     let mut head = Vec::with_capacity(HEAD);

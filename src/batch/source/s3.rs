@@ -5,10 +5,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use futures_util::TryStreamExt as _;
+use futures_util::{
+    TryStreamExt as _,
+    stream::{self, BoxStream},
+};
 use object_store::{
-    ClientOptions, ObjectStore, ObjectStoreExt as _,
-    aws::{AmazonS3, AmazonS3Builder},
+    ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt as _,
+    aws::AmazonS3Builder,
     client::{HttpClient, HttpConnector},
     path::Path as Key,
 };
@@ -24,7 +27,7 @@ use super::{
 pub(super) struct Buckets {
     client: Client,
     limits: Limits,
-    open: Mutex<BTreeMap<String, Arc<AmazonS3>>>,
+    open: Mutex<BTreeMap<String, Arc<dyn ObjectStore>>>,
 }
 
 /// The relay's own client, so that its certificates and its TLS are used.
@@ -43,7 +46,7 @@ impl Buckets {
     }
 
     /// The bucket and the key of a place.
-    fn at<'a>(&self, place: &'a str) -> Result<(Arc<AmazonS3>, &'a str, &'a str), FetchError> {
+    fn at<'a>(&self, place: &'a str) -> Result<(Arc<dyn ObjectStore>, &'a str, &'a str), FetchError> {
         let unknown = || FetchError::Unknown(format!("found `{place}`, allowed is s3://BUCKET/KEY"));
         let rest = place.strip_prefix("s3://").ok_or_else(unknown)?;
         let (name, key) = rest.split_once('/').ok_or_else(unknown)?;
@@ -54,21 +57,35 @@ impl Buckets {
         let plain = std::env::var("AWS_ENDPOINT_URL").is_ok_and(|endpoint| endpoint.starts_with("http://"));
         let builder = AmazonS3Builder::from_env().with_bucket_name(name).with_allow_http(plain);
         let bucket = builder.with_http_connector(Connector(self.client.clone())).build().map_err(of_store)?;
-        let bucket = Arc::new(bucket);
+        let bucket: Arc<dyn ObjectStore> = Arc::new(bucket);
         open.insert(name.to_owned(), Arc::clone(&bucket));
         Ok((bucket, name, key))
     }
 
-    pub(super) async fn list(&self, place: &str, mut found: impl FnMut(Listed) + Send) -> Result<(), FetchError> {
+    /// The objects below a place that ends in `/`, as they come.
+    pub(super) fn list(&self, place: &str) -> BoxStream<'static, Result<Listed, FetchError>> {
+        match self.objects(place) {
+            Ok(objects) => objects,
+            Err(error) => Box::pin(stream::iter([Err(error)])),
+        }
+    }
+
+    fn objects(&self, place: &str) -> Result<BoxStream<'static, Result<Listed, FetchError>>, FetchError> {
         let (bucket, name, prefix) = self.at(place)?;
         let prefix =
             Key::parse(prefix.trim_end_matches('/')).map_err(|error| FetchError::Unknown(error.to_string()))?;
-        let mut objects = bucket.list(Some(&prefix));
-        while let Some(object) = objects.try_next().await.map_err(of_store)? {
+        let name = name.to_owned();
+        let listed = move |object: ObjectMeta| {
             let url = format!("s3://{name}/{}", object.location);
-            found(Listed { id: url.clone(), source: url, ..Listed::default() });
-        }
-        Ok(())
+            Listed { id: url.clone(), source: url, ..Listed::default() }
+        };
+        Ok(Box::pin(bucket.list(Some(&prefix)).map_ok(listed).map_err(of_store)))
+    }
+
+    /// A bucket that is somewhere else.
+    #[cfg(test)]
+    pub(super) fn put(&self, name: &str, bucket: Arc<dyn ObjectStore>) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), bucket);
     }
 }
 

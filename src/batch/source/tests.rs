@@ -49,8 +49,29 @@ fn found(found: impl Iterator<Item = Found>) -> (Vec<String>, Vec<String>) {
     (ids, unread)
 }
 
+/// Two folders are elsewhere, and one of them cannot be reached.
+#[derive(Debug)]
+struct Elsewhere;
+
+impl Folders for Elsewhere {
+    fn list(&self, place: &str) -> Box<dyn Iterator<Item = Found>> {
+        let (found, place) = (|name: &str| Ok(at_url(&format!("s3://far/calls/{name}"))), place.to_owned());
+        match place.as_str() {
+            "s3://far/calls/" => {
+                Box::new(["1.mp3", "deep/2.WAV", ".part.wav", ".old/3.wav", "notes.txt", "4"].map(found).into_iter())
+            }
+            _ => one(Err(Unread { file: place.clone(), place, reason: "not reached".to_owned() })),
+        }
+    }
+}
+
+fn search(base: &Path) -> Search {
+    Search::new(base, Wanted::Recordings, None, Arc::new(Elsewhere))
+}
+
 fn given(dir: &tempfile::TempDir, what: &[&str]) -> (Vec<String>, Vec<String>) {
-    found(arguments(dir.path(), what.iter().map(OsString::from).collect(), Wanted::Recordings))
+    let input = Cursor::new(&b"two/same.wav\n"[..]);
+    found(search(dir.path()).arguments(what.iter().map(OsString::from).collect(), input))
 }
 
 #[test]
@@ -72,10 +93,31 @@ fn arguments_are_files_folders_and_globs() {
         (&["o*"], &all[..3]),
         (&["one/*.t?t"], &["one/notes.txt"]),
         (&["https://a.example/x.wav"], &["https://a.example/x.wav"]),
+        (&["one/same.wav", "-", "-"], &["one/same.wav", "two/same.wav"]),
+        (&["s3://far/calls/", "s3://far/x"], &["s3://far/calls/1.mp3", "s3://far/calls/deep/2.WAV", "s3://far/x"]),
     ] {
         assert_eq!(given(&dir, what), (want.iter().map(ToString::to_string).collect(), Vec::new()), "{what:?}");
     }
     assert_eq!(given(&dir, &["empty"]), (vec![], vec![]), "a folder may have nothing in it");
+}
+
+#[test]
+fn what_jobs_have_left_and_results_are_no_sources() {
+    let dir = tree();
+    for name in ["t.csv.voxrelay-job-pieces/voxrelay-1.wav", "one/t.voxrelay-job-pieces/2.wav", "texts/a.wav"] {
+        fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
+        fs::write(dir.path().join(name), WAV).unwrap();
+    }
+    let all = ["one/deep/call.MP3", "one/deep/recording", "one/same.wav", "two/odd[1].wav", "two/same.wav"];
+    let results = Path::new("./texts/");
+    for what in [".", "**"] {
+        let search = Search::new(dir.path(), Wanted::Recordings, Some(results), Arc::new(Elsewhere));
+        let mut ids = found(search.arguments(vec![what.into()], io::empty())).0;
+        ids.retain(|id| Wanted::Recordings.is_named(Path::new(id)) || id == "one/deep/recording");
+        assert_eq!(ids, all, "{what}");
+    }
+    // Who names one of them means it.
+    assert_eq!(given(&dir, &["texts"]).0, ["texts/a.wav"]);
 }
 
 #[test]
@@ -107,7 +149,7 @@ fn a_name_that_is_not_utf8_is_told_and_not_lost() {
 fn a_list_has_lines_or_nuls() {
     let dir = tree();
     fs::write(dir.path().join("two/a\nb.wav"), WAV).unwrap();
-    let read = |text: &'static [u8]| found(list(dir.path(), Cursor::new(text), Wanted::Recordings));
+    let read = |text: &'static [u8]| found(search(dir.path()).list(Cursor::new(text)));
     let two = ["one/same.wav", "two/same.wav"];
     for text in
         [&b"one/same.wav\r\n\ntwo/same.wav"[..], b"one/same.wav\0two/same.wav\0", b"two/same.wav\none/same.wav\n"]
@@ -117,6 +159,8 @@ fn a_list_has_lines_or_nuls() {
     assert_eq!(read(b"two/a\nb.wav\0one\0").0.len(), 4, "a name over two lines, and a folder");
     assert_eq!(read(b"one/same.wav\n\xFF\nnone\n").1, ["the list, line 2: not UTF-8", "none: no such file"]);
     assert_eq!(read(b""), (vec![], vec![]));
+    assert_eq!(read(b"s3://far/calls/\ns3://gone/\n").0, ["s3://far/calls/1.mp3", "s3://far/calls/deep/2.WAV"]);
+    assert_eq!(read(b"s3://gone/").1, ["s3://gone/: not reached"]);
 }
 
 fn manifest_of(name: &str, text: &str) -> Result<Vec<Listed>, String> {
@@ -223,4 +267,48 @@ async fn a_url_becomes_a_copy_that_goes_with_its_holder() {
     let own = dir.path().join("own.wav");
     drop(sources.open(own.to_str().unwrap()).await.unwrap());
     assert!(own.exists(), "what is not a copy stays");
+}
+
+#[cfg(feature = "s3")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_of_a_bucket_is_listed_and_what_is_in_it_is_fetched() {
+    use object_store::{ObjectStore, ObjectStoreExt as _, memory::InMemory};
+    let dir = tempfile::tempdir().unwrap();
+    let sources = Sources::new(Limits { max_bytes: 100, folder: dir.path().to_owned() }).unwrap();
+    let bucket = InMemory::new();
+    for key in ["calls/1.wav", "calls/deep/2.mp3", "calls/notes.txt", "callsigns/3.wav", "4.wav"] {
+        bucket.put(&key.into(), WAV.into()).await.unwrap();
+    }
+    let bucket: Arc<dyn ObjectStore> = Arc::new(bucket);
+    sources.buckets().put("far", bucket);
+    let list = {
+        let (sources, runtime, base) = (sources.clone(), tokio::runtime::Handle::current(), dir.path().to_owned());
+        move |what: &'static str| {
+            let elsewhere = Arc::new(Remote::new(sources.clone(), runtime.clone()));
+            let search = Search::new(&base, Wanted::Recordings, None, elsewhere);
+            found(search.arguments(vec![what.into()], io::empty()))
+        }
+    };
+    let (folder, whole, named) = tokio::task::spawn_blocking(move || {
+        (list("s3://far/calls/"), list("s3://far/"), list("s3://far/calls/notes.txt"))
+    })
+    .await
+    .unwrap();
+    assert_eq!(folder, (vec!["s3://far/calls/1.wav".to_owned(), "s3://far/calls/deep/2.mp3".to_owned()], vec![]));
+    assert_eq!((whole.0.len(), named.0.len()), (4, 1));
+    let opened = sources.open(&folder.0[1]).await.unwrap();
+    assert_eq!(fs::read(opened.path()).unwrap(), WAV);
+    assert!(matches!(sources.open("s3://far/calls/").await, Err(FetchError::Absent)), "a folder is no file");
+}
+
+#[cfg(not(feature = "s3"))]
+#[test]
+fn a_folder_of_a_bucket_says_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = Sources::new(Limits { max_bytes: 100, folder: dir.path().to_owned() }).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let elsewhere = Arc::new(Remote::new(sources, runtime.handle().clone()));
+    let search = Search::new(dir.path(), Wanted::Recordings, None, elsewhere);
+    let (_, unread) = found(search.arguments(vec!["s3://far/calls/".into()], io::empty()));
+    assert_eq!(unread, ["s3://far/calls/: this voxrelay was built without S3; build it with `--features s3`"]);
 }

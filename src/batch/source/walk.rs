@@ -4,28 +4,36 @@ use std::path::{Component, Path, PathBuf};
 use globset::{Glob, GlobBuilder, GlobMatcher};
 use walkdir::{DirEntry, WalkDir};
 
-use super::{Found, Unread, at_path, looks::Wanted, not_utf8, one};
+use super::{Found, PIECES, Search, Unread, at_path, looks::Wanted, not_utf8, one};
 
 /// A file, or all that is wanted in a folder.
-pub(super) fn path(base: &Path, path: &Path, wanted: Wanted) -> Box<dyn Iterator<Item = Found>> {
+pub(super) fn path(search: &Search, path: &Path) -> Box<dyn Iterator<Item = Found>> {
+    let base = &search.base;
     match path.metadata() {
-        Ok(there) if there.is_dir() => folder(base.to_owned(), path.to_owned(), wanted),
+        Ok(there) if there.is_dir() => folder(search.clone(), path),
         Ok(there) if there.is_file() => one(at_path(base, path)),
         Ok(_) => one(Err(unread(base, path, "it is neither a file nor a folder".to_owned()))),
         Err(error) => one(Err(unread(base, path, reason(&error)))),
     }
 }
 
-fn folder(base: PathBuf, folder: PathBuf, wanted: Wanted) -> Box<dyn Iterator<Item = Found>> {
-    let walk = WalkDir::new(folder).follow_links(true).into_iter().filter_entry(is_shown);
+fn folder(search: Search, folder: &Path) -> Box<dyn Iterator<Item = Found>> {
+    let results = search.results.clone();
+    let walk = WalkDir::new(folder).follow_links(true).into_iter();
+    let walk = walk.filter_entry(move |entry| is_shown(results.as_deref(), entry));
     Box::new(walk.filter_map(move |entry| match entry {
-        Ok(entry) => (entry.file_type().is_file() && wanted.is(entry.path())).then(|| at_path(&base, entry.path())),
-        Err(error) => stumbled(&base, &error).map(Err),
+        Ok(entry) => {
+            (entry.file_type().is_file() && search.wanted.is(entry.path())).then(|| at_path(&search.base, entry.path()))
+        }
+        Err(error) => stumbled(&search.base, &error).map(Err),
     }))
 }
 
-fn is_shown(entry: &DirEntry) -> bool {
-    entry.depth() == 0 || !entry.file_name().as_encoded_bytes().starts_with(b".")
+/// Not hidden, and neither what jobs keep for a while nor what comes of this one.
+fn is_shown(results: Option<&Path>, entry: &DirEntry) -> bool {
+    let name = entry.file_name().as_encoded_bytes();
+    let kept = || entry.file_type().is_dir() && name.ends_with(PIECES.as_bytes());
+    entry.depth() == 0 || !(name.starts_with(b".") || kept() || results == Some(entry.path()))
 }
 
 /// What to tell of an error; `None`: of a link to a folder that it is in, nothing is lost.
@@ -39,7 +47,7 @@ fn stumbled(base: &Path, error: &walkdir::Error) -> Option<Unread> {
 
 fn unread(base: &Path, path: &Path, reason: String) -> Unread {
     let place = path.strip_prefix(base).unwrap_or(path);
-    Unread { place: place.to_string_lossy().into_owned(), reason }
+    Unread { place: place.to_string_lossy().into_owned(), file: path.to_string_lossy().into_owned(), reason }
 }
 
 fn reason(error: &std::io::Error) -> String {
@@ -57,16 +65,16 @@ pub(super) fn is_pattern(text: &str) -> bool {
 
 /// What a glob finds, whoever did not expand it: `*` and `?` within a name, `**` across folders, `[a-z]`, `{a,b}`. A folder
 /// that it finds is walked.
-pub(super) fn pattern(base: &Path, pattern: &Path, wanted: Wanted) -> Box<dyn Iterator<Item = Found>> {
+pub(super) fn pattern(search: &Search, pattern: &Path) -> Box<dyn Iterator<Item = Found>> {
+    let (base, wanted, results) = (search.base.clone(), search.wanted, search.results.clone());
     let pattern = match Pattern::new(pattern) {
         Ok(pattern) => pattern,
-        Err(reason) => return one(Err(unread(base, pattern, reason))),
+        Err(reason) => return one(Err(unread(&base, pattern, reason))),
     };
-    let none = unread(base, &pattern.whole, "no file matches".to_owned());
-    let (base, root) = (base.to_owned(), pattern.root.clone());
+    let none = unread(&base, &pattern.whole, "no file matches".to_owned());
     let pruned = pattern.clone();
-    let walk = WalkDir::new(root).follow_links(true).into_iter();
-    let walk = walk.filter_entry(move |entry| is_shown(entry) && pruned.leads_on(entry));
+    let walk = WalkDir::new(&pattern.root).follow_links(true).into_iter();
+    let walk = walk.filter_entry(move |entry| is_shown(results.as_deref(), entry) && pruned.leads_on(entry));
     let found = walk.filter_map(move |entry| match entry {
         Ok(entry) => pattern.finds(&entry, wanted).then(|| at_path(&base, entry.path())),
         Err(error) if error.depth() == 0 => None,

@@ -1,17 +1,17 @@
 //! Items: listed, claimed, looked at, and ended.
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use rusqlite::{
-    OptionalExtension as _, Row as SqlRow, ToSql, Transaction, params,
+    OptionalExtension as _, Row as SqlRow, ToSql, Transaction, TransactionBehavior, params,
     types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef},
 };
 use serde_json::{Map, Value};
 
-use super::{Count, Store, StoreError, Sums, Sure, parts, signed, unsigned};
-use crate::batch::source::Listed;
+use super::{Count, Inner, Store, StoreError, Sums, Sure, parts, signed, unread, unsigned};
+use crate::batch::source::{Found, Listed, Unread};
 
-/// Items that are listed in one transaction.
-const BATCH: usize = 5_000;
+/// Clashes that are told.
+const CLASHES: usize = 100;
 /// What [`Item`] is made of.
 const ITEM: &str = "n, id, source, metadata, EXISTS (SELECT 1 FROM transcripts WHERE item = n)";
 
@@ -82,15 +82,40 @@ pub enum End {
     Released,
 }
 
-/// What listing made of some items.
+/// One thing that a listing comes upon.
+#[derive(Debug)]
+pub enum Entry {
+    /// A file to be done.
+    Item(Listed),
+    /// What cannot be read.
+    Unread(Unread),
+    /// Nothing of all that is to be listed: why.
+    Wrong(String),
+}
+
+impl From<Listed> for Entry {
+    fn from(item: Listed) -> Self {
+        Self::Item(item)
+    }
+}
+
+impl From<Found> for Entry {
+    fn from(found: Found) -> Self {
+        found.map_or_else(Self::Unread, Self::Item)
+    }
+}
+
+/// What listing made of what was found.
 #[derive(Debug, Default)]
 pub struct Added {
-    /// New ones.
+    /// New items.
     pub new: u64,
     /// Those that the job had already.
     pub known: u64,
-    /// Those that cannot be.
+    /// Those that cannot be, the first ones: nothing was listed.
     pub clashes: Vec<Clash>,
+    /// What is wrong with all of it: nothing was listed.
+    pub wrong: Option<String>,
 }
 
 /// One id for two things.
@@ -180,49 +205,14 @@ pub enum Known {
 }
 
 impl Store {
-    /// Lists items, in the order in which they will be claimed. Those that the job has are left as they are.
+    /// Lists what was found, in the order in which it will be claimed: all of it or, where something is wrong or clashes, nothing. Items
+    /// that the job has are left as they are. What could not be read when it was listed last is forgotten.
     ///
     /// # Errors
-    /// When they cannot be written: then some of them may be.
-    pub fn add(&self, items: impl IntoIterator<Item = Listed>) -> Result<Added, StoreError> {
-        let mut added = Added::default();
-        let mut items = items.into_iter().fuse();
-        loop {
-            let batch: Vec<Listed> = items.by_ref().take(BATCH).collect();
-            if batch.is_empty() {
-                return Ok(added);
-            }
-            self.add_columns(&batch)?;
-            let run = self.run;
-            let more = self.change(Sure::Committed, |change, sums| {
-                let mut more = Added::default();
-                for item in &batch {
-                    add(change, item, run, &mut more)?;
-                }
-                sums.add(State::Waiting, Count { items: more.new, ..Count::default() });
-                Ok(more)
-            })?;
-            added.new += more.new;
-            added.known += more.known;
-            added.clashes.extend(more.clashes);
-        }
-    }
-
-    /// Tables have a column for every name.
-    fn add_columns(&self, batch: &[Listed]) -> Result<(), StoreError> {
-        let known = self.inner().columns.clone();
-        let mut new: Vec<&String> = batch.iter().flat_map(|item| item.metadata.keys()).collect();
-        new.retain(|name| !known.contains(*name));
-        new.dedup();
-        if new.is_empty() {
-            return Ok(());
-        }
-        self.change(Sure::Committed, |change, _| {
-            let put = "INSERT OR IGNORE INTO columns (name, n) SELECT ?, count(*) FROM columns";
-            new.iter().try_for_each(|name| change.execute(put, [name]).map(drop))
-        })?;
-        self.inner().columns.extend(new.into_iter().cloned());
-        Ok(())
+    /// When it cannot be written: then nothing is.
+    pub fn add<E: Into<Entry>>(&self, found: impl IntoIterator<Item = E>) -> Result<Added, StoreError> {
+        let added = add_all(&mut self.inner(), self.run, found.into_iter().map(Into::into));
+        added.map_err(|source| self.error(source))
     }
 
     /// Takes the next items that wait, `most` of them: first those of which something has come from a batch.
@@ -354,6 +344,49 @@ impl Store {
             Ok(u64::try_from(again).unwrap_or(u64::MAX))
         })
     }
+}
+
+fn add_all(inner: &mut Inner, run: i64, found: impl Iterator<Item = Entry>) -> rusqlite::Result<Added> {
+    let (mut added, mut sums, mut columns) = (Added::default(), inner.sums, inner.columns.clone());
+    inner.sql.pragma_update(None, "synchronous", "NORMAL")?;
+    // Left without a commit, it is taken back.
+    let change = inner.sql.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    unread::forget(&change)?;
+    for entry in found {
+        match entry {
+            Entry::Item(item) => {
+                add_columns(&change, &item, &mut columns)?;
+                add(&change, &item, run, &mut added)?;
+            }
+            Entry::Unread(unread) => unread::add(&change, &unread)?,
+            Entry::Wrong(wrong) => {
+                added.wrong = Some(wrong);
+                return Ok(added);
+            }
+        }
+        if added.clashes.len() >= CLASHES {
+            break;
+        }
+    }
+    if added.clashes.is_empty() {
+        sums.unread = unread::count(&change)?;
+        sums.add(State::Waiting, Count { items: added.new, ..Count::default() });
+        change.commit()?;
+        (inner.sums, inner.columns) = (sums, columns);
+    }
+    Ok(added)
+}
+
+/// Tables have a column for every name.
+fn add_columns(change: &Transaction<'_>, item: &Listed, columns: &mut BTreeSet<String>) -> rusqlite::Result<()> {
+    for name in item.metadata.keys() {
+        if !columns.contains(name) {
+            let put = "INSERT OR IGNORE INTO columns (name, n) SELECT ?, count(*) FROM columns";
+            change.execute(put, [name])?;
+            columns.insert(name.clone());
+        }
+    }
+    Ok(())
 }
 
 fn add(change: &Transaction<'_>, item: &Listed, run: i64, added: &mut Added) -> rusqlite::Result<()> {

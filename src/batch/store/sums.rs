@@ -35,6 +35,8 @@ pub struct Sums {
     pub usage: Usage,
     /// Items that took over another's transcript.
     pub reused: u64,
+    /// What was named and cannot be read: no items.
+    pub unread: u64,
 }
 
 impl Sums {
@@ -57,6 +59,7 @@ impl Sums {
             let ask = format!("SELECT {} FROM {table}", SUMMED);
             sums.usage += sql.query_row(&ask, [], |row| usage_at(row, 0))?;
         }
+        sums.unread = super::unread::count(sql)?;
         sums.reused = sql
             .query_row("SELECT count(*) FROM transcripts WHERE reused IS NOT NULL", [], |row| row.get(0))
             .map(unsigned)?;

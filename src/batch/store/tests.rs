@@ -4,7 +4,10 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::json;
 
 use super::*;
-use crate::{admit::price::Usd, batch::source::Listed};
+use crate::{
+    admit::price::Usd,
+    batch::source::{Listed, Unread},
+};
 
 fn params() -> Params {
     let of = |name: &str, value: &str| BTreeMap::from([(name.to_owned(), value.to_owned())]);
@@ -13,6 +16,10 @@ fn params() -> Params {
 
 fn listed(id: &str) -> Listed {
     Listed { id: id.to_owned(), source: format!("/in/{id}"), ..Listed::default() }
+}
+
+fn row(id: &str, source: &str, line: u64) -> Listed {
+    Listed { id: id.into(), source: source.into(), line: Some(line), ..Listed::default() }
 }
 
 fn content(hash: u8) -> Content {
@@ -149,7 +156,9 @@ fn left(file: &Path, to: &Path, cut: Option<f64>) {
 
 fn open(file: &Path) -> Store {
     match Store::resume(file, &params()) {
-        Err(StoreError::Absent { .. }) => Store::create(file, &params(), Path::new("/in")).unwrap(),
+        Err(StoreError::Absent { .. } | StoreError::Empty { .. }) => {
+            Store::create(file, &params(), Path::new("/in")).unwrap()
+        }
         other => other.unwrap(),
     }
 }
@@ -218,6 +227,8 @@ fn a_job_is_one_process_at_a_time() {
 #[test]
 fn a_job_is_resumed_with_its_own_parameters_only() {
     let (_dir, file, store) = made();
+    store.add([listed("a")]).unwrap();
+    store.claim(1, 1).unwrap();
     drop(store);
     let mut other = params();
     other.transcribe.insert("model".into(), "other".into());
@@ -232,6 +243,56 @@ fn a_job_is_resumed_with_its_own_parameters_only() {
     assert!(matches!(Store::create(&file, &params(), Path::new("/")), Err(StoreError::Exists { .. })));
     assert!(matches!(Store::resume(&file.with_extension("none"), &params()), Err(StoreError::Absent { .. })));
     assert_eq!(Store::resume(&file, &params()).unwrap().base(), Path::new("/in"));
+}
+
+#[test]
+fn a_job_of_which_nothing_was_begun_is_begun_anew() {
+    let (_dir, file, store) = made();
+    store.add([row("1", "/a", 2), row("2", "/b", 3)]).unwrap();
+    drop(store);
+    let (other, base) = (Params::default(), Path::new("/elsewhere"));
+    let store = Store::create(&file, &other, base).unwrap();
+    assert_eq!((store.sums().items(), store.base(), store.columns().unwrap()), (0, base, vec![]));
+    store.add([row("1", "/c", 2)]).unwrap();
+    // What was asked for is something to go on with, also where all of it waits again.
+    let n = store.claim(1, 1).unwrap()[0].n;
+    store.begin(n, &piece(0), 2).unwrap();
+    store.end(n, &End::Released, 3).unwrap();
+    drop(store);
+    assert!(matches!(Store::create(&file, &other, base), Err(StoreError::Exists { .. })));
+    // Its name alone is no job, and none of another's.
+    let name = file.with_extension("name");
+    std::fs::write(&name, "").unwrap();
+    assert!(matches!(Store::resume(&name, &params()), Err(StoreError::Empty { .. })));
+    Store::create(&name, &params(), base).unwrap();
+}
+
+#[test]
+fn a_listing_is_whole_or_it_is_nothing() {
+    let (_dir, file, store) = made();
+    let known = || Listed { metadata: [("agent".to_owned(), json!("A"))].into_iter().collect(), ..row("1", "/a", 2) };
+    store.add([known()]).unwrap();
+    let more = || (2..9_000_u64).map(|n| Entry::Item(row(&n.to_string(), "/b", n)));
+    let unread = |place: &str| {
+        let (place, file) = (place.to_owned(), format!("/in/{place}"));
+        Entry::Unread(Unread { place, file, reason: "permission denied".to_owned() })
+    };
+    let wrong = store.add(more().chain([unread("x"), Entry::Wrong("line 9000: no".to_owned())])).unwrap();
+    assert_eq!(wrong.wrong.as_deref(), Some("line 9000: no"));
+    let other = Listed { metadata: [("other".to_owned(), json!(1))].into_iter().collect(), ..row("1", "/c", 9_000) };
+    assert_eq!(store.add(more().chain([Entry::Item(other)])).unwrap().clashes.len(), 1);
+    assert_eq!((store.sums().items(), store.sums().unread, store.columns().unwrap()), (1, 0, vec!["agent".to_owned()]));
+    store.add(more().chain([unread("x"), unread("y"), unread("x"), unread("1")])).unwrap();
+    assert_eq!((store.sums().items(), store.sums().unread), (8_999, 2), "an item tells by itself what becomes of it");
+    drop(store);
+    let store = Store::resume(&file, &params()).unwrap();
+    let told: Vec<Row> = store.unread().map(Result::unwrap).collect();
+    let [x, y] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((x.id.as_str(), x.source.as_str(), y.message.as_deref()), ("x", "/in/x", Some("permission denied")));
+    assert_eq!((store.sums().unread, store.sums()), (2, Sums::read(&store.inner().sql).unwrap()));
+    // What can be read meanwhile is no longer told.
+    store.add((0..300).map(|n| unread(&format!("u{n}"))).chain([Entry::Item(row("x", "/in/x", 7))])).unwrap();
+    assert_eq!((store.unread().count(), store.sums().unread), (300, 300));
 }
 
 #[test]
@@ -292,12 +353,6 @@ fn a_hundred_thousand_items_are_listed_counted_and_claimed_in_order() {
 #[test]
 fn ids_that_mean_two_things_are_told_with_their_lines() {
     let (_dir, file, store) = made();
-    let row = |id: &str, source: &str, line| Listed {
-        id: id.into(),
-        source: source.into(),
-        line: Some(line),
-        ..Listed::default()
-    };
     let rows = || [row("1", "/a", 2), row("2", "/b", 3)];
     store.add(rows()).unwrap();
     let clashes = |added: Added| added.clashes.iter().map(Clash::to_string).collect::<Vec<_>>();

@@ -3,7 +3,7 @@ use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::Row;
-use crate::batch::store::State;
+use crate::batch::{extract::column, store::State};
 
 /// What a column holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(super) enum Kind {
 
 /// Where a column's values come from.
 #[derive(Debug, Clone)]
-enum From {
+enum Origin {
     Row(fn(&Row) -> Value),
     Metadata(String),
     Extract(String),
@@ -35,7 +35,7 @@ enum From {
 pub(super) struct Column {
     pub(super) name: String,
     pub(super) kind: Kind,
-    from: From,
+    from: Origin,
 }
 
 type Fixed = (&'static str, Kind, fn(&Row) -> Value);
@@ -50,7 +50,7 @@ const RESULTS: [Fixed; 15] = [
     ("input_tokens", Kind::Int, |row| json!(row.usage.input_tokens)),
     ("output_tokens", Kind::Int, |row| json!(row.usage.output_tokens)),
     ("audio_s", Kind::Double, |row| seconds(Some(row.usage.audio_ms))),
-    ("cost_usd", Kind::Double, |row| json!(row.usage.price().and_then(|cost| cost.to_string().parse::<f64>().ok()))),
+    ("cost_usd", Kind::Double, |row| cost(row)),
     ("reused", Kind::Bool, |row| json!(row.reused)),
     ("started", Kind::Moment, |row| json!(row.started_ms)),
     ("finished", Kind::Moment, |row| json!(row.finished_ms)),
@@ -58,7 +58,8 @@ const RESULTS: [Fixed; 15] = [
     ("first_error", Kind::Text, |row| json!(row.first_error)),
 ];
 
-const ERRORS: [Fixed; 8] = [
+/// The first ones tell a list of errors from other tables.
+const ERRORS: [Fixed; 9] = [
     ("id", Kind::Text, |row| json!(row.id)),
     ("file", Kind::Text, |row| json!(row.source)),
     ("state", Kind::Text, |row| json!(if row.state == State::Skipped { "skipped" } else { "failed" })),
@@ -66,8 +67,15 @@ const ERRORS: [Fixed; 8] = [
     ("message", Kind::Text, |row| json!(row.message)),
     ("attempts", Kind::Int, |row| json!(row.attempts)),
     ("duration_s", Kind::Double, |row| seconds(row.duration_ms)),
+    ("cost_usd", Kind::Double, |row| cost(row)),
     ("finished", Kind::Moment, |row| json!(row.finished_ms)),
 ];
+/// Of these columns.
+const TELLING: usize = 4;
+
+fn cost(row: &Row) -> Value {
+    json!(row.usage.price().and_then(|cost| cost.to_string().parse::<f64>().ok()))
+}
 
 fn seconds(ms: Option<u64>) -> Value {
     // Exact to the ms, and shown without more digits.
@@ -78,10 +86,9 @@ fn seconds(ms: Option<u64>) -> Value {
 pub(super) fn of_results(metadata: &[String], schema: Option<&Value>) -> Vec<Column> {
     let mut columns = fixed(&RESULTS);
     add_metadata(&mut columns, metadata);
-    for (name, property) in schema.and_then(|schema| schema["properties"].as_object()).into_iter().flatten() {
-        let kind = kind_of(property, schema.unwrap_or(&Value::Null));
-        let unique = unique(&columns, name, "extract");
-        columns.push(Column { name: unique, kind, from: From::Extract(name.clone()) });
+    for column::Column { name, kind } in schema.map(column::columns).unwrap_or_default() {
+        let unique = unique(&columns, &name, "extract");
+        columns.push(Column { name: unique, kind: kind.into(), from: Origin::Extract(name) });
     }
     columns
 }
@@ -93,8 +100,14 @@ pub(super) fn of_errors(metadata: &[String]) -> Vec<Column> {
     columns
 }
 
+/// Whether a table of these columns is a list of errors.
+pub(super) fn are_errors(names: &[&str]) -> bool {
+    names.len() >= TELLING && ERRORS.iter().zip(names).take(TELLING).all(|((own, ..), name)| own == name)
+}
+
 fn fixed(columns: &[Fixed]) -> Vec<Column> {
-    let column = |(name, kind, from): &Fixed| Column { name: (*name).to_owned(), kind: *kind, from: From::Row(*from) };
+    let column =
+        |(name, kind, from): &Fixed| Column { name: (*name).to_owned(), kind: *kind, from: Origin::Row(*from) };
     columns.iter().map(column).collect()
 }
 
@@ -102,7 +115,7 @@ fn add_metadata(columns: &mut Vec<Column>, metadata: &[String]) {
     for name in metadata {
         // A manifest says nothing about types, and a table that is written twice shall have the same ones.
         let unique = unique(columns, name, "manifest");
-        columns.push(Column { name: unique, kind: Kind::Text, from: From::Metadata(name.clone()) });
+        columns.push(Column { name: unique, kind: Kind::Text, from: Origin::Metadata(name.clone()) });
     }
 }
 
@@ -115,29 +128,15 @@ fn unique(columns: &[Column], name: &str, of: &str) -> String {
     unique
 }
 
-/// What a property's values are; `null` beside them changes nothing, for every value may be missing.
-fn kind_of(property: &Value, schema: &Value) -> Kind {
-    let target = property["$ref"].as_str().and_then(|path| schema.pointer(path.strip_prefix('#')?));
-    // Once: what refers to itself is no plain value.
-    let property = target.unwrap_or(property);
-    let named = |name: &str| match name {
-        "string" => Some(Kind::Text),
-        "integer" => Some(Kind::Int),
-        "number" => Some(Kind::Double),
-        "boolean" => Some(Kind::Bool),
-        _ => None,
-    };
-    let types: Vec<&str> = match &property["type"] {
-        Value::String(one) => vec![one],
-        Value::Array(several) => several.iter().filter_map(Value::as_str).filter(|name| *name != "null").collect(),
-        _ => match &property["enum"] {
-            Value::Array(values) if !values.is_empty() && values.iter().all(Value::is_string) => vec!["string"],
-            _ => Vec::new(),
-        },
-    };
-    match types.as_slice() {
-        [one] => named(one).unwrap_or(Kind::Json),
-        _ => Kind::Json,
+impl From<column::Kind> for Kind {
+    fn from(kind: column::Kind) -> Self {
+        match kind {
+            column::Kind::String => Self::Text,
+            column::Kind::Integer => Self::Int,
+            column::Kind::Number => Self::Double,
+            column::Kind::Boolean => Self::Bool,
+            column::Kind::Json => Self::Json,
+        }
     }
 }
 
@@ -147,9 +146,9 @@ impl Column {
             fields.and_then(|fields| fields.get(name)).cloned().unwrap_or(Value::Null)
         };
         match &self.from {
-            From::Row(value) => value(row),
-            From::Metadata(name) => of(Some(&row.metadata), name),
-            From::Extract(name) => of(row.extract.as_ref().and_then(Value::as_object), name),
+            Origin::Row(value) => value(row),
+            Origin::Metadata(name) => of(Some(&row.metadata), name),
+            Origin::Extract(name) => of(row.extract.as_ref().and_then(Value::as_object), name),
         }
     }
 }

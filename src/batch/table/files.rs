@@ -2,8 +2,12 @@
 //!
 //! Names are those of the ids, folders and all, so that a folder of recordings becomes a folder of texts of the same shape. What
 //! cannot be a name here (`..`, control characters, a name that is too long) is written otherwise, and then has a piece of the
-//! id's hash behind it: two ids never share a file.
-use std::{fmt::Write as _, path::PathBuf};
+//! id's hash behind it: two ids never share a file. Where all of its folders together are too long, it is in none of them.
+use std::{
+    fmt::Write as _,
+    io,
+    path::{Path, PathBuf},
+};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
@@ -16,8 +20,10 @@ use crate::batch::join::{
 
 /// Longest name, bytes: file systems take 255, and the hash and the extension come behind it.
 const LONGEST: usize = 200;
+/// The same of one that is in no folder, for file systems that take less.
+const SHORT: usize = 60;
 /// What is written beside each text.
-const EXTENSIONS: [&str; 4] = ["txt", "json", "srt", "vtt"];
+pub(super) const EXTENSIONS: [&str; 4] = ["txt", "json", "srt", "vtt"];
 /// Bytes of a hash that tell two ids apart.
 const HASH: usize = 8;
 
@@ -41,18 +47,8 @@ pub(super) fn write(output: &Output, store: &Store) -> Result<u64, TableError> {
     let mut rows = 0;
     for row in store.rows(&[State::Done], output.order) {
         let row: Row = row?;
-        let name = name(&row.id);
-        let put = |extension: &str, text: String| {
-            let file = output.out.join(format!("{name}.{extension}"));
-            Fresh::write(&file, text.as_bytes()).map_err(broken(&file))
-        };
+        output.go_on()?;
         let transcript = row.transcript.clone().unwrap_or_default();
-        if output.subtitles.srt {
-            put("srt", srt(&transcript.segments))?;
-        }
-        if output.subtitles.vtt {
-            put("vtt", vtt(&transcript.segments))?;
-        }
         let fields = columns.iter().map(|column| {
             let value = column.value(&row);
             let value = if column.kind == Kind::Moment { json!(columns::text_of(&value, Kind::Moment)) } else { value };
@@ -61,11 +57,34 @@ pub(super) fn write(output: &Output, store: &Store) -> Result<u64, TableError> {
         let mut fields: Map<String, Value> = fields.collect();
         let segments = transcript.segments.iter().map(shown);
         fields.insert("segments".to_owned(), segments.collect());
-        put("json", format!("{:#}\n", Value::Object(fields)))?;
-        put("txt", format!("{}\n", transcript.text.trim_end()))?;
+        let mut texts = vec![
+            ("json", format!("{:#}\n", Value::Object(fields))),
+            ("txt", format!("{}\n", transcript.text.trim_end())),
+        ];
+        if output.subtitles.srt {
+            texts.push(("srt", srt(&transcript.segments)));
+        }
+        if output.subtitles.vtt {
+            texts.push(("vtt", vtt(&transcript.segments)));
+        }
+        let done = match put(&output.out, &name(&row.id), &texts) {
+            Err((_, error)) if error.kind() == io::ErrorKind::InvalidFilename => {
+                put(&output.out, &short_name(&row.id), &texts)
+            }
+            done => done,
+        };
+        done.map_err(|(file, source)| TableError::Write { file, source })?;
         rows += 1;
     }
     Ok(rows)
+}
+
+/// Writes what there is of one recording, under one name.
+fn put(out: &Path, name: &str, texts: &[(&str, String)]) -> Result<(), (PathBuf, io::Error)> {
+    texts.iter().try_for_each(|(extension, text)| {
+        let file = out.join(format!("{name}.{extension}"));
+        Fresh::write(&file, text.as_bytes()).map_err(|error| (file, error))
+    })
 }
 
 /// An id's path below the folder, without its extension; the recording's own stays, for two of one name may differ in it.
@@ -93,12 +112,28 @@ pub(super) fn name(id: &str) -> String {
     }
     let mut name = names.join("/");
     if changed {
-        name.push('-');
-        for byte in digest(&SHA256, id.as_bytes()).as_ref().iter().take(HASH) {
-            let _ = write!(name, "{byte:02x}");
-        }
+        name += &told_apart(id);
     }
     name
+}
+
+/// The same without its folders.
+fn short_name(id: &str) -> String {
+    let name = name(id);
+    let mut short = name.rsplit('/').next().unwrap_or_default().to_owned();
+    while short.len() > SHORT {
+        short.pop();
+    }
+    short + &told_apart(id)
+}
+
+/// What no other id has.
+fn told_apart(id: &str) -> String {
+    let mut hash = "-".to_owned();
+    for byte in digest(&SHA256, id.as_bytes()).as_ref().iter().take(HASH) {
+        let _ = write!(hash, "{byte:02x}");
+    }
+    hash
 }
 
 /// A segment as the service writes one, and who spoke and whether its times are a guess, where that is so.

@@ -14,8 +14,8 @@ use crate::{
     admit::price::Usd,
     batch::{
         join::Segment,
-        source::Listed,
-        store::{Content, End, Extracted, Params, Part, Task, Transcript, Usage},
+        source::{Listed, Unread},
+        store::{Content, End, Entry, Extracted, Params, Part, Task, Transcript, Usage},
     },
 };
 
@@ -24,7 +24,8 @@ const TEXT: &str = "He said \"no\",\r\nthen left; =1+1 ÄÖ";
 fn schema() -> Value {
     json!({"type": "object", "$defs": {"mood": {"type": "string", "enum": ["good", "bad"]}}, "properties": {
         "mood": {"$ref": "#/$defs/mood"}, "score": {"type": ["number", "null"]}, "count": {"type": "integer"},
-        "sold": {"type": "boolean"}, "tags": {"type": "array", "items": {"type": "string"}}, "model": {"type": "string"},
+        "sold": {"type": "boolean"}, "due": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "grade": {"type": ["integer", "number"]}, "tags": {"type": "array", "items": {"type": "string"}}, "model": {"type": "string"},
     }})
 }
 
@@ -67,7 +68,8 @@ fn job(dir: &Path) -> Store {
             &Transcript { text: TEXT.into(), language: Some("en".into()), model: "w".into(), segments },
         )
         .unwrap();
-    let extract = json!({"mood": "good", "score": 0.5, "count": 3.0, "sold": true, "tags": ["a", "b"], "model": "T"});
+    let extract = json!({"mood": "good", "score": 0.5, "count": 3.0, "sold": true, "due": "on Monday", "grade": 2,
+        "tags": ["a", "b"], "model": "T"});
     store.put_extract(full, &Extracted { json: Some(extract), error: None, model: "m".into() }).unwrap();
     store.end(full, &End::Done, 1_700_000_000_123).unwrap();
     store
@@ -81,7 +83,14 @@ fn job(dir: &Path) -> Store {
 
 fn output(out: PathBuf, order: Order) -> Output {
     let format = Format::of(&out).unwrap();
-    Output { out, format, subtitles: Subtitles { srt: true, vtt: true }, schema: Some(schema()), order }
+    Output {
+        out,
+        format,
+        subtitles: Subtitles { srt: true, vtt: true },
+        schema: Some(schema()),
+        order,
+        stop: CancellationToken::new(),
+    }
 }
 
 #[test]
@@ -110,6 +119,8 @@ fn a_csv_is_read_back_as_it_was_said() {
         ("agent", "Doe, J"),
         ("mood", "good"),
         ("sold", "true"),
+        ("due", "on Monday"),
+        ("grade", "2"),
         ("tags", r#"["a","b"]"#),
         ("model", "w"),
         ("extract_model", "T"),
@@ -180,6 +191,8 @@ fn parquet_is_read_back_with_its_types() {
         ("score", Field::Double(0.5)),
         ("count", Field::Long(3)),
         ("sold", Field::Bool(true)),
+        ("due", text("on Monday")),
+        ("grade", Field::Double(2.0)),
         ("tags", text(r#"["a","b"]"#)),
         ("extract_model", text("T")),
     ] {
@@ -199,7 +212,7 @@ fn many_rows_are_many_groups_and_none_is_lost() {
     store.add((0..25_000).map(|n| Listed { id: format!("{n:05}"), source: "/x".into(), ..Listed::default() })).unwrap();
     let out = Output { schema: None, ..output(dir.path().join("t.parquet"), Order::Listed) };
     let columns = columns::of_results(&[], None);
-    out.table(&out.out, Format::Parquet, &columns, &store, &[State::Waiting]).unwrap();
+    out.table(&out.out, Format::Parquet, &columns, store.rows(&[State::Waiting], Order::Listed)).unwrap();
     let reader = SerializedFileReader::new(File::open(&out.out).unwrap()).unwrap();
     assert_eq!((reader.num_row_groups(), reader.metadata().file_metadata().num_rows()), (3, 25_000));
     let ids =
@@ -245,6 +258,119 @@ fn a_table_that_cannot_be_written_leaves_the_old_one() {
             .count(),
         0
     );
+}
+
+/// What is listed as unreadable in a job.
+fn unreadable(store: &Store, places: &[&str]) {
+    let unread = |place: &&str| {
+        let (place, file) = ((*place).to_owned(), format!("/in/{place}"));
+        Entry::Unread(Unread { place, file, reason: "permission denied".to_owned() })
+    };
+    store.add(places.iter().map(unread)).unwrap();
+}
+
+#[test]
+fn what_cannot_be_read_is_among_the_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = job(dir.path());
+    unreadable(&store, &["x", "y"]);
+    let out = output(dir.path().join("t.csv"), Order::Id);
+    assert_eq!(out.write(&store).unwrap().errors, 4);
+    let mut reader = csv::Reader::from_path(out.errors()).unwrap();
+    let rows: Vec<BTreeMap<String, String>> = reader.deserialize().map(Result::unwrap).collect();
+    let told: Vec<[&str; 5]> =
+        rows.iter().map(|row| ["id", "file", "state", "code", "message"].map(|name| row[name].as_str())).collect();
+    assert_eq!(told[0], ["x", "/in/x", "failed", "unread", "permission denied"]);
+    assert_eq!((told[1][0], told[2][0], told[2][3]), ("y", "c", "not_audio"));
+}
+
+#[test]
+fn a_list_of_errors_goes_when_there_are_none_and_somebody_elses_stays() {
+    for name in ["t.csv", "t.jsonl", "t.parquet", "texts"] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(&dir.path().join("job"), &Params::default(), Path::new("/in")).unwrap();
+        unreadable(&store, &["x"]);
+        let out = output(dir.path().join(name), Order::Id);
+        assert_eq!(out.write(&store).unwrap().errors, 1);
+        assert!(out.guard(false).is_ok(), "{name}: it is this program's");
+        unreadable(&store, &[]);
+        assert_eq!(out.write(&store).unwrap().errors_at, None);
+        assert!(!out.errors().exists(), "{name}");
+        fs::write(out.errors(), "id,name\n1,mine\n").unwrap();
+        let error = out.guard(false).unwrap_err();
+        assert!(
+            error.contains("errors would be listed in") && error.contains(name.split('.').next().unwrap()),
+            "{error}"
+        );
+        assert_eq!(out.write(&store).unwrap().errors_at, None);
+        assert_eq!(fs::read_to_string(out.errors()).unwrap(), "id,name\n1,mine\n", "{name}");
+    }
+}
+
+#[test]
+fn what_results_are_made_of_is_not_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir_all(at("texts/deep")).unwrap();
+    for name in ["calls.csv", "other.csv", "texts/a.txt", "texts/deep/b.wav", "texts/c.md"] {
+        fs::write(at(name), "x").unwrap();
+    }
+    std::os::unix::fs::symlink(at("calls.csv"), at("link.csv")).unwrap();
+    let table = output(at("calls.csv"), Order::Id).guard(false).unwrap();
+    assert!(table.file("the manifest", &at("./texts/../calls.csv")).unwrap_err().contains("is the manifest"));
+    assert!(table.item(&at("link.csv")).unwrap_err().contains("is an input"));
+    for harmless in ["other.csv", "absent.csv", "texts/a.txt"] {
+        assert_eq!(table.item(&at(harmless)), Ok(()), "{harmless}");
+    }
+    let folder = |texts| output(at("texts"), Order::Id).guard(texts).unwrap();
+    let refused = |guard: Guard| {
+        let files = ["texts/a.txt", "texts/deep/b.wav", "texts/c.md", "other.csv"];
+        files.into_iter().filter(|name| guard.item(&at(name)).is_err()).collect::<Vec<_>>()
+    };
+    assert_eq!(refused(folder(false)), ["texts/a.txt"], "recordings may be beside their texts");
+    assert_eq!(refused(folder(true)), ["texts/a.txt", "texts/deep/b.wav", "texts/c.md"]);
+    assert_eq!(refused(output(at("new"), Order::Id).guard(true).unwrap()), Vec::<&str>::new());
+}
+
+#[test]
+fn a_name_that_is_too_long_for_the_system_is_written_in_no_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(&dir.path().join("job"), &Params::default(), Path::new("/in")).unwrap();
+    let deep = |end: &str| format!("{}/{end}.wav", vec!["d".repeat(200); 22].join("/"));
+    let ids = ["plain.wav".to_owned(), deep("one"), deep("two"), deep(&"ü".repeat(90))];
+    store.add(ids.iter().map(|id| Listed { id: id.clone(), source: "/x".into(), ..Listed::default() })).unwrap();
+    for item in store.claim(9, 1).unwrap() {
+        let transcript = Transcript { text: item.id, model: "w".into(), ..Transcript::default() };
+        store.put_transcript(item.n, &transcript).unwrap();
+        store.end(item.n, &End::Done, 2).unwrap();
+    }
+    let out = output(dir.path().join("texts"), Order::Listed);
+    assert_eq!(out.write(&store).unwrap().rows, 4);
+    let mut texts: Vec<String> = fs::read_dir(&out.out)
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .filter(|file| file.extension().is_some_and(|extension| extension == "txt"))
+        .map(|file| fs::read_to_string(file).unwrap().trim_end().to_owned())
+        .collect();
+    texts.sort();
+    let mut want = ids.to_vec();
+    want.sort();
+    assert_eq!(texts, want, "each has its own, and nothing else is there");
+    assert_eq!(fs::read_dir(&out.out).unwrap().count(), 16);
+}
+
+#[test]
+fn whoever_does_not_wait_leaves_what_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = job(dir.path());
+    for name in ["t.csv", "t.parquet", "texts"] {
+        let out = output(dir.path().join(name), Order::Id);
+        out.stop.cancel();
+        assert!(matches!(out.write(&store), Err(TableError::Stopped)), "{name}");
+    }
+    let left = fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+    let left: BTreeSet<String> = left.filter(|name| !name.starts_with("job")).collect();
+    assert_eq!(left, BTreeSet::from(["texts".to_owned()]), "an empty folder");
 }
 
 #[test]

@@ -75,8 +75,11 @@ async fn every_bad_file_has_its_reason_and_the_good_ones_are_done() {
     assert_eq!(
         said,
         [
+            ("absent.wav", "unread", true),
             ("in/empty.wav", "empty", true),
+            ("in/gone.wav", "unread", true),
             ("in/head.wav", "damaged", true),
+            ("in/loop.wav", "unread", true),
             ("in/mute.mp4", "no_audio_track", true),
             ("in/second.wav", "too_short", true),
             ("in/text.mp3", "not_audio", true),
@@ -84,6 +87,7 @@ async fn every_bad_file_has_its_reason_and_the_good_ones_are_done() {
         "{errors:?}"
     );
     for line in [
+        "7 done, 4 failed, 1 skipped, 0 left, 3 not readable",
         "absent.wav: no such file",
         "in/gone.wav: no such file",
         "in/loop.wav: ",
@@ -121,7 +125,8 @@ async fn what_may_not_be_read_is_told_and_the_others_are_done() {
     assert_eq!((ran.code, desk.table("out/t.csv").len()), (1, 1), "{}", ran.said);
     assert!(ran.said.contains("in/closed: permission denied"), "{}", ran.said);
     let errors = desk.errors("out/t.errors.csv");
-    assert_eq!((errors.len(), errors["in/secret.wav"].0.as_str()), (1, "unreadable"), "{errors:?}");
+    assert_eq!((errors.len(), errors["in/secret.wav"].0.as_str()), (2, "unreadable"), "{errors:?}");
+    assert_eq!(errors["in/closed"], ("unread".to_owned(), "permission denied".to_owned()));
     assert!(ran.said.contains("in/secret.wav: cannot be read: Permission denied"), "{}", ran.said);
 }
 
@@ -255,6 +260,10 @@ async fn wrong_commands_are_refused_before_anything_is_paid_and_leave_nothing() 
         ("twice.csv", "id,path\na,in/1.wav\nb,in/1.wav\na,in/2.wav\n"),
         ("ragged.csv", "id,path\na,in/1.wav\nb\n"),
         ("lines.jsonl", "{\"id\": \"a\", \"path\": \"in/1.wav\"}\n{\"id\": \"b\"\n"),
+        ("good.csv", "id,path\na,in/1.wav\nb,good.csv\n"),
+        ("mine.errors.csv", "who,what\n"),
+        ("how.jsonl", "Be short."),
+        ("a.txt", "Hello."),
     ] {
         fs::write(desk.path(name), text).unwrap();
     }
@@ -276,6 +285,11 @@ async fn wrong_commands_are_refused_before_anything_is_paid_and_leave_nothing() 
         ("transcribe --manifest lines.jsonl --out t.csv", "line 2"),
         ("transcribe --manifest absent.csv --out t.csv", "absent.csv"),
         ("extract in --out t.csv", "--extract is missing"),
+        ("transcribe --manifest good.csv --out good.csv", "`good.csv` is the manifest"),
+        ("transcribe in/1.wav good.csv --out ./good.csv", "is an input"),
+        ("transcribe in --out mine.csv", "`mine.errors.csv`, and what is there is no such list"),
+        ("extract a.txt --extract survey --instructions how.jsonl --out how.jsonl", "is the instructions"),
+        ("extract a.txt --extract survey --out .", "in the folder of results"),
     ] {
         let ran = desk.says(words).await;
         assert_eq!(ran.code, 2, "{words}: {}", ran.said);
@@ -283,4 +297,25 @@ async fn wrong_commands_are_refused_before_anything_is_paid_and_leave_nothing() 
         assert_eq!(fs::read_dir(desk.dir.path()).unwrap().count(), before, "{words}: something was left");
     }
     assert_eq!(desk.paid().requests.len(), 0);
+    assert_eq!(fs::read_to_string(desk.path("mine.errors.csv")).unwrap(), "who,what\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recording_without_words_has_no_facts_and_is_no_failure() {
+    let desk = Desk::new().await;
+    desk.made("in/1.wav", 1);
+    wav(&desk.path("in/silence.wav"), 8_000, 1, &[0; 24_000]);
+    let args = "transcribe in --min-seconds 1 --extract call-summary --out t.csv";
+    for words in [args.to_owned(), format!("{args} --resume")] {
+        let ran = desk.says(&words).await;
+        assert_eq!((ran.code, desk.table("t.csv").len()), (0, 1), "{}", ran.said);
+        let errors = desk.table("t.errors.csv");
+        let told = ["id", "state", "code"].map(|name| errors[0][name].as_str());
+        assert_eq!((errors.len(), told), (1, ["in/silence.wav", "skipped", "no_words"]));
+        let cost =
+            |rows: &[super::Row]| rows.iter().map(|row| row["cost_usd"].parse::<Usd>().unwrap().pico()).sum::<i128>();
+        let (rows, booked) = (desk.table("t.csv"), desk.booked().await.0);
+        assert_eq!(Usd::from_pico(cost(&rows) + cost(&errors)), booked, "both tables together are the bill");
+    }
+    assert_eq!(desk.paid().requests["transcriptions"], 2);
 }

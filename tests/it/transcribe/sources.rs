@@ -31,6 +31,34 @@ async fn lists_on_standard_input_have_lines_or_nuls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_one_source_among_others() {
+    let desk = Desk::new().await;
+    (1..4).for_each(|n| desk.made(&format!("in/{n}.wav"), n));
+    desk.made("single.wav", 4);
+    let args = ["transcribe", "single.wav", "-", "absent.wav", "--min-seconds", "1", "--out", "t.csv"];
+    let mut command = desk.command(&args);
+    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"in/1.wav\nin/3.wav\n").unwrap();
+    let ran = end(child).await;
+    assert_eq!(
+        (ran.code, ids(&desk, "t.csv")),
+        (1, ["in/1.wav", "in/3.wav", "single.wav"].map(str::to_owned).to_vec())
+    );
+    assert!(ran.said.contains("absent.wav: no such file"), "{}", ran.said);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_that_a_killed_run_has_left_are_no_recordings() {
+    let desk = Desk::new().await;
+    for name in ["1.wav", "t.csv.voxrelay-job-pieces/voxrelay-a.wav", "other.csv.voxrelay-job-pieces/voxrelay-b.wav"] {
+        desk.made(name, 1);
+    }
+    let ran = desk.run(&["transcribe", ".", "--min-seconds", "1", "--out", "t.csv"]).await;
+    assert_eq!((ran.code, ids(&desk, "t.csv")), (0, vec!["1.wav".to_owned()]), "{}", ran.said);
+    assert!(desk.path("other.csv.voxrelay-job-pieces").exists(), "another job's");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn patterns_are_read_by_the_command_itself() {
     let desk = Desk::new().await;
     for (n, name) in ["x/1.wav", "x/2.wav", "x/y/3.wav", "x/y/4.ogg.wav", "z/5.wav"].iter().enumerate() {
