@@ -8,12 +8,13 @@ mod fingerprint;
 pub(super) mod pause;
 
 use std::{
-    ffi::OsStr,
     fs,
     io::{self, BufWriter, Seek, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use tokio_util::sync::CancellationToken;
 
 pub use self::fingerprint::fingerprint;
 use crate::audio::decode::{Container, DecodeError, Facts, Length, Reader, probe};
@@ -79,7 +80,8 @@ pub enum Plan {
 pub struct Whole {
     /// The file.
     pub path: PathBuf,
-    /// Its name for the upload: its own, with the ending that its content asks for. The service goes by that.
+    /// Its name for the upload, with the ending that its content asks for: the service goes by that. All of one kind have the same, for the same
+    /// content under another name is the same question.
     pub name: String,
     /// Its media type.
     pub media_type: &'static str,
@@ -103,6 +105,12 @@ pub enum CutError {
         /// What the system said.
         source: io::Error,
     },
+    /// Nobody wants it any more.
+    #[error("{}: given up", path.display())]
+    Stopped {
+        /// The file.
+        path: PathBuf,
+    },
     /// No piece fits into the limits.
     #[error(
         "pieces of at most {bytes} bytes and {} s; allowed: from {} bytes and {} s on", longest.as_secs_f64(),
@@ -120,11 +128,12 @@ pub enum CutError {
 ///
 /// A file goes as it is where the service knows its container, its length and size are within the limits, it has one or
 /// two channels, its beginning can be decoded and its own lengths do not say that it is cut short. All others are decoded,
-/// what of them is there. A file that does not know how long it is is decoded once only to count.
+/// what of them is there. A file that does not know how long it is is decoded once only to count: `stop` ends that.
 ///
 /// # Errors
-/// When there is no such file, no audio in it, or none that can be decoded; when it is a pipe; when the limits are no limits.
-pub fn plan(path: impl AsRef<Path>, limits: &Limits) -> Result<Plan, CutError> {
+/// When there is no such file, no audio in it, or none that can be decoded; when it is a pipe; when the limits are no limits; when it was
+/// stopped.
+pub fn plan(path: impl AsRef<Path>, limits: &Limits, stop: &CancellationToken) -> Result<Plan, CutError> {
     let path = path.as_ref();
     let most = limits.samples()?;
     // It is read more than once.
@@ -135,7 +144,7 @@ pub fn plan(path: impl AsRef<Path>, limits: &Limits) -> Result<Plan, CutError> {
     let facts = probe(path)?;
     let length = match facts.length {
         Length::Told(length) if !facts.cut => Some(length),
-        _ => count(path, limits)?,
+        _ => count(path, limits, stop)?,
     };
     if let Some(length) = length.filter(|length| *length < limits.shortest) {
         return Ok(Plan::TooShort { length });
@@ -145,7 +154,7 @@ pub fn plan(path: impl AsRef<Path>, limits: &Limits) -> Result<Plan, CutError> {
     if let (Some(length), Some((ending, media_type))) = (within, sent)
         && begins(path)?
     {
-        let name = upload_name(path, ending);
+        let name = format!("audio.{ending}");
         return Ok(Plan::Whole(Whole { path: path.into(), name, media_type, bytes: facts.bytes, length }));
     }
     let reader = Reader::open(path, PIECE_RATE)?;
@@ -153,12 +162,15 @@ pub fn plan(path: impl AsRef<Path>, limits: &Limits) -> Result<Plan, CutError> {
 }
 
 /// How long a file plays that does not know it; `None` where that is longer than any limit.
-fn count(path: &Path, limits: &Limits) -> Result<Option<Duration>, CutError> {
+fn count(path: &Path, limits: &Limits, stop: &CancellationToken) -> Result<Option<Duration>, CutError> {
     let enough = samples(limits.longest.max(limits.shortest));
     let (mut reader, mut counted, mut block) = (Reader::open(path, PIECE_RATE)?, 0, Vec::new());
     while reader.read(&mut block)? {
         counted += block.len() as u64;
         block.clear();
+        if stop.is_cancelled() {
+            return Err(CutError::Stopped { path: path.to_owned() });
+        }
         if counted > enough {
             return Ok(None);
         }
@@ -188,15 +200,6 @@ fn upload(facts: &Facts) -> Option<(&'static str, &'static str)> {
         Container::Webm => Some(("webm", "audio/webm")),
         Container::Aac | Container::Matroska => None,
     }
-}
-
-/// A file's own name with this ending, in characters that no form has to escape.
-fn upload_name(path: &Path, ending: &str) -> String {
-    let stem = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
-    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' };
-    let stem: String = stem.chars().map(plain).take(100).collect();
-    let stem = if stem.is_empty() { "audio" } else { &stem };
-    format!("{stem}.{ending}")
 }
 
 /// One piece of a recording: a wav file, mono, 16 bit, [`PIECE_RATE`].

@@ -30,6 +30,11 @@ pub enum Failure {
         /// Why.
         message: String,
     },
+    /// Nobody was reached: no file's fault.
+    Away {
+        /// Why.
+        message: String,
+    },
     /// It may have been heard or not; the same request, with the same key, may be sent again.
     Again {
         /// Why.

@@ -16,7 +16,7 @@ use super::{
         schema::Schema,
     },
     store::{Batched, Extracted, Item, Part, Pending, StoreError, Task},
-    work::{Halt, Run},
+    work::{Asker, Halt, Run},
 };
 use crate::wall::unix_now_ms;
 
@@ -70,7 +70,7 @@ impl Facts {
 
     /// Takes them from a claimed item's text. `false`: its requests wait for a batch, and so does the item.
     pub(super) async fn of(&self, run: &Arc<Run>, item: &Item) -> Result<bool, Halt> {
-        let n = item.n;
+        let (n, who) = (item.n, Asker::new(item));
         let Some(words) = run.on_disk(move |store| store.transcript(n)).await? else { return Err(Halt::Later) };
         if words.text.trim().is_empty() {
             return Err(Halt::bad(NO_WORDS, "there are no words in it that anything could be taken from"));
@@ -108,7 +108,7 @@ impl Facts {
                     }
                 }
                 requests.push(async move {
-                    let answer = run.respond(n, part(&send.key), &send.request.body).await;
+                    let answer = run.respond(who, part(&send.key), &send.request.body).await;
                     (send.key, answer)
                 });
             }

@@ -12,6 +12,7 @@
 //! | [`work`] | the run |
 //! | [`cut`], [`join`] | long recordings: pieces, and one text again |
 //! | [`gate`], [`width`] | how many at once: found, not set |
+//! | [`outage`] | whose fault it is that no answer comes: the service's, or one file's |
 //! | [`engine`] | who writes recordings down, what is asked and what comes of it |
 //! | [`relay`] | one request, and what a refusal means |
 //! | [`realtime`] | one recording in a session, where there is no address for files |
@@ -25,6 +26,7 @@ pub mod extract;
 pub mod facts;
 pub mod gate;
 pub mod join;
+pub mod outage;
 pub mod realtime;
 pub mod relay;
 pub mod rounds;

@@ -120,7 +120,8 @@ fn no_session(error: &ConnectError) -> Failure {
         ConnectError::Url(_) | ConnectError::Token => stop("invalid_value"),
         _ => {
             let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            Failure::Again { message: format!("no answer: {error}{cause}") }
+            // Nothing was said yet.
+            Failure::Away { message: format!("no answer: {error}{cause}") }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! [`super::work`]. Recordings are sent from the disk, so that a request holds none of them in memory.
 use std::time::Duration;
 
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header::LOCATION};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use reqwest::{RequestBuilder, Response, multipart};
@@ -195,12 +195,11 @@ fn broke(error: &reqwest::Error) -> Failure {
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
-    let message = match (error.is_connect(), error.is_timeout()) {
-        (true, _) => format!("the relay is not reached: {cause}"),
-        (_, true) => "no answer: it took too long".to_owned(),
-        _ => format!("no answer: {cause}"),
-    };
-    Failure::Again { message }
+    match (error.is_connect(), error.is_timeout()) {
+        (true, _) => Failure::Away { message: format!("the relay is not reached: {cause}") },
+        (_, true) => Failure::Again { message: "no answer: it took too long".to_owned() },
+        _ => Failure::Again { message: format!("no answer: {cause}") },
+    }
 }
 
 async fn read(mut response: Response) -> Result<Bytes, Failure> {
@@ -221,6 +220,11 @@ fn told(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> (String, String
     let message: String = text("message").unwrap_or_default().chars().take(SHOWN).collect();
     let message = if message.is_empty() { format!("HTTP {status}") } else { message };
     let code = text("code").or(text("type")).unwrap_or("refused").to_owned();
+    let to = headers.get(LOCATION).and_then(|to| to.to_str().ok()).filter(|_| status.is_redirection());
+    let message = match to {
+        Some(to) => format!("HTTP {status}: it is now at {}", to.chars().take(SHOWN).collect::<String>()),
+        None => message,
+    };
     (code, message, retry_after(headers))
 }
 
@@ -228,11 +232,15 @@ fn told(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> (String, String
 fn failure(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
     let (code, message, wait) = told(status, headers, body);
     // No wait makes a request smaller.
-    let named = headers.get("x-request-id").is_some();
-    if status == StatusCode::TOO_MANY_REQUESTS && wait.is_none() && named && !is_money(&code) {
+    if status == StatusCode::TOO_MANY_REQUESTS && wait.is_none() && is_too_large(&message) {
         return Failure::Item { code, message };
     }
     refusal(status.as_u16(), code, message, wait)
+}
+
+/// More than all that is ever allowed at once: how a relay says it, and OpenAI itself. Other services may mean nothing but "later".
+fn is_too_large(message: &str) -> bool {
+    ["The request is larger than", "Request too large"].iter().any(|says| message.starts_with(says))
 }
 
 /// It is money that is missing, not speed.
@@ -244,6 +252,10 @@ pub(super) fn is_money(code: &str) -> bool {
 pub(super) fn refusal(status: u16, code: String, message: String, wait: Option<Duration>) -> Failure {
     match (status, code.as_str()) {
         (401 | 403, _) => Failure::Stop { code, message, wait: None },
+        (300..=399, _) => {
+            let message = format!("{message}; --url must be where the relay is, for nobody is followed elsewhere");
+            Failure::Stop { code: "moved".to_owned(), message, wait: None }
+        }
         // The relay's own account: no file will fare better.
         (502, "upstream_auth" | "upstream_refused") => Failure::Stop { code, message, wait: None },
         (402, _) if wait.is_none() => Failure::Stop { code, message, wait },
@@ -283,14 +295,15 @@ mod tests {
 
     #[test]
     fn refusals_are_told_apart() {
-        let of = |status: u16, code: &str, wait: Option<&str>| {
-            let body = format!(r#"{{"error":{{"message":"No.","code":"{code}"}}}}"#);
+        let told = |status: u16, code: &str, wait: Option<&str>, message: &str| {
+            let body = format!(r#"{{"error":{{"message":"{message}","code":"{code}"}}}}"#);
             let headers =
                 wait.map(|wait| (HeaderName::from_static("retry-after"), HeaderValue::from_str(wait).unwrap()));
             let headers =
                 headers.into_iter().chain([(HeaderName::from_static("x-request-id"), HeaderValue::from_static("r"))]);
             failure(StatusCode::from_u16(status).unwrap(), &headers.collect(), body.as_bytes())
         };
+        let of = |status, code: &str, wait| told(status, code, wait, "No.");
         for (status, code, wait, want) in [
             (400, "invalid_value", None, "item"),
             (413, "request_too_large", None, "item"),
@@ -304,7 +317,11 @@ mod tests {
             (501, "not_found", None, "stop"),
             (429, "rate_limit_exceeded", Some("2"), "wait"),
             (429, "rate_limit_exceeded", Some("86400"), "stop"),
-            (429, "rate_limit_exceeded", None, "item"),
+            // Of a service that is no relay.
+            (429, "rate_limit_exceeded", None, "wait"),
+            (429, "1302", None, "wait"),
+            (301, "refused", None, "stop"),
+            (308, "refused", None, "stop"),
             (429, "budget_exhausted", Some("3600"), "stop"),
             (429, "budget_exhausted", Some("1"), "wait"),
             (429, "budget_exhausted", None, "stop"),
@@ -322,12 +339,30 @@ mod tests {
         ] {
             let found = match of(status, code, wait) {
                 Failure::Item { .. } => "item",
+                Failure::Away { .. } => "away",
                 Failure::Wait { .. } => "wait",
                 Failure::Again { .. } => "again",
                 Failure::Stop { .. } => "stop",
             };
             assert_eq!(found, want, "{status} {code} {wait:?}");
         }
+        for message in [
+            "The request is larger than your limit (tokens a minute: 900 of 800).",
+            "The request is larger than the account's limit (tokens a minute).",
+            "Request too large for gpt-4o in organization org-x on tokens per min (TPM): Limit 30000, Requested 50000.",
+        ] {
+            let failure = told(429, "rate_limit_exceeded", None, message);
+            assert!(matches!(failure, Failure::Item { .. }), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_has_moved_is_named() {
+        let headers = [(LOCATION, HeaderValue::from_static("https://relay.example/v1/audio/transcriptions"))];
+        let failure = failure(StatusCode::PERMANENT_REDIRECT, &headers.into_iter().collect(), b"<html>");
+        let Failure::Stop { code, message, wait: None } = failure else { panic!("{failure:?}") };
+        assert_eq!(code, "moved");
+        assert!(message.contains("now at https://relay.example/v1/audio/transcriptions; --url must be"), "{message}");
     }
 
     #[test]

@@ -309,10 +309,8 @@ impl Store {
         let base = PathBuf::from(meta(&change, "base")?);
         let run = meta(&change, "run").ok().and_then(|run| run.parse::<i64>().ok()).unwrap_or_default() + 1;
         put_meta(&change, "run", &run.to_string())?;
-        change.execute(
-            "UPDATE items SET state = ?1, twin = NULL WHERE state IN (?2, ?3)",
-            params![State::Waiting, State::Working, State::Held],
-        )?;
+        let again = format!("UPDATE items SET state = {}, twin = NULL WHERE state IN (?1, ?2)", items::GONE_ON_WITH);
+        change.execute(&again, params![State::Working, State::Held])?;
         batches::begin(&change)?;
         change.commit()?;
         let names =

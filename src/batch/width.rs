@@ -33,6 +33,8 @@ const AWAY: f64 = 0.25;
 pub struct Width {
     most: usize,
     now: f64,
+    /// Somebody has said how many: answers say nothing about it.
+    fixed: bool,
     /// Nothing has been in its way yet.
     doubles: bool,
     /// What an answer takes at best, seconds, by what was asked: a long recording takes longer than a short one.
@@ -66,12 +68,12 @@ impl Width {
     /// At most so many.
     pub fn new(most: usize) -> Self {
         let (most, now) = (most.max(1), FIRST.min(most.max(1) as f64));
-        Self { most, now, doubles: true, best: [None; CLASSES], recent: 1.0, held: None, deaf: None }
+        Self { most, now, fixed: false, doubles: true, best: [None; CLASSES], recent: 1.0, held: None, deaf: None }
     }
 
-    /// Always so many, but for what the relay asks for.
+    /// Always so many, and none while the relay asks for a pause.
     pub fn fixed(many: usize) -> Self {
-        Self { now: many.max(1) as f64, doubles: false, ..Self::new(many) }
+        Self { now: many.max(1) as f64, fixed: true, ..Self::new(many) }
     }
 
     /// So many may run now.
@@ -91,6 +93,9 @@ impl Width {
 
     /// One was answered.
     pub fn answered(&mut self, answered: Answered) {
+        if self.fixed {
+            return;
+        }
         let Answered { took, waited, full, class } = answered;
         let own = took.saturating_sub(waited).as_secs_f64().max(FAST);
         let mut slower = false;
@@ -118,12 +123,24 @@ impl Width {
 
     /// One was refused: nothing is to be sent for so long.
     pub fn refused(&mut self, now: Duration, wait: Duration) {
-        self.held = Some(self.held.unwrap_or_default().max(now + wait));
+        self.hold(now, wait);
         if self.deaf.is_none_or(|until| now >= until) {
+            self.halve();
+        }
+        self.deaf = Some(now + wait.max(DEAF));
+    }
+
+    /// Nothing is to be sent for so long, whatever the number is.
+    pub fn hold(&mut self, now: Duration, wait: Duration) {
+        self.held = Some(self.held.unwrap_or_default().max(now + wait));
+    }
+
+    /// Half as many, where nobody has said how many.
+    pub fn halve(&mut self) {
+        if !self.fixed {
             self.doubles = false;
             self.now = (self.now / 2.0).max(1.0);
         }
-        self.deaf = Some(now + wait.max(DEAF));
     }
 }
 
@@ -208,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_refusal_holds_and_halves_once() {
-        let mut width = Width::fixed(16);
+        let mut width = Width { now: 16.0, ..Width::new(16) };
         let at = Duration::from_secs;
         width.refused(at(10), at(2));
         width.refused(at(10), at(1));
@@ -216,6 +233,20 @@ mod tests {
         assert_eq!(width.at(at(12)), 8);
         width.refused(at(20), Duration::ZERO);
         assert_eq!(width.at(at(20)), 4);
+    }
+
+    #[test]
+    fn a_number_that_was_said_stays() {
+        let mut width = Width::fixed(16);
+        let at = Duration::from_secs;
+        let answered =
+            |took, waited| Answered { took: at(took), waited: at(waited), full: true, class: class(0, 100_000) };
+        width.answered(answered(1, 0));
+        (0..99).for_each(|_| width.answered(answered(40, 0)));
+        (0..99).for_each(|_| width.answered(answered(40, 39)));
+        assert_eq!(width.at(at(0)), 16, "slow answers are no reason");
+        width.refused(at(10), at(2));
+        assert_eq!((width.at(at(11)), width.at(at(12))), (0, 16), "and a refusal is one for a pause only");
     }
 
     #[test]

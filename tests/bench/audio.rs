@@ -6,6 +6,7 @@ use std::{fs, hint::black_box, io::Cursor, path::Path, time::Duration};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use opus_pure::{OggOpusReader, OggOpusWriter};
+use tokio_util::sync::CancellationToken;
 use voxrelay::{
     audio::{
         Codec, Format,
@@ -189,7 +190,9 @@ fn cutting(c: &mut Criterion) {
     let folder = tempfile::tempdir().expect("there is room for a minute of sound");
     let limits = Limits { bytes: 2_000_000, longest: Duration::from_secs(60), ..Limits::default() };
     let cut = |path: &Path| {
-        let Plan::Pieces(mut pieces) = plan(path, &limits).expect("it can be read") else { return Duration::ZERO };
+        let Plan::Pieces(mut pieces) = plan(path, &limits, &CancellationToken::new()).expect("it can be read") else {
+            return Duration::ZERO;
+        };
         let (mut kept, mut end) = (Vec::new(), Duration::ZERO);
         while let Ok(Some(piece)) = pieces.write_next(&mut Cursor::new(&mut kept)) {
             end = piece.start + piece.length;

@@ -6,14 +6,16 @@ use std::{
 };
 
 use aws_lc_rs::digest::{Context, SHA256};
+use tokio_util::sync::CancellationToken;
 
+use super::CutError;
 use crate::audio::decode::DecodeError;
 
-/// The SHA-256 of a file's content.
+/// The SHA-256 of a file's content. `stop`: it is not wanted any more.
 ///
 /// # Errors
-/// When there is no such file, or it cannot be read.
-pub fn fingerprint(path: impl AsRef<Path>) -> Result<[u8; 32], DecodeError> {
+/// When there is no such file, or it cannot be read; when it was stopped.
+pub fn fingerprint(path: impl AsRef<Path>, stop: &CancellationToken) -> Result<[u8; 32], CutError> {
     let path = path.as_ref();
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => DecodeError::NotFound { path: path.into() },
@@ -26,7 +28,10 @@ pub fn fingerprint(path: impl AsRef<Path>) -> Result<[u8; 32], DecodeError> {
             Ok(0) => break,
             Ok(read) => context.update(block.get(..read).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(unreadable(error)),
+            Err(error) => return Err(unreadable(error).into()),
+        }
+        if stop.is_cancelled() {
+            return Err(CutError::Stopped { path: path.to_owned() });
         }
     }
     let mut hash = [0; 32];
@@ -41,7 +46,7 @@ mod tests {
     use super::*;
 
     fn hex(path: impl AsRef<Path>) -> String {
-        fingerprint(path).unwrap().iter().map(|byte| format!("{byte:02x}")).collect()
+        fingerprint(path, &CancellationToken::new()).unwrap().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     #[test]
@@ -57,7 +62,10 @@ mod tests {
         fs::write(&one, &long).unwrap();
         assert_eq!(hex(&one), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
         for (path, want) in [(folder.path().join("none"), "no such file"), (folder.path().into(), "cannot be read")] {
-            assert!(fingerprint(path).unwrap_err().to_string().contains(want), "{want}");
+            assert!(fingerprint(path, &CancellationToken::new()).unwrap_err().to_string().contains(want), "{want}");
         }
+        let stop = CancellationToken::new();
+        stop.cancel();
+        assert!(matches!(fingerprint(&other, &stop), Err(CutError::Stopped { .. })));
     }
 }

@@ -12,6 +12,11 @@ fn clip(name: &str) -> PathBuf {
     file("tests/clips").join(name)
 }
 
+/// Nobody stops it.
+fn on() -> CancellationToken {
+    CancellationToken::new()
+}
+
 /// No file is too short.
 fn any_length() -> Limits {
     Limits { shortest: Duration::ZERO, ..Limits::default() }
@@ -109,20 +114,20 @@ fn a_file_within_the_limits_goes_as_what_it_is() {
         path
     };
     let table = [
-        (clip("hello_question_24k.mp3"), "hello_question_24k.mp3", "audio/mpeg"),
-        (named("hello_question_24k.mp3", "voice note.wav"), "voice_note.mp3", "audio/mpeg"),
-        (named("noisy_question_16k.wav", "call.mp3"), "call.wav", "audio/wav"),
-        (named("hello_question_opus.ogg", "1.opus"), "1.ogg", "audio/ogg"),
-        (named("hello_question_24k.m4a", "no_ending"), "no_ending.m4a", "audio/mp4"),
-        (named("hello_question_8k.flac", "Gespräch 日.FLAC"), "Gespr_ch__.flac", "audio/flac"),
-        (clip("hello_question_opus.webm"), "hello_question_opus.webm", "audio/webm"),
-        (clip("hello_question_opus_live.webm"), "hello_question_opus_live.webm", "audio/webm"),
-        (clip("film_with_sound.mp4"), "film_with_sound.mp4", "video/mp4"),
+        (clip("hello_question_24k.mp3"), "audio.mp3", "audio/mpeg"),
+        (named("hello_question_24k.mp3", "voice note.wav"), "audio.mp3", "audio/mpeg"),
+        (named("noisy_question_16k.wav", "call.mp3"), "audio.wav", "audio/wav"),
+        (named("hello_question_opus.ogg", "1.opus"), "audio.ogg", "audio/ogg"),
+        (named("hello_question_24k.m4a", "no_ending"), "audio.m4a", "audio/mp4"),
+        (named("hello_question_8k.flac", "Gespräch 日.FLAC"), "audio.flac", "audio/flac"),
+        (clip("hello_question_opus.webm"), "audio.webm", "audio/webm"),
+        (clip("hello_question_opus_live.webm"), "audio.webm", "audio/webm"),
+        (clip("film_with_sound.mp4"), "audio.mp4", "video/mp4"),
         // Nobody here can decode it; the service may.
-        (clip("hello_word_alac.m4a"), "hello_word_alac.m4a", "audio/mp4"),
+        (clip("hello_word_alac.m4a"), "audio.m4a", "audio/mp4"),
     ];
     for (path, want, media_type) in table {
-        let Plan::Whole(whole) = plan(&path, &any_length()).unwrap() else { panic!("{}", path.display()) };
+        let Plan::Whole(whole) = plan(&path, &any_length(), &on()).unwrap() else { panic!("{}", path.display()) };
         assert_eq!((whole.name.as_str(), whole.media_type), (want, media_type));
         assert_eq!((whole.bytes, &whole.path), (fs::metadata(&path).unwrap().len(), &path));
         if let Ok(recording) = decode_file(&path, PIECE_RATE) {
@@ -140,13 +145,35 @@ fn short_files_are_left() {
         ("hello_word_8k_stereo_float.wav", 0.7),
         ("hello_word_alac.m4a", 0.5),
     ] {
-        let Plan::TooShort { length } = plan(clip(name), &Limits::default()).unwrap() else { panic!("{name}") };
+        let Plan::TooShort { length } = plan(clip(name), &Limits::default(), &on()).unwrap() else { panic!("{name}") };
         assert!((length.as_secs_f64() - seconds).abs() < 0.05, "{name}: {length:?}");
     }
     let longer = Limits { shortest: Duration::from_secs(6), ..Limits::default() };
     for name in ["hello_question_24k.aac", "hello_question_opus_live.webm", "hello_question_24k.mp3"] {
-        let Plan::TooShort { length } = plan(clip(name), &longer).unwrap() else { panic!("{name}") };
+        let Plan::TooShort { length } = plan(clip(name), &longer, &on()).unwrap() else { panic!("{name}") };
         assert!((length.as_secs_f64() - 5.4).abs() < 0.1, "{name}: {length:?}");
+    }
+}
+
+#[test]
+fn what_has_no_sound_in_it_is_no_piece() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |channels, sample_rate, samples| {
+        let path = folder.path().join(format!("{channels}-{sample_rate}-{samples}.wav"));
+        let spec =
+            hound::WavSpec { channels, sample_rate, bits_per_sample: 16, sample_format: hound::SampleFormat::Int };
+        let mut wav = hound::WavWriter::create(&path, spec).unwrap();
+        (0..samples * channels).for_each(|_| wav.write_sample(1_i16).unwrap());
+        wav.finalize().unwrap();
+        path
+    };
+    for channels in [1, 8] {
+        let error = plan(file(channels, 16_000, 0), &any_length(), &on()).unwrap_err();
+        assert!(matches!(error, CutError::Decode(DecodeError::Damaged { .. })), "{error}");
+    }
+    for rate in [16_000, 48_000, 192_000] {
+        let made = all(&mut pieces_of(plan(file(8, rate, 1), &any_length(), &on()).unwrap()));
+        assert!(made.iter().all(|(piece, _)| !piece.length.is_zero()), "{rate}: {made:?}");
     }
 }
 
@@ -190,7 +217,7 @@ fn what_the_service_does_not_take_is_made_over() {
         (halved("hello_question_vorbis.ogg"), any_length(), true),
     ];
     for (path, limits, cut) in table {
-        let mut pieces = pieces_of(plan(&path, &limits).unwrap());
+        let mut pieces = pieces_of(plan(&path, &limits, &on()).unwrap());
         let made = all(&mut pieces);
         assert_eq!((made.len(), pieces.truncated()), (1, cut), "{}", path.display());
         assert!(together(&made) == decode_file(&path, PIECE_RATE).unwrap().samples, "{}", path.display());
@@ -220,12 +247,12 @@ fn what_cannot_be_read_says_why() {
         (put("header.wav", &wav[..44]), "damaged or cut short, nothing in it can be decoded ("),
     ];
     for (path, want) in table {
-        let error = plan(&path, &any_length()).unwrap_err().to_string();
+        let error = plan(&path, &any_length(), &on()).unwrap_err().to_string();
         let rest = error.strip_prefix(&format!("{}: ", path.display())).expect("an error names its file");
         assert!(rest.starts_with(want), "{error}");
     }
     let mistaken = Limits { longest: Duration::from_secs(3), ..any_length() };
-    let error = plan(clip("hello_question_24k.mp3"), &mistaken).unwrap_err().to_string();
+    let error = plan(clip("hello_question_24k.mp3"), &mistaken, &on()).unwrap_err().to_string();
     assert_eq!(error, "pieces of at most 24900000 bytes and 3 s; allowed: from 320044 bytes and 10 s on");
 }
 
@@ -330,7 +357,7 @@ fn a_long_file_is_never_in_memory() {
     let seconds = sound.len() as f64 / 8_000.0;
     let mut end = Duration::ZERO;
     let used = allocation_counter::measure(|| {
-        let mut pieces = pieces_of(plan(&path, &Limits::default()).unwrap());
+        let mut pieces = pieces_of(plan(&path, &Limits::default(), &on()).unwrap());
         assert!((pieces.about().unwrap().as_secs_f64() - seconds).abs() < 0.01);
         while let Some(piece) = pieces.skip().unwrap() {
             end = piece.start + piece.length;

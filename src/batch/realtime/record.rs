@@ -293,6 +293,7 @@ mod tests {
         let word = |failure: &Failure| match failure {
             Failure::Item { .. } => "item",
             Failure::Wait { .. } => "wait",
+            Failure::Away { .. } => "away",
             Failure::Again { .. } => "again",
             Failure::Stop { .. } => "stop",
         };

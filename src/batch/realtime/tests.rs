@@ -162,6 +162,7 @@ async fn what_goes_wrong_is_told_apart() {
             Failure::Item { code, .. } => format!("item {code}"),
             Failure::Stop { code, .. } => format!("stop {code}"),
             Failure::Wait { wait, .. } => format!("wait {wait:?}"),
+            Failure::Away { .. } => "away".to_owned(),
             Failure::Again { .. } => "again".to_owned(),
         };
         assert!(found.starts_with(want), "{fault}: {failure:?}");
@@ -187,7 +188,7 @@ async fn a_session_that_is_refused_after_the_upgrade_stops_the_run() {
     assert!(matches!(&failure, Failure::Item { code, .. } if code == "string_above_max_length"), "{failure:?}");
     sim.stop().await;
     let gone = sessions("http://127.0.0.1:1").transcribe(&hello(), &wish()).await.unwrap_err();
-    assert!(matches!(gone, Failure::Again { .. }), "{gone:?}");
+    assert!(matches!(gone, Failure::Away { .. }), "{gone:?}");
 }
 
 #[tokio::test]

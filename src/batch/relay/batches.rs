@@ -138,6 +138,7 @@ async fn object(request: RequestBuilder) -> Result<Value, NoBatch> {
 fn lost(failure: Failure) -> NoBatch {
     let (Failure::Item { message, .. }
     | Failure::Wait { message, .. }
+    | Failure::Away { message }
     | Failure::Again { message }
     | Failure::Stop { message, .. }) = failure;
     NoBatch::Lost(message)

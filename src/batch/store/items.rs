@@ -2,7 +2,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use rusqlite::{
-    OptionalExtension as _, Row as SqlRow, ToSql, Transaction, TransactionBehavior, params,
+    Connection, OptionalExtension as _, Row as SqlRow, ToSql, Transaction, TransactionBehavior, params,
     types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef},
 };
 use serde_json::{Map, Value};
@@ -13,7 +13,13 @@ use crate::batch::source::{Found, Listed, Unread};
 /// Clashes that are told.
 const CLASHES: usize = 100;
 /// What [`Item`] is made of.
-const ITEM: &str = "n, id, source, metadata, EXISTS (SELECT 1 FROM transcripts WHERE item = n)";
+const ITEM: &str =
+    "n, id, source, metadata, EXISTS (SELECT 1 FROM transcripts WHERE item = n), hash, first_error IS NOT NULL";
+/// What an item is that is gone on with in another run: [`State::Ready`] where something has come for its text from a batch, and else
+/// [`State::Waiting`].
+pub(super) const GONE_ON_WITH: &str = "CASE WHEN EXISTS (SELECT 1 FROM transcripts t WHERE t.item = items.n) AND EXISTS (SELECT 1 FROM batches) \
+    AND (EXISTS (SELECT 1 FROM requests r WHERE r.item = items.n) \
+        OR EXISTS (SELECT 1 FROM parts p WHERE p.item = items.n AND p.kind = 1 AND p.answer IS NOT NULL)) THEN 7 ELSE 0 END";
 
 /// How far an item is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +166,10 @@ pub struct Item {
     pub metadata: Map<String, Value>,
     /// An earlier run got as far as its transcript: [`Store::transcript`].
     pub has_transcript: bool,
+    /// What was in its file when it was looked at: [`Content::hash`].
+    pub hash: Option<[u8; 32]>,
+    /// Something went wrong with it in an earlier run.
+    pub failed_before: bool,
     /// Its file was looked at, and its text is there: what was in a batch has come.
     pub ready: bool,
 }
@@ -173,6 +183,8 @@ impl Item {
             source: row.get(2)?,
             metadata: serde_json::from_str(&metadata).unwrap_or_default(),
             has_transcript: row.get(4)?,
+            hash: row.get(5)?,
+            failed_before: row.get(6)?,
             ready,
         })
     }
@@ -247,7 +259,7 @@ impl Store {
             let mut rows = ask.query(params![State::Working, signed(now), from, most])?;
             let mut items = Vec::new();
             while let Some(row) = rows.next()? {
-                sums.moved(from, State::Working, counted(row, 5)?);
+                sums.moved(from, State::Working, counted(row, 7)?);
                 items.push(Item::of(row, from == State::Ready)?);
             }
             items.sort_by_key(|item| item.n);
@@ -261,21 +273,8 @@ impl Store {
     /// # Errors
     /// When the file cannot be written, or the item is not claimed.
     pub fn describe(&self, n: i64, content: &Content) -> Result<Known, StoreError> {
-        let wants_extract = !self.params.extract.is_empty();
         let known = self.change(Sure::Committed, |change, sums| {
-            let before = "SELECT bytes, duration_ms, hash FROM items WHERE n = ?1 AND state = ?2";
-            let before = change.query_row(before, params![n, State::Working], |row| {
-                Ok((counted(row, 0)?, row.get::<_, Option<[u8; 32]>>(2)?))
-            });
-            let Some((before, hash)) = before.optional()? else { return Ok(None) };
-            if hash.is_some_and(|hash| hash != content.hash) {
-                parts::forget(change, n, sums)?;
-            }
-            let put = "UPDATE items SET hash = ?2, bytes = ?3, duration_ms = ?4 WHERE n = ?1";
-            change.execute(put, params![n, content.hash, signed(content.bytes), signed(content.duration_ms)])?;
-            let count = Count { items: 1, bytes: content.bytes, duration_ms: content.duration_ms };
-            sums.take(State::Working, before);
-            sums.add(State::Working, count);
+            let Some(count) = looked_at(change, n, content, sums)? else { return Ok(None) };
             let twin = "SELECT n FROM items WHERE hash = ?1 AND n <> ?2 AND state IN (?3, ?4, ?5) LIMIT 1";
             let own = "SELECT 1 FROM transcripts WHERE item = ?";
             let own = change.query_row(own, [n], |_| Ok(())).optional()?.is_some();
@@ -296,11 +295,31 @@ impl Store {
             if !parts::take_over(change, n, content, sums)? {
                 return Ok(Some(Known::New));
             }
-            let valid = "SELECT 1 FROM extracts WHERE item = ? AND json IS NOT NULL";
-            let extract = change.query_row(valid, [n], |_| Ok(())).optional()?.is_some();
-            Ok(Some(Known::Transcribed { complete: extract || !wants_extract }))
+            Ok(Some(Known::Transcribed { complete: self.is_complete(change, n)? }))
         });
         known?.ok_or(StoreError::NotWorking { n })
+    }
+
+    /// The same of a file that is not wanted: what is in it is only taken down.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or the item is not claimed.
+    pub fn measure(&self, n: i64, content: &Content) -> Result<(), StoreError> {
+        let done = self.change(Sure::Committed, |change, sums| looked_at(change, n, content, sums));
+        done?.map(drop).ok_or(StoreError::NotWorking { n })
+    }
+
+    /// Whether an item that has its transcript has all that is wanted.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn has_all(&self, n: i64) -> Result<bool, StoreError> {
+        self.read(|sql| self.is_complete(sql, n))
+    }
+
+    fn is_complete(&self, sql: &Connection, n: i64) -> rusqlite::Result<bool> {
+        let valid = "SELECT 1 FROM extracts WHERE item = ? AND json IS NOT NULL";
+        Ok(self.params.extract.is_empty() || sql.query_row(valid, [n], |_| Ok(())).optional()?.is_some())
     }
 
     /// Ends a claimed item. Those that waited for it wait no longer.
@@ -315,11 +334,14 @@ impl Store {
             End::Released => (State::Waiting, None, None),
         };
         let finished = (state != State::Waiting).then_some(signed(now));
-        let put = "UPDATE items SET state = ?2, code = ?3, message = ?4, finished_ms = ?5, \
-                   first_error = coalesce(first_error, ?4) WHERE n = ?1 AND state = ?6 RETURNING bytes, duration_ms";
+        let to = if *end == End::Released { GONE_ON_WITH } else { "?2" };
+        let put = format!(
+            "UPDATE items SET state = {to}, code = ?3, message = ?4, finished_ms = ?5, \
+             first_error = coalesce(first_error, ?4) WHERE n = ?1 AND state = ?6 RETURNING bytes, duration_ms"
+        );
         let done = self.change(Sure::Committed, |change, sums| {
             let ended = change
-                .prepare_cached(put)?
+                .prepare_cached(&put)?
                 .query_row(params![n, state, code, message, finished, State::Working], |row| counted(row, 0))
                 .optional()?;
             let Some(count) = ended else { return Ok(None) };
@@ -387,6 +409,24 @@ fn add_columns(change: &Transaction<'_>, item: &Listed, columns: &mut BTreeSet<S
         }
     }
     Ok(())
+}
+
+/// What is in a claimed item's file; where it is not what was there before, nothing that came of it is kept. None: it is not claimed.
+fn looked_at(change: &Transaction<'_>, n: i64, content: &Content, sums: &mut Sums) -> rusqlite::Result<Option<Count>> {
+    let before = "SELECT bytes, duration_ms, hash FROM items WHERE n = ?1 AND state = ?2";
+    let before = change.query_row(before, params![n, State::Working], |row| {
+        Ok((counted(row, 0)?, row.get::<_, Option<[u8; 32]>>(2)?))
+    });
+    let Some((before, hash)) = before.optional()? else { return Ok(None) };
+    if hash.is_some_and(|hash| hash != content.hash) {
+        parts::forget(change, n, sums)?;
+    }
+    let put = "UPDATE items SET hash = ?2, bytes = ?3, duration_ms = ?4 WHERE n = ?1";
+    change.execute(put, params![n, content.hash, signed(content.bytes), signed(content.duration_ms)])?;
+    let count = Count { items: 1, bytes: content.bytes, duration_ms: content.duration_ms };
+    sums.take(State::Working, before);
+    sums.add(State::Working, count);
+    Ok(Some(count))
 }
 
 fn add(change: &Transaction<'_>, item: &Listed, run: i64, added: &mut Added) -> rusqlite::Result<()> {

@@ -1,5 +1,8 @@
 //! Parts: the requests that an item needs, each with its idempotency key and its answer, and what is made of the answers.
-use std::ops::{Add, AddAssign};
+use std::{
+    collections::BTreeMap,
+    ops::{Add, AddAssign},
+};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -109,6 +112,8 @@ pub enum Begun {
     Ask {
         /// The same for every try, in this process and after it.
         key: String,
+        /// It was begun before, under the same key: an answer that the service has kept may be one that we have paid for.
+        again: bool,
     },
     /// It was answered.
     Answered(String),
@@ -139,7 +144,8 @@ pub struct Extracted {
 }
 
 impl Store {
-    /// Before a request of a claimed item is sent. Its key is in the file when this comes back.
+    /// Before a request of a claimed item is sent. Its key is in the file when this comes back. That it was sent is not: whoever waits for leave
+    /// to send may never get it.
     ///
     /// # Errors
     /// When the file cannot be written, or the item is not claimed.
@@ -149,12 +155,12 @@ impl Store {
             let hash: Option<Option<Vec<u8>>> =
                 change.query_row(hash, params![n, State::Working], |row| row.get(0)).optional()?;
             let Some(hash) = hash else { return Ok(None) };
-            self.begin_in(change, n, hash.as_deref(), part, now).map(Some)
+            self.begun(change, n, hash.as_deref(), part, now).map(Some)
         });
         begun?.ok_or(StoreError::NotWorking { n })
     }
 
-    /// The same in a change. `hash`: of the item's content.
+    /// The same in a change, of one that is sure to be sent. `hash`: of the item's content.
     pub(super) fn begin_in(
         &self,
         change: &Transaction<'_>,
@@ -163,9 +169,24 @@ impl Store {
         part: &Part,
         now: u64,
     ) -> rusqlite::Result<Begun> {
-        let had = "SELECT round, seal, answer FROM parts WHERE item = ?1 AND kind = ?2 AND number = ?3";
+        let begun = self.begun(change, n, hash, part, now)?;
+        if let Begun::Ask { .. } = begun {
+            attempted(change, n)?;
+        }
+        Ok(begun)
+    }
+
+    fn begun(
+        &self,
+        change: &Transaction<'_>,
+        n: i64,
+        hash: Option<&[u8]>,
+        part: &Part,
+        now: u64,
+    ) -> rusqlite::Result<Begun> {
+        let had = "SELECT round, seal, answer, key FROM parts WHERE item = ?1 AND kind = ?2 AND number = ?3";
         let had = change.prepare_cached(had)?.query_row(params![n, part.task as u8, part.number], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Option<String>>(2)?))
+            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Option<String>>(2)?, row.get(3)?))
         });
         // Another try of an extraction that has failed is another question.
         let before = "SELECT tries FROM extracts WHERE item = ?1";
@@ -173,18 +194,19 @@ impl Store {
             Task::Piece => 0,
             _ => change.query_row(before, [n], |row| row.get(0)).optional()?.unwrap_or(0),
         };
-        let round = match had.optional()? {
-            Some((_, seal, Some(answer))) if seal == part.seal => return Ok(Begun::Answered(answer)),
-            Some((round, seal, None)) if seal == part.seal => round,
-            _ => before,
+        let had: Option<(_, _, _, String)> = had.optional()?;
+        let (round, old) = match had {
+            Some((_, seal, Some(answer), _)) if seal == part.seal => return Ok(Begun::Answered(answer)),
+            Some((round, seal, None, key)) if seal == part.seal => (round, Some(key)),
+            _ => (before, None),
         };
         let key = self.key(n, hash, part, round);
+        let again = old.is_some_and(|old| old == key);
         let put = "INSERT INTO parts (item, kind, number, round, begun_ms, key, seal) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
                        ON CONFLICT DO UPDATE SET round = ?4, begun_ms = ?5, key = ?6, seal = ?7, answer = NULL, done_ms = NULL";
         let row = params![n, part.task as u8, part.number, round, signed(now), key, part.seal];
         change.prepare_cached(put)?.execute(row)?;
-        change.prepare_cached("UPDATE items SET attempts = attempts + 1 WHERE n = ?")?.execute([n])?;
-        Ok(Begun::Ask { key })
+        Ok(Begun::Ask { key, again })
     }
 
     /// Made of what is asked alone, so that the same question has it again, in whichever item and whichever run. `round`: how
@@ -199,6 +221,20 @@ impl Store {
         format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(digest(&SHA256, &asked)))
     }
 
+    /// The answers that an item's pieces have, by their numbers, with their seals.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn answered_pieces(&self, n: i64) -> Result<BTreeMap<u32, (String, String)>, StoreError> {
+        let ask = "SELECT number, seal, answer FROM parts WHERE item = ?1 AND kind = ?2 AND answer IS NOT NULL";
+        self.read(|sql| {
+            let mut ask = sql.prepare_cached(ask)?;
+            let rows =
+                ask.query_map(params![n, Task::Piece as u8], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))));
+            rows?.collect()
+        })
+    }
+
     /// A part's answer, and what it was billed as.
     ///
     /// # Errors
@@ -207,7 +243,7 @@ impl Store {
         self.bill(n, part, Some(answer), usage, None, now)
     }
 
-    /// A try that has failed. `billed`: the service has answered, but the answer is of no use, so that the next try is another
+    /// A try that was sent and has failed. `billed`: the service has answered, but the answer is of no use, so that the next try is another
     /// request, with another key. Without it nobody knows whether it was heard, and the next try has the same one.
     ///
     /// # Errors
@@ -223,7 +259,10 @@ impl Store {
         if let Some(usage) = billed {
             return self.bill(n, part, None, usage, Some(error), now);
         }
-        self.change(Sure::Committed, |change, _| note(change, n, error))
+        self.change(Sure::Committed, |change, _| {
+            attempted(change, n)?;
+            note(change, n, error)
+        })
     }
 
     fn bill(
@@ -255,6 +294,7 @@ impl Store {
             if change.prepare_cached(put)?.execute(row)? == 0 {
                 return Ok(false);
             }
+            attempted(change, n)?;
             error.map_or(Ok(()), |error| note(change, n, error))?;
             sums.usage += *usage;
             Ok(true)
@@ -341,6 +381,11 @@ pub(super) fn transcript_at(row: &SqlRow<'_>, at: usize) -> rusqlite::Result<Tra
 fn is_working(change: &Transaction<'_>, n: i64) -> rusqlite::Result<bool> {
     let ask = "SELECT 1 FROM items WHERE n = ?1 AND state = ?2";
     Ok(change.query_row(ask, params![n, State::Working], |_| Ok(())).optional()?.is_some())
+}
+
+/// One more request was sent for it.
+fn attempted(change: &Transaction<'_>, n: i64) -> rusqlite::Result<()> {
+    change.prepare_cached("UPDATE items SET attempts = attempts + 1 WHERE n = ?")?.execute([n]).map(drop)
 }
 
 fn note(change: &Transaction<'_>, n: i64, error: &str) -> rusqlite::Result<()> {

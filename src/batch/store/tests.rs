@@ -132,7 +132,7 @@ fn ask(store: &Store, n: i64, part: &Part, service: &mut Service, life: &mut Lif
     life.step()?;
     match begun {
         Begun::Answered(answer) => Ok(answer),
-        Begun::Ask { key } => {
+        Begun::Ask { key, .. } => {
             let answer = service.ask(&key);
             life.step()?;
             store.answered(n, part, &answer, &PRICE, now).unwrap();
@@ -378,17 +378,19 @@ fn a_useless_answer_is_paid_for_and_asked_for_under_another_key() {
     store.add([listed("a")]).unwrap();
     let n = store.claim(1, 1).unwrap()[0].n;
     store.describe(n, &content(1)).unwrap();
-    let key = |part: &Part| match store.begin(n, part, 2).unwrap() {
-        Begun::Ask { key } => key,
+    let begun = |part: &Part| match store.begin(n, part, 2).unwrap() {
+        Begun::Ask { key, again } => (key, again),
         Begun::Answered(_) => panic!("nobody has answered"),
     };
+    let key = |part: &Part| begun(part).0;
     let part = piece(0);
-    let first = key(&part);
+    let (first, again) = begun(&part);
+    assert!(!again && begun(&part) == (first.clone(), true), "the same question, which may have been heard");
     store.failed_try(n, &part, "connection lost", None, 3).unwrap();
     assert_eq!(key(&part), first, "perhaps it was heard");
     store.failed_try(n, &part, "no JSON", Some(&PRICE), 4).unwrap();
-    let second = key(&part);
-    assert_ne!(second, first);
+    let (second, again) = begun(&part);
+    assert!(second != first && !again, "nobody has been asked this");
     let other = Part { seal: "0-5".into(), ..part.clone() };
     assert!(![first, second].contains(&key(&other)), "another span is another question");
     store.answered(n, &other, "yes", &PRICE, 5).unwrap();
@@ -398,7 +400,7 @@ fn a_useless_answer_is_paid_for_and_asked_for_under_another_key() {
     store.put_transcript(n, &Transcript::default()).unwrap();
     store.end(n, &End::Done, 9).unwrap();
     let row = store.rows(&[State::Done], Order::Id).next().unwrap().unwrap();
-    assert_eq!((row.usage, row.attempts, row.first_error.as_deref()), (PRICE + PRICE, 5, Some("connection lost")));
+    assert_eq!((row.usage, row.attempts, row.first_error.as_deref()), (PRICE + PRICE, 3, Some("connection lost")));
     assert_eq!((row.started_ms, row.finished_ms), (Some(1), Some(9)));
 }
 
@@ -421,6 +423,34 @@ fn a_file_begins_once_and_anew_where_it_had_failed() {
     store.retry_failed().unwrap();
     store.claim(1, 300).unwrap();
     assert_eq!(started(State::Working), Some(300));
+}
+
+#[test]
+fn what_is_not_wanted_is_measured_all_the_same() {
+    let (_dir, _file, store) = made();
+    store.add([listed("a")]).unwrap();
+    let n = store.claim(1, 1).unwrap()[0].n;
+    store.measure(n, &content(1)).unwrap();
+    store.end(n, &End::Skipped { code: "too_short".into(), message: "1 s".into() }, 2).unwrap();
+    let row = store.rows(&[State::Skipped], Order::Id).next().unwrap().unwrap();
+    assert_eq!((row.duration_ms, row.bytes, store.sums().skipped.duration_ms), (Some(1_000), Some(10), 1_000));
+    assert!(matches!(store.measure(n, &content(1)), Err(StoreError::NotWorking { .. })));
+    assert_eq!(store.sums(), Sums::read(&store.inner().sql).unwrap());
+}
+
+#[test]
+fn that_something_went_wrong_with_an_item_is_known_in_the_next_run() {
+    let (_dir, file, store) = made();
+    store.add(["a", "b", "c"].map(listed)).unwrap();
+    let items = store.claim(3, 1).unwrap();
+    assert!(items.iter().all(|item| !item.failed_before));
+    store.end(items[0].n, &End::Failed { code: "no_answer".into(), message: "HTTP 500".into() }, 2).unwrap();
+    store.begin(items[1].n, &piece(0), 2).unwrap();
+    store.failed_try(items[1].n, &piece(0), "HTTP 500", None, 3).unwrap();
+    store.retry_failed().unwrap();
+    drop(store);
+    let items = Store::resume(&file, &params()).unwrap().claim(3, 5).unwrap();
+    assert_eq!(items.iter().map(|item| item.failed_before).collect::<Vec<_>>(), [true, true, false]);
 }
 
 #[test]

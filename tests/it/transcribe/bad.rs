@@ -86,6 +86,8 @@ async fn every_bad_file_has_its_reason_and_the_good_ones_are_done() {
         ],
         "{errors:?}"
     );
+    let short = desk.table("t.errors.csv").into_iter().find(|row| row["code"] == "too_short").unwrap();
+    assert_eq!(short["duration_s"], "0.9");
     for line in [
         "7 done, 4 failed, 1 skipped, 0 left, 3 not readable",
         "absent.wav: no such file",
@@ -215,6 +217,24 @@ async fn a_days_budget_that_is_spent_stops_it_and_says_when_to_go_on() {
         "{}",
         ran.said
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_more_than_is_ever_allowed_at_once_is_an_error_of_its_file() {
+    let mut key = String::new();
+    let change = |config: &mut voxrelay::config::Config| {
+        key = tenant(config, "acme", |tenant| tenant.text_tokens_per_minute = 600);
+    };
+    let mut desk = Desk::with(change, TextConfig::instant(), "").await;
+    desk.token = Some(key);
+    desk.made("in/small.wav", 1);
+    wav(&desk.path("in/large.wav"), 8_000, 1, &sound(2, 8_000).repeat(40));
+    let ran = desk.says("transcribe in --min-seconds 1 --out t.csv").await;
+    let errors = desk.errors("t.errors.csv");
+    assert_eq!((ran.code, desk.table("t.csv").len(), errors.len()), (1, 1, 1), "{}", ran.said);
+    let (code, message) = &errors["in/large.wav"];
+    assert!(code == "rate_limit_exceeded" && message.contains("larger than your limit"), "{code}: {message}");
+    assert!(ran.said.contains("in/large.wav: The request is larger"), "{}", ran.said);
 }
 
 #[tokio::test(flavor = "multi_thread")]

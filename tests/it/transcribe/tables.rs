@@ -122,3 +122,19 @@ async fn facts_stand_beside_the_texts_they_were_taken_from() {
     assert_eq!(ran.code, 0, "{}", ran.said);
     assert_eq!(fs::read_to_string(desk.path("facts.jsonl")).unwrap().lines().count(), 6);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_job_with_the_same_recording_under_another_name_is_not_paid_again() {
+    let desk = Desk::new().await;
+    desk.made("in/a.wav", 1);
+    fs::copy(desk.path("in/a.wav"), desk.path("b.wav")).unwrap();
+    for (what, out) in [("in", "1.csv"), ("b.wav", "2.csv")] {
+        let ran = desk.run(&["transcribe", what, "--min-seconds", "1", "--out", out]).await;
+        assert_eq!((ran.code, desk.table(out).len()), (0, 1), "{}", ran.said);
+    }
+    let (first, second) = (&desk.table("1.csv")[0], &desk.table("2.csv")[0]);
+    assert_eq!((&first["transcript"], desk.paid().requests["transcriptions"]), (&second["transcript"], 1));
+    assert_eq!(bill(&desk.table("1.csv")).0, desk.booked().await.0);
+    let billed = ["cost_usd", "audio_s", "input_tokens"].map(|name| second[name].parse::<f64>().unwrap());
+    assert_eq!(billed, [0.0; 3], "{second:?}");
+}

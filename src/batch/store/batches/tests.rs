@@ -183,3 +183,26 @@ fn files_at_the_service_are_known_until_they_are_deleted() {
     store.put_batch(n, &batch).unwrap();
     assert_eq!(again(&file, store).littering().unwrap(), []);
 }
+
+#[test]
+fn what_was_ready_and_begun_is_ready_again_however_the_run_ends() {
+    let (_dir, file, store) = made(&["a", "b", "c"]);
+    let [a, b, c] = [1, 2, 3].map(|hash| read(&store, hash));
+    park(&store, &a, &["a-0"], false);
+    park(&store, &b, &["b-0"], false);
+    batch_up(&store, 9, 0);
+    let n = store.live_batches().unwrap()[0].0;
+    store.merge(n, &answers(&["a-0"]), 3).unwrap();
+    store.merge(n, &[("b-0".to_owned(), Came::Failed { code: "x".into(), message: "y".into() })], 3).unwrap();
+    store.batch_over(n, &Ended::Completed).unwrap();
+    let ready = |store: &Store| store.claim_ready(9, 4).unwrap().iter().map(|item| item.n).collect::<Vec<_>>();
+    assert_eq!(ready(&store), [a.n, b.n]);
+    // Killed; and told to stop.
+    let store = again(&file, store);
+    assert_eq!(ready(&store), [a.n, b.n]);
+    for n in [a.n, b.n] {
+        store.end(n, &End::Released, 5).unwrap();
+    }
+    assert_eq!(ready(&store), [a.n, b.n]);
+    assert_eq!(store.claim(9, 6).unwrap().iter().map(|item| item.n).collect::<Vec<_>>(), [c.n], "nothing came for it");
+}
