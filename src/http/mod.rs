@@ -10,7 +10,7 @@
 //! | [`cors`] | which web pages may ask for these |
 //! | [`dial`] | `/v1/dial`: calls to telephones |
 //! | [`text`] | `/v1/responses`, `/v1/audio/transcriptions` |
-//! | [`batches`], [`upload`] | `/v1/files`, `/v1/batches`; a file as it comes |
+//! | [`batches`], [`upload`], [`form`] | `/v1/files`, `/v1/batches`; a file as it comes |
 //! | [`idempotency`] | requests that may come again |
 //! | [`body`] | bodies, bounded in size and time |
 //! | [`part`] | pieces of addresses |
@@ -20,6 +20,7 @@ pub mod broker;
 pub mod calls;
 pub mod cors;
 pub mod dial;
+pub mod form;
 pub mod idempotency;
 pub mod pages;
 mod part;
