@@ -32,8 +32,17 @@ impl Output {
     /// What is there now. `texts`: the items are texts already.
     ///
     /// # Errors
-    /// What to say of a file where errors will be listed, and which is somebody else's.
+    /// What to say of something that is in the way, or of a file where errors will be listed, and which is somebody else's.
     pub fn guard(&self, texts: bool) -> Result<Guard, String> {
+        if let Ok(there) = fs::metadata(&self.out)
+            && there.is_dir() != (self.format == Format::Folder)
+        {
+            let (found, wanted) = if there.is_dir() { ("a folder", "a file") } else { ("a file", "a folder") };
+            let out = self.out.display();
+            return Err(format!(
+                "--out: `{out}` is {found}, and results would be {wanted} of this name; name another one"
+            ));
+        }
         let errors = self.errors();
         let format = if self.format == Format::Folder { Format::Jsonl } else { self.format };
         if errors.symlink_metadata().is_ok() && !is_list_of_errors(&errors, format) {

@@ -17,7 +17,11 @@ const MAX_VALUES: u32 = 50_000;
 
 /// A value that fits `schema`.
 pub(super) fn fill(schema: &Value, text: &str) -> Value {
-    let words: Vec<&str> = text.split_whitespace().take(20_000).collect();
+    let words: Vec<&str> = text
+        .split(|c: char| c.is_whitespace() || "\"\\{}[]<>".contains(c))
+        .filter(|word| !word.is_empty())
+        .take(20_000)
+        .collect();
     Filler { root: schema, words, seed: hash(text), left: Cell::new(MAX_VALUES) }.value(schema, "", 0)
 }
 

@@ -269,6 +269,7 @@ async fn wrong_commands_are_refused_before_anything_is_paid_and_leave_nothing() 
     let desk = Desk::new().await;
     desk.made("in/1.wav", 1);
     fs::create_dir(desk.path("none")).unwrap();
+    fs::create_dir(desk.path("folder.csv")).unwrap();
     for (name, text) in [
         ("loose.json", r#"{"type": "object", "properties": {"a": {"type": "string"}}}"#),
         (
@@ -307,6 +308,8 @@ async fn wrong_commands_are_refused_before_anything_is_paid_and_leave_nothing() 
         ("extract in --out t.csv", "--extract is missing"),
         ("transcribe --manifest good.csv --out good.csv", "`good.csv` is the manifest"),
         ("transcribe in/1.wav good.csv --out ./good.csv", "is an input"),
+        ("transcribe in --out in/1.wav", "`in/1.wav` is a file, and results would be a folder"),
+        ("transcribe in --out folder.csv", "`folder.csv` is a folder, and results would be a file"),
         ("transcribe in --out mine.csv", "`mine.errors.csv`, and what is there is no such list"),
         ("extract a.txt --extract survey --instructions how.jsonl --out how.jsonl", "is the instructions"),
         ("extract a.txt --extract survey --out .", "in the folder of results"),
