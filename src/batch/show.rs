@@ -187,17 +187,7 @@ impl Summary<'_> {
                 let _ = writeln!(text, "errors     {} ({} rows)", at.display(), grouped(written.errors));
             }
         }
-        if !self.errors.is_empty() {
-            let _ = writeln!(text, "\nnot done:");
-            for (id, why) in self.errors.iter().take(NAMED) {
-                let _ = writeln!(text, "  {id}: {why}");
-            }
-            let all = now.unread + now.failed.items + now.skipped.items;
-            let more = all.saturating_sub(self.errors.len().min(NAMED) as u64);
-            if more > 0 {
-                let _ = writeln!(text, "  and {} more", grouped(more));
-            }
-        }
+        self.not_done(&mut text);
         for note in self.notes {
             let _ = writeln!(text, "note: {note}");
         }
@@ -208,6 +198,28 @@ impl Summary<'_> {
                 let _ = writeln!(text, "  {:>8.1} s  {id} ({})", *took_ms as f64 / 1_000.0, span(of));
             }
         }
+        self.stopped(&mut text);
+        text
+    }
+
+    /// Which files have no result, and why; the first of them, and how many more.
+    fn not_done(&self, text: &mut String) {
+        if !self.errors.is_empty() {
+            let _ = writeln!(text, "\nnot done:");
+            for (id, why) in self.errors.iter().take(NAMED) {
+                let _ = writeln!(text, "  {id}: {why}");
+            }
+            let now = self.progress.now;
+            let all = now.unread + now.failed.items + now.skipped.items;
+            let more = all.saturating_sub(self.errors.len().min(NAMED) as u64);
+            if more > 0 {
+                let _ = writeln!(text, "  and {} more", grouped(more));
+            }
+        }
+    }
+
+    /// Why it ended early, and how to go on.
+    fn stopped(&self, text: &mut String) {
         match self.stopped {
             None => {}
             Some(Stopped::Asked) => {
@@ -233,7 +245,6 @@ impl Summary<'_> {
                 let _ = writeln!(text, "\nstopped: {message}\nwhat is done is kept. To go on: {}", self.resume);
             }
         }
-        text
     }
 }
 
